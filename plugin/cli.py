@@ -1,0 +1,255 @@
+"""The command line. All commands but `serve` work on the root directory itself and need no running server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+
+from . import show
+from .driver import Driver
+from .errors import BadSetting, Busy, HostprepError, Invalid, printable
+from .settings import Settings
+from .tree import raise_open_files
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_FLAGS: Final = {
+    "root": "directory that holds the volumes",
+    "socket": "where to listen",
+    "allow": "colon-separated prefixes for path",
+    "scope": "local or global",
+    "selinux": "auto, required, force or off",
+    "patience": "how long a Mount waits for a pass over a tree",
+    "trash-keep": "how long removed volumes can be restored",
+    "require-marker": "1: refuse a root without hostprep.json",
+    "log-level": "debug, info, warning or error",
+}
+
+
+def run() -> None:
+    """Run the command line. What click has to say it says itself: exit 2."""
+    try:
+        group.main(prog_name="hostprep", standalone_mode=False)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except click.Abort:
+        sys.exit(130)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": None})
+@click.version_option(package_name="hostprep", message="%(version)s")
+@click.pass_context
+def group(context: click.Context, /, **flags: str | None) -> None:
+    """A Docker volume driver that makes the host directory ready for the container: owner, mode, SELinux label.
+
+    Each setting is also an environment variable, HOSTPREP_ROOT for --root; a flag overrides it.
+    """
+    environ = dict(os.environ)
+    environ.update({f"HOSTPREP_{key.upper()}": value for key, value in flags.items() if value is not None})
+    context.obj = settings = Settings.read(environ)
+    raise_open_files()
+    if context.invoked_subcommand != "serve":
+        logging.basicConfig(stream=sys.stderr, format="hostprep: %(message)s")
+        logging.getLogger("hostprep").setLevel(settings.log_level.upper())
+
+
+for _flag, _help in _FLAGS.items():
+    group.params.append(click.Option([f"--{_flag}"], metavar="VALUE", help=_help))
+
+
+def _options(command: _F) -> _F:
+    return click.option("-o", "--opt", "given", multiple=True, metavar="KEY=VALUE", help="an option of the volume")(
+        command
+    )
+
+
+def _json_flag(command: _F) -> _F:
+    return click.option("--json", "as_json", is_flag=True, help="print JSON")(command)
+
+
+def _pairs(given: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for each in given:
+        key, equals, value = each.partition("=")
+        if not equals:
+            raise Invalid(f'-o "{printable(each)}" is not KEY=VALUE', hint="for example -o uid=184")
+        if key in found:
+            raise Invalid(f"-o {printable(key)} is given twice", hint="give it once")
+        found[key] = value
+    return found
+
+
+def _soon(settings: Settings) -> float:
+    return time.monotonic() + settings.patience
+
+
+@group.command()
+@click.pass_obj
+def serve(settings: Settings) -> None:
+    """Serve the volume driver protocol until SIGTERM."""
+    from .server import serve as run_server
+
+    run_server(settings)
+
+
+@group.command()
+@click.option("--trash", "which", flag_value="trash", help="removed volumes that can be restored")
+@click.option("--retained", "which", flag_value="retained", help="volumes removed with on_remove=retain")
+@_json_flag
+@click.pass_obj
+def ls(settings: Settings, which: str | None, as_json: bool) -> None:  # noqa: FBT001  # click passes by name
+    """List volumes with their state."""
+    driver = Driver.open(settings, create=False)
+    if which is None:
+        found = [_volume(driver, name) for name, _ in driver.volumes()]
+        if as_json:
+            show.as_json(found)
+        else:
+            show.table(show.VOLUME_COLUMNS, [show.volume_row(volume) for volume in found])
+        return
+    entries = driver.removed_volumes() if which == "trash" else driver.retained_volumes()
+    if as_json:
+        show.as_json(entries)
+    else:
+        columns = list(entries[0]) if entries else ["name"]
+        show.table([column.upper() for column in columns], [[str(entry[c]) for c in columns] for entry in entries])
+
+
+@group.command()
+@click.argument("name")
+@_json_flag
+@click.pass_obj
+def status(settings: Settings, name: str, as_json: bool) -> None:  # noqa: FBT001
+    """Show one volume as it is on disk now."""
+    volume = _volume(Driver.open(settings, create=False), name, strict=True)
+    if as_json:
+        show.as_json(volume)
+    else:
+        show.one_volume(volume)
+
+
+def _volume(driver: Driver, name: str, *, strict: bool = False) -> dict[str, Any]:
+    try:
+        found = driver.get(name)
+    except HostprepError as exc:
+        if strict:
+            raise
+        nothing = dict.fromkeys(("uid", "gid", "mode", "label"))
+        state: dict[str, Any] = {**nothing, "options": {}, "ready": False, "drift": [], "warnings": [str(exc)]}
+        return {"name": name, "mountpoint": None, "created_at": None, "status": state}
+    return {
+        "name": name,
+        "mountpoint": found["Mountpoint"],
+        "created_at": found["CreatedAt"],
+        "status": found["Status"],
+    }
+
+
+@group.command()
+@click.argument("name")
+@_options
+@click.pass_obj
+def create(settings: Settings, name: str, given: tuple[str, ...]) -> None:
+    """Make a volume, as docker volume create -d hostprep does."""
+    pairs = _pairs(given)
+    Driver.open(settings, create=True).create(name, pairs, _soon(settings))
+    print(name)
+
+
+@group.command()
+@click.argument("name")
+@click.option("--retained", is_flag=True, help="move retained data to the trash")
+@click.pass_obj
+def rm(settings: Settings, name: str, retained: bool) -> None:  # noqa: FBT001
+    """Remove a volume: to the trash, from where restore brings it back."""
+    driver = Driver.open(settings, create=False)
+    (driver.discard_retained if retained else driver.remove)(name, _soon(settings))
+    print(name)
+
+
+@group.command()
+@click.argument("name")
+@_options
+@click.option("--unset", multiple=True, metavar="KEY", help="an option to take away")
+@click.option("--no-wait", is_flag=True, help="leave what follows to the next start of a container")
+@click.pass_obj
+def apply(settings: Settings, name: str, given: tuple[str, ...], unset: tuple[str, ...], no_wait: bool) -> None:  # noqa: FBT001
+    """Change options of a volume in place, which engines cannot."""
+    pairs = _pairs(given)
+    if both := pairs.keys() & set(unset):
+        raise Invalid(f"{min(both)} is both set and unset", hint="do one of the two")
+    driver = Driver.open(settings, create=False)
+    driver.change(name, pairs, unset, _soon(settings))
+    if no_wait:
+        print(f"{name}: recorded; the next start of a container makes it so")
+        return
+    _wait(driver, name)
+    print(name)
+
+
+def _wait(driver: Driver, name: str) -> None:
+    """Make the volume ready, however long its pass takes, with a bar."""
+    with show.Bar(f"preparing {name}") as update:
+        while True:
+            try:
+                driver.mount(name, time.monotonic() + 0.5)
+            except Busy:
+                if running := driver.passes.running(name):
+                    update(running.progress.done)
+            else:
+                return
+
+
+@group.command()
+@click.argument("name")
+@click.option("--id", "entry", metavar="ID", help="which of several, as ls --trash shows them; otherwise the newest")
+@click.option("--as", "new_name", metavar="NEW", help="under another name")
+@click.pass_obj
+def restore(settings: Settings, name: str, entry: str | None, new_name: str | None) -> None:
+    """Bring a removed volume back, data and all."""
+    driver = Driver.open(settings, create=False)
+    print(driver.restore(name, entry=entry, new_name=new_name, deadline=_soon(settings)).name)
+
+
+@group.command()
+@click.option("--all", "everything", is_flag=True, help="all that was removed, whenever")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.pass_obj
+def purge(settings: Settings, everything: bool, ids: tuple[str, ...]) -> None:  # noqa: FBT001
+    """Delete removed volumes for good: what has expired, or those with the given ids."""
+    if everything and ids:
+        raise Invalid("purge takes --all or ids, not both")
+    driver = Driver.open(settings, create=False)
+    print(f"{driver.purge(None if everything else list(ids))} purged")
+
+
+@group.command()
+@click.argument("path")
+@_options
+@click.option("--dry-run", is_flag=True, help="print the plan, change nothing")
+@_json_flag
+@click.pass_obj
+def prepare(settings: Settings, path: str, given: tuple[str, ...], dry_run: bool, as_json: bool) -> None:  # noqa: FBT001
+    """Give any directory, and what is in it, an owner, mode and label: no volume, no server."""
+    from .directory import prepare as prepare_directory
+    from .labels import Labels
+
+    pairs = _pairs(given)
+    if os.geteuid() != 0:
+        raise BadSetting("hostprep needs to be root", hint="it gives directories to other users; use sudo")
+    path = os.path.abspath(path)
+    with show.Bar(f"preparing {path}") as update:
+        done = prepare_directory(
+            path, pairs, Labels.open(settings.selinux), root=settings.root, dry_run=dry_run, report=update
+        )
+    if as_json:
+        show.as_json(show.prepared(done, dry_run=dry_run))
+    else:
+        for line in show.plan_lines(done, dry_run=dry_run):
+            print(printable(line))

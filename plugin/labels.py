@@ -1,0 +1,189 @@
+"""SELinux labels through one door: whether there is a policy, what it knows, and the label of a descriptor.
+
+A label is read and written as the extended attribute `security.selinux`, which is what libselinux does too
+(getfilecon(3)); the policy is asked through the distribution's libselinux binding. Without SELinux in the kernel root
+can still keep the attribute, which is what `HOSTPREP_SELINUX=force` is for.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import importlib
+import os
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from .errors import BadSetting, Invalid
+from .options import Label
+from .settings import SELinux
+
+ATTRIBUTE: Final = "security.selinux"
+UNSUPPORTED: Final = errno.ENOTSUP  # this file system keeps no labels (vfat, some NFS)
+
+
+def read_label(fd: int) -> str | None:
+    """The label of a descriptor, None where there is none.
+
+    Raises:
+        OSError: ENOTSUP where the file system keeps none, and what else getxattr(2) raises.
+    """
+    try:
+        value = os.getxattr(fd, ATTRIBUTE)
+    except OSError as exc:
+        if exc.errno != errno.ENODATA:
+            raise
+        return None
+    return value.rstrip(b"\0").decode("ascii", "backslashreplace")
+
+
+def write_label(file: int | str, label: str) -> None:
+    """Set the label of a descriptor, or of a `/proc/self/fd` path.
+
+    Raises:
+        OSError: ENOTSUP where the file system keeps none, EINVAL for one the policy does not know.
+    """
+    os.setxattr(file, ATTRIBUTE, label.encode("ascii") + b"\0")
+
+
+class Labels:
+    """The labels of this host. Made by `Labels.open`; one object serves every thread."""
+
+    def __init__(self, policy: ModuleType | None, *, applied: bool) -> None:
+        self._policy = policy
+        self.applied = applied
+        """Whether labels are set and compared at all."""
+        self.default = self._container_default()
+        """What a directory that hostprep creates gets when no label is asked for; None without a policy."""
+        self.canonical = functools.lru_cache(maxsize=1024)(self._canonical)
+        self.unlabelled: set[int] = set()
+        """Devices (st_dev) whose file system was seen to keep no labels: nothing is asked of them again."""
+
+    @classmethod
+    def open(cls, setting: SELinux) -> Labels:
+        """Find out what this kernel and *setting* ask for.
+
+        Raises:
+            BadSetting: the kernel has SELinux on and the binding to its library cannot be used, or the setting
+                requires what the kernel does not have. Labels are never silently missing.
+        """
+        enabled = kernel_has_selinux()
+        if setting is SELinux.OFF:
+            return cls(None, applied=False)
+        if setting is SELinux.FORCE:
+            if enabled:
+                raise BadSetting(
+                    "HOSTPREP_SELINUX=force is for kernels without SELinux, and this one has it on",
+                    hint="use auto",
+                )
+            return cls(None, applied=True)
+        if not enabled:
+            if setting is SELinux.REQUIRED:
+                raise BadSetting(
+                    "HOSTPREP_SELINUX=required, but SELinux is not enabled in this kernel",
+                    hint="boot with SELinux on, or set HOSTPREP_SELINUX=auto",
+                )
+            return cls(None, applied=False)
+        return cls(_policy(), applied=True)
+
+    def check(self, label: Label) -> None:
+        """Ask the policy whether it knows *label*.
+
+        Raises:
+            Invalid: it does not. Without a policy everything well formed passes.
+        """
+        if self._policy is None or not label.type:
+            return
+        try:
+            self._policy.security_check_context(str(label))
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            raise Invalid(
+                f'option label: the policy of this host does not know "{label}"',
+                hint=f"usable by containers: {self.default or 'container_file_t'}; seinfo -t lists the types",
+            ) from None
+
+    def same(self, on_disk: str | None, wanted: str, *, type_only: bool) -> bool:
+        """Whether two labels mean the same: aliases and the order of categories do not count, as the policy has it."""
+        if on_disk is None:
+            return False
+        if on_disk == wanted:
+            return True
+        one, other = self.canonical(on_disk), self.canonical(wanted)
+        return _type(one) == _type(other) if type_only else one == other
+
+    def _canonical(self, label: str) -> str:
+        if self._policy is None:
+            return label
+        try:
+            return str(self._policy.security_canonicalize_context(label)[1])
+        except OSError:  # a label of another policy, kept on disk: it equals nothing but itself
+            return label
+
+    def _container_default(self) -> str | None:
+        """The `file` context of lxc_contexts(5), which the engines themselves give to container files."""
+        if self._policy is None:
+            return None
+        contexts = Path(self._policy.selinux_lxc_contexts_path()).read_text(encoding="utf-8")
+        for line in contexts.splitlines():
+            key, _, value = line.partition("=")
+            if key.strip() == "file":
+                return value.strip().strip('"')
+        raise BadSetting("the SELinux policy names no context for container files", hint="look into lxc_contexts")
+
+
+def kernel_has_selinux() -> bool:
+    """Whether SELinux was enabled at boot: only then does the kernel register selinuxfs.
+
+    /proc/filesystems says so even where selinuxfs itself is not mounted, as inside a managed plugin.
+    """
+    return any(line.split()[-1:] == ["selinuxfs"] for line in Path("/proc/filesystems").read_text().splitlines())
+
+
+def _type(label: str) -> str:
+    return [*label.split(":", 3), "", "", ""][2]
+
+
+def _policy() -> ModuleType:
+    """Load libselinux's own binding, which distributions build for their own Python.
+
+    PyPI's package `selinux` is a shim that should find it from a virtual environment, and on Debian and Ubuntu instead
+    answers that SELinux is off; so whatever is loaded must agree with the kernel before it is believed.
+    """
+    for load in (lambda: importlib.import_module("selinux"), *_distribution_loaders()):
+        try:
+            module = load()
+        except (ImportError, OSError):
+            continue
+        if hasattr(module, "security_check_context") and module.is_selinux_enabled() == 1:
+            return module
+    raise BadSetting(
+        "SELinux is on in this kernel, but the Python binding of its library cannot be used",
+        hint="install python3-selinux (Debian, Ubuntu) or python3-libselinux (Fedora, RHEL) for the system's Python "
+        f"and run hostprep with it; this is {sys.executable} {sys.version_info.major}.{sys.version_info.minor}",
+    )
+
+
+def _distribution_loaders() -> list[Callable[[], ModuleType]]:
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    libdir = sysconfig.get_config_var("LIBDIR") or "/usr/lib"
+    places = [
+        "/usr/lib/python3/dist-packages",
+        f"/usr/lib64/{version}/site-packages",
+        f"{libdir}/{version}/site-packages",
+    ]
+
+    def load(place: str) -> ModuleType:
+        sys.modules.pop("selinux", None)
+        sys.path.insert(0, place)
+        try:
+            return importlib.import_module("selinux")
+        finally:
+            sys.path.remove(place)
+
+    return [functools.partial(load, place) for place in places if os.path.isdir(f"{place}/selinux")]

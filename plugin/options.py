@@ -1,0 +1,239 @@
+"""The driver options: what is accepted, what each means, and why yours was refused. Pure: no file is touched."""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from .errors import Invalid, printable
+
+MAX_ID: Final = 2**32 - 2  # 4294967295 is (uid_t) -1, which chown(2) reads as "leave alone"
+_ID = re.compile(r"0|[1-9][0-9]*", re.ASCII)
+_MODE = re.compile(r"0[0-7]{1,4}", re.ASCII)
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}", re.ASCII)
+_CATEGORIES = r"c[0-9]+(?:\.c[0-9]+)?(?:,c[0-9]+(?:\.c[0-9]+)?)*"
+_LEVEL = re.compile(rf"s[0-9]+(?::{_CATEGORIES})?(?:-s[0-9]+(?::{_CATEGORIES})?)?", re.ASCII)
+_MAX_LABEL = 1024
+_MAX_PATH = 4095  # bytes, PATH_MAX without its NUL
+_E = TypeVar("_E", bound=enum.Enum)
+
+
+class Mode(int):
+    """Permission bits, setuid, setgid and sticky included. Read and printed in octal only."""
+
+    @classmethod
+    def parse(cls, text: str) -> Mode:
+        """Read `0750` or `02770`.
+
+        Raises:
+            Invalid: there is no leading zero. YAML 1.1 turns an unquoted `mode: 0750` into the number 488, and
+                0777 into 511, which would pass for a mode.
+        """
+        if _MODE.fullmatch(text):
+            return cls(int(text, 8))
+        hint = 'write it as octal digits with a leading zero; in YAML with quotes: mode: "0750"'
+        if re.fullmatch("[0-7]{3,4}", text):
+            hint = f'write mode: "0{text}", with the leading zero and, in YAML, with the quotes'
+        if _ID.fullmatch(text) and 0o100 <= int(text[:5]) <= 0o777:
+            made = f'write mode: "{cls(int(text))}" if YAML made {text} of an unquoted {cls(int(text))}'
+            hint = f"{made}; {hint}" if re.fullmatch("[0-7]{3,4}", text) else made
+        raise _bad("mode", text, "an octal mode from 00 to 07777 with a leading zero", hint)
+
+    def __str__(self) -> str:
+        return f"0{self:03o}"
+
+
+class Recurse(enum.Enum):
+    """What follows the root of a volume."""
+
+    NEVER = "never"  # the root only
+    MISMATCH = "mismatch"  # the whole tree, when the root's owner or label differs or an earlier pass is unfinished
+    ALWAYS = "always"  # every entry, at each Mount
+
+
+class OnRemove(enum.Enum):
+    """What Remove does with the data."""
+
+    DELETE = "delete"  # to the trash, and gone after HOSTPREP_TRASH_KEEP
+    RETAIN = "retain"  # stays where it is, for the next Create of that name
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """An SELinux context; `Label.NONE` (all fields empty) is the word `none`: set nothing, check nothing."""
+
+    user: str = ""
+    role: str = ""
+    type: str = ""
+    level: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Label:
+        """Read `user:role:type:level`, a type, `type:level` or `none`. Whether the policy knows it is not asked.
+
+        Raises:
+            Invalid: it is none of the four.
+        """
+        accepted = "user:role:type:level, a type, type:level, or none"
+        if text == "none":
+            return cls()
+        fields = text.split(":")
+        if len(fields) > 1 and re.match("s[0-9]", fields[1]):
+            fields = ["system_u", "object_r", fields[0], ":".join(fields[1:])]
+        elif len(fields) == 1:
+            fields = ["system_u", "object_r", text, "s0"]
+        else:
+            fields = [*fields[:3], ":".join(fields[3:])]
+        if len(fields) == 4 and len(text) <= _MAX_LABEL:
+            *names, level = fields
+            if all(_IDENTIFIER.fullmatch(name) for name in names) and _LEVEL.fullmatch(level):
+                return cls(names[0], names[1], names[2], level)
+        hint = "for example container_file_t, container_file_t:s0:c1,c2 or system_u:object_r:container_file_t:s0"
+        if len(fields) == 4 and not fields[3]:
+            hint = f"the level is missing: {text}:s0"
+        raise _bad("label", text, accepted, hint)
+
+    def __str__(self) -> str:
+        return f"{self.user}:{self.role}:{self.type}:{self.level}" if self.type else "none"
+
+
+def parse_id(key: str, text: str) -> int:
+    """Read a host user or group id, 0 to 4294967294, in plain ASCII digits."""
+    if _ID.fullmatch(text) and len(text) <= len(str(MAX_ID)) and int(text) <= MAX_ID:
+        return int(text)
+    hint = "plain digits without sign, space or leading zero"
+    if _IDENTIFIER.fullmatch(text):
+        hint = "names are refused, since a name means different numbers on the host and in the image: give the number"
+    raise _bad(key, text, f"a number from 0 to {MAX_ID}", hint)
+
+
+def parse_path(text: str) -> str:
+    """Read an absolute path in the one spelling it has: no `.`, `..`, `//`, trailing slash or NUL."""
+    if text.startswith("/") and "\0" not in text and os.path.normpath(text) == text and not text.startswith("//"):
+        if text == "/":
+            raise _bad("path", text, "a directory below an allowed prefix", "it cannot be the root of the file system")
+        try:
+            raw = text.encode()
+        except UnicodeEncodeError:
+            raise _bad("path", text, "a path in UTF-8", "rename the directory") from None
+        if len(raw) > _MAX_PATH or max(map(len, raw.split(b"/"))) > 255:
+            raise _bad("path", text, "a path that can be opened", f"at most {_MAX_PATH} bytes, 255 between two slashes")
+        return text
+    hint = "write it in full, without . or .. or a trailing slash"
+    if text.startswith("/") and "\0" not in text:
+        hint = f"write it as {printable(os.path.normpath('/' + text.lstrip('/')))}"
+    raise _bad("path", text, "an absolute, normalized host path", hint)
+
+
+def is_name(name: str) -> bool:
+    """Whether `check_name` would let *name* pass."""
+    return _NAME.fullmatch(name) is not None and len(name) <= 255
+
+
+def check_name(name: str) -> str:
+    """Return *name* if it can be a volume's.
+
+    Raises:
+        Invalid: it does not match moby's own `[a-zA-Z0-9][a-zA-Z0-9_.-]*`, or is over 255 bytes, the longest name
+            a file system keeps.
+    """
+    if is_name(name):
+        return name
+    raise Invalid(
+        f"volume name {_quoted(name)} is not valid",
+        hint="1 to 255 of the characters a-z A-Z 0-9 _ . - beginning with a letter or digit",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked of a volume; None where nothing was."""
+
+    uid: int | None = None
+    gid: int | None = None
+    mode: Mode | None = None
+    label: Label | None = None
+    path: str | None = None
+    recurse: Recurse | None = None
+    on_remove: OnRemove | None = None
+
+    @classmethod
+    def parse(cls, given: Mapping[str, str]) -> Options:
+        """Read the options of a Create, as strictly as they are read back from disk.
+
+        Raises:
+            Invalid: an unknown option, a malformed value, or two that contradict each other. The message names
+                the option, the value and what is accepted.
+        """
+        for key, value in given.items():
+            if key not in KNOWN:
+                near = _nearest(key.lower(), KNOWN, 0.5)
+                hint = f"did you mean {near}?" if near else f"known are {', '.join(KNOWN)}"
+                raise Invalid(f"unknown option {_quoted(key)}", hint=hint)
+            if value == "":
+                raise Invalid(f"option {key} is empty", hint=f"give a value, or leave {key} out")
+        options = cls(
+            uid=parse_id("uid", given["uid"]) if "uid" in given else None,
+            gid=parse_id("gid", given["gid"]) if "gid" in given else None,
+            mode=Mode.parse(given["mode"]) if "mode" in given else None,
+            label=Label.parse(given["label"]) if "label" in given else None,
+            path=parse_path(given["path"]) if "path" in given else None,
+            recurse=_choice("recurse", given["recurse"], Recurse) if "recurse" in given else None,
+            on_remove=_choice("on_remove", given["on_remove"], OnRemove) if "on_remove" in given else None,
+        )
+        if options.path is not None and options.on_remove is OnRemove.DELETE:
+            raise Invalid(
+                "on_remove=delete contradicts path: hostprep never removes a directory that it was given by path",
+                hint="leave on_remove out",
+            )
+        return options
+
+    @property
+    def recurses(self) -> Recurse:
+        """`recurse`, or its default: a directory that somebody else filled is left alone unless asked."""
+        return self.recurse or (Recurse.NEVER if self.path else Recurse.MISMATCH)
+
+    @property
+    def retains(self) -> bool:
+        return self.on_remove is OnRemove.RETAIN
+
+
+KNOWN: Final = tuple(Options.__dataclass_fields__)
+
+
+def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """One phrase for each option in which two sets differ; two spellings of one value do not."""
+    parsed_old, parsed_new = Options.parse(old), Options.parse(new)
+    return [
+        f"{key} is {printable(old.get(key, 'not set'))}, asked for {printable(new.get(key, 'none'))}"
+        for key in KNOWN
+        if getattr(parsed_old, key) != getattr(parsed_new, key)
+    ]
+
+
+def _choice(key: str, text: str, kind: type[_E]) -> _E:
+    try:
+        return kind(text)
+    except ValueError:
+        words = [str(member.value) for member in kind]
+        hint = f"did you mean {near}?" if (near := _nearest(text, words)) else f"write {key}={words[0]}"
+        raise _bad(key, text, " or ".join(words), hint) from None
+
+
+def _nearest(text: str, known: Sequence[str], cutoff: float = 0.6) -> str | None:
+    import difflib  # only where something is wrong: every start would pay for it
+
+    return next(iter(difflib.get_close_matches(text, known, n=1, cutoff=cutoff)), None)
+
+
+def _quoted(text: str) -> str:
+    return f'"{printable(text[:200])}"'
+
+
+def _bad(key: str, value: str, accepted: str, hint: str) -> Invalid:
+    return Invalid(f"option {key}: {_quoted(value)} is not {accepted}", hint=hint)

@@ -1,0 +1,143 @@
+"""Making a volume right: its root at once, its contents by a pass first where they must follow.
+
+The order is what an interruption can rely on: the mark on disk, the contents, the root, the mark gone. So a root that
+is right, without a mark, means contents that are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from dataclasses import replace
+from typing import Final
+
+from . import fds, tree
+from .errors import Busy, NotReady
+from .labels import Labels
+from .options import Recurse
+from .passes import MARK, Pass, Passes, Progress, write_mark
+from .prepare import Change, Found, Want, apply, plan
+from .record import Record
+from .store import RECORD, Store
+
+log = logging.getLogger("hostprep")
+
+_WAITING: Final = 24  # requests that may wait for passes at once; the others are told to come back
+_OWED: Final = 600.0  # seconds for which a pass that its Mount did not wait for counts for the next one
+
+
+class Readiness:
+    """What Mount, Unmount and Create do to the directory of a volume that exists."""
+
+    def __init__(self, store: Store, labels: Labels) -> None:
+        self.store = store
+        self.labels = labels
+        self.passes = Passes(store)
+        self._waiting = threading.BoundedSemaphore(_WAITING)
+        self._owed: dict[str, float] = {}
+
+    def make(self, name: str, deadline: float, *, swept: bool = False) -> str:
+        """See `Driver.mount`. *swept*: the contents are not to be gone over only because of `recurse=always`."""
+        swept = swept or time.monotonic() - self._owed.pop(name, -_OWED) < _OWED
+        while True:
+            with self.store.lock(name, deadline), self.store.volume(name) as volume:
+                record = self.store.record(volume, name)
+                with fds.held(self.store.open_data(volume, record)) as data:
+                    running = self._mend(volume, record, data, swept=swept)
+                if running is None:
+                    return self.store.mountpoint(record)
+            self._wait(running, deadline)
+            swept = True
+
+    def _mend(self, volume: int, record: Record, data: int, *, swept: bool) -> Pass | None:
+        """Repair the root *data*, or begin the pass after which it will be; the volume's lock is held.
+
+        Args:
+            swept: the caller has seen a pass through, so `recurse=always` asks for no other.
+        """
+        want = Want.of(record.options, self.labels, adopted=record.adopted)
+        found = Found.at(data, self.labels)
+        changes = plan(found, want, self.labels)
+        pending = fds.exists(volume, MARK)
+        if want.recurse is Recurse.NEVER and pending:
+            os.unlink(MARK, dir_fd=volume)
+            pending = False
+        if pending or contents_follow(want, changes) or (want.recurse is Recurse.ALWAYS and not swept):
+            if not pending:
+                write_mark(self.store, volume, Progress(), durable=True)
+            order = tree.Order(want.uid, want.gid, want.label, want.type_only, guarded=record.options.path is not None)
+            if order.label is not None:
+                order = replace(order, label=self.labels.canonical(order.label))
+            tree_of = os.fstat(data)
+            return self.passes.start(
+                volume, record.name, data, order, lambda outcome: self._finish(record, tree_of, outcome)
+            )
+        self._repair(record.name, data, changes, found, want)
+        return None
+
+    def _repair(self, name: str, data: int, changes: list[Change], found: Found, want: Want) -> None:
+        if changes:
+            for change in apply(data, changes, found, want, self.labels):
+                log.info("repaired %s: %s", name, change)
+
+    def _finish(self, record: Record, tree_of: os.stat_result, outcome: tree.Outcome) -> None:
+        """The tree *tree_of* is right: now the root, last of all, and then the mark.
+
+        Unless the options were changed meanwhile, or another volume has the name: then the mark stays, and the next
+        look begins anew.
+        """
+        name = record.name
+        with self.store.lock(name, time.monotonic() + 60), self.store.volume(name) as volume:
+            now_recorded = self.store.record(volume, name)
+            if now_recorded.options != record.options:
+                return
+            with fds.held(self.store.open_data(volume, now_recorded)) as data:
+                if not os.path.samestat(os.fstat(data), tree_of):
+                    return
+                want = Want.of(record.options, self.labels, adopted=record.adopted)
+                found = Found.at(data, self.labels)
+                self._repair(name, data, plan(found, want, self.labels), found, want)
+                os.fsync(data)
+            if outcome.sentences() != now_recorded.left_alone:
+                now_recorded = replace(now_recorded, left_alone=outcome.sentences())
+                self.store.write(volume, RECORD, now_recorded.to_json())
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(MARK, dir_fd=volume)
+            os.fsync(volume)
+        log.info(
+            "pass over %s: %d entries, %d changed, %d left alone",
+            name,
+            outcome.done,
+            outcome.changed,
+            outcome.left,
+        )
+
+    def _wait(self, running: Pass, deadline: float) -> None:
+        """Wait for a pass, holding nothing.
+
+        Raises:
+            Busy: it is not over at *deadline*, or too many requests wait already.
+            NotReady: it failed.
+        """
+        # Waiting takes up a thread of the server: some must stay for the volumes that are ready.
+        if self._waiting.acquire(blocking=False):
+            try:
+                running.over.wait(max(0.0, deadline - time.monotonic()))
+            finally:
+                self._waiting.release()
+        if not running.over.is_set():
+            self._owed[running.name] = time.monotonic()
+            raise Busy(
+                f"preparing {running.name}: {running.progress} done",
+                hint="the pass goes on; start again later",
+            )
+        if running.failure:
+            raise NotReady(f"volume {running.name} could not be prepared: {running.failure}")
+
+
+def contents_follow(want: Want, changes: list[Change]) -> bool:
+    """Whether what is in a directory has to follow *changes* of it."""
+    return want.recurse is not Recurse.NEVER and any(change.what != "mode" for change in changes)

@@ -1,0 +1,175 @@
+"""Settings: environment variables, the same for every front end, checked once at start."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from .errors import BadSetting, printable
+
+_T = TypeVar("_T")
+_DURATION = re.compile(r"([0-9]{1,15})([smhd])", re.ASCII)
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+# Nothing in or above these may be handed to a container by path.
+_SYSTEM: Final = ("/bin", "/boot", "/dev", "/etc", "/proc", "/root", "/run", "/sbin", "/sys", "/usr")
+_ENGINES: Final = ("/var/lib/docker", "/var/lib/containers", "/var/lib/containerd")
+_LIBRARIES: Final = re.compile(r"/lib[^/]*(/|$)")
+_THEMSELVES: Final = ("/", "/var", "/var/lib")
+
+
+class SELinux(enum.Enum):
+    """HOSTPREP_SELINUX."""
+
+    AUTO = "auto"  # follow the kernel
+    REQUIRED = "required"  # refuse to start without
+    FORCE = "force"  # set and compare labels as plain xattrs although this kernel has no SELinux
+    OFF = "off"
+
+
+class Scope(enum.Enum):
+    """HOSTPREP_SCOPE, as Capabilities answers it."""
+
+    LOCAL = "local"
+    GLOBAL = "global"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was set, or the defaults. Durations are seconds."""
+
+    root: str = "/var/lib/hostprep"
+    socket: str = "/run/docker/plugins/hostprep.sock"
+    allow: tuple[str, ...] = ()
+    scope: Scope = Scope.LOCAL
+    selinux: SELinux = SELinux.AUTO
+    patience: int = 100
+    trash_keep: int = 86400
+    require_marker: bool = False
+    log_level: str = "info"
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Settings:
+        """Read HOSTPREP_* from *environ*.
+
+        Raises:
+            BadSetting: a wrong value; the message names the variable.
+        """
+        found: dict[str, object] = {}
+        for variable, text in environ.items():
+            key = variable.removeprefix("HOSTPREP_").lower()
+            if variable != f"HOSTPREP_{key.upper()}" or key not in _READERS:
+                continue
+            try:
+                found[key] = _READERS[key](text)
+            except ValueError as exc:
+                raise BadSetting(f'{variable}="{printable(text)}" is not {exc}') from None
+        settings = cls(**found)  # type: ignore[arg-type]  # each reader gives its own field's type
+        return cls(**{**found, "allow": _checked_prefixes(settings)})  # type: ignore[arg-type]
+
+
+def duration(text: str) -> int:
+    """Read `0`, or a number with s, m, h or d, as seconds."""
+    if text == "0":
+        return 0
+    if match := _DURATION.fullmatch(text):
+        return int(match[1]) * _SECONDS[match[2]]
+    raise ValueError("0 or a number with s, m, h or d, such as 90s or 24h")
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/") or "\0" in text:
+        raise ValueError("an absolute path")
+    return os.path.normpath("/" + text.lstrip("/"))
+
+
+def _root(text: str) -> str:
+    # Resolved once: below, no component may be a symlink, and what is answered to the engine is this path.
+    root = os.path.realpath(_path(text))
+    if root in _THEMSELVES or _is_system(root):
+        raise ValueError("a directory of hostprep's own: that is a system directory")
+    return root
+
+
+def _prefixes(text: str) -> tuple[str, ...]:
+    return tuple(_path(prefix) for prefix in text.split(":") if prefix)
+
+
+def _word(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(" or ".join(words))
+        return text
+
+    return read
+
+
+def _member(kind: Callable[[str], _T], words: list[str]) -> Callable[[str], _T]:
+    check = _word(*words)
+    return lambda text: kind(check(text))
+
+
+_READERS: Final[Mapping[str, Callable[[str], object]]] = {
+    "root": _root,
+    "socket": _path,
+    "allow": _prefixes,
+    "scope": _member(Scope, [scope.value for scope in Scope]),
+    "selinux": _member(SELinux, [selinux.value for selinux in SELinux]),
+    "patience": duration,
+    "trash_keep": duration,
+    "require_marker": lambda text: _word("0", "1")(text) == "1",
+    "log_level": _word("debug", "info", "warning", "error"),
+}
+
+
+def is_below(path: str, above: str) -> bool:
+    """Whether normalized *path* lies strictly below *above*: by components, never by characters."""
+    return path.startswith(above.rstrip("/") + "/")
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether one of two normalized paths is the other, or lies in it."""
+    return one == other or is_below(one, other) or is_below(other, one)
+
+
+def _is_system(path: str) -> bool:
+    return any(path == s or is_below(path, s) for s in _SYSTEM) or bool(_LIBRARIES.match(path))
+
+
+def system_directory(path: str, root: str) -> str | None:
+    """The system directory, engine's data or hostprep root that *path* is, lies in or contains, or None.
+
+    *path* is looked at as written and as it resolves now.
+    """
+    resolved_engines = {os.path.realpath(engine) for engine in _ENGINES}
+    for spelling in (path, os.path.realpath(path)):
+        if spelling in _THEMSELVES or _is_system(spelling):
+            return spelling
+        for forbidden in (*_ENGINES, *resolved_engines, root):
+            if overlap(spelling, forbidden):
+                return forbidden
+    return None
+
+
+def _checked_prefixes(settings: Settings) -> tuple[str, ...]:
+    resolved = []
+    for prefix in settings.allow:
+        if touched := system_directory(prefix, settings.root):
+            raise BadSetting(
+                f"HOSTPREP_ALLOW: {printable(prefix)} is, contains, lies in or leads to {touched}",
+                hint="name a directory that holds nothing but container data, such as /srv",
+            )
+        try:
+            real = os.path.realpath(prefix, strict=True)
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.EACCES):  # may be mounted or made later, and only root can look
+                real = os.path.realpath(prefix)
+            else:
+                raise BadSetting(f"HOSTPREP_ALLOW: {printable(prefix)}: {exc.strerror}") from None
+        resolved.append(real)
+    return tuple(resolved)
