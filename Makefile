@@ -1,0 +1,57 @@
+# make demo: see hostprep at work.    make test: all tests, the real engine's included.
+# Both set up what they need: a virtual environment in .venv and, as root, Debian's packages.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+PYTEST = $(BIN)/python -m pytest
+
+# COMMAND=PACKAGE of Debian's; a command that is there is left alone. Newer releases have the client apart.
+ENGINE := dockerd=docker.io docker=docker-cli busybox=busybox-static
+TOOLS := $(ENGINE) docker-compose=docker-compose mmdebstrap=mmdebstrap
+
+# Where the engine cannot be had, its tests say so and are skipped; with CI=true that is an error.
+PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(TOOLS); fi
+
+.PHONY: help check test test-unit test-engine bench demo clean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -2
+	@echo "also: make check test-unit test-engine bench clean"
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hostprep needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ...)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/codespell
+	PATH="$(BIN):$$PATH" shellcheck $$(git grep --untracked -lIE '^#!.*[/ ](ba)?sh$$')
+
+test: $(STAMP)
+	$(PACKAGES)
+	$(PYTEST)
+
+test-unit: $(STAMP)
+	$(PYTEST) tests/unit
+
+test-engine: $(STAMP)
+	$(PACKAGES)
+	$(PYTEST) tests/engine
+
+bench: $(STAMP)
+	demo/packages $(ENGINE)
+	$(BIN)/python -m bench
+
+demo: $(STAMP)
+	demo/packages $(ENGINE)
+	@$(BIN)/python -m demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Show hostprep at work on a private Docker engine: `make demo`."""

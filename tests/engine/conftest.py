@@ -1,0 +1,100 @@
+"""A private engine and hostprep for the session. Each test gets them clean, and has to leave nothing."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from demo.engine import Engine, Hostprep, Unavailable, wait_for
+from demo.images import Entry, busybox
+
+from .client import Docker
+
+COPY_UP = [
+    Entry("data", 0o755),
+    Entry("data/seed", 0o640, 55, 66, b"from the image"),
+    Entry("data/conf", 0o755, 55, 66),
+    Entry("data/conf/main", 0o644, 55, 66, b"from the image, too"),
+    Entry("owned", 0o700, 55, 66),
+]
+
+
+def skip(reason: object) -> None:
+    """Skip, and say why; where everything has to run, fail."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI=true, so nothing may be skipped: {reason}", pytrace=False)
+    pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """A dockerd of the session's own, with the images busybox and copyup."""
+    try:
+        with Engine() as engine:
+            docker = Docker(engine)
+            docker("import", "-", "busybox", stdin=busybox())
+            docker("import", "-", "copyup", stdin=busybox(*COPY_UP))
+            yield engine
+    except Unavailable as exc:
+        skip(exc)
+
+
+@pytest.fixture(scope="session")
+def allowed() -> Iterator[Path]:
+    """A directory that `path` may point below; every directory above is root's alone."""
+    directory = Path("/srv") / f"hostprep-test-{secrets.token_hex(4)}"
+    directory.mkdir(mode=0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def hostprep(engine: Engine, allowed: Path) -> Iterator[Hostprep]:
+    """The server and the command. The server is restarted after a test that changed or killed it."""
+    with Hostprep(engine, allow=str(allowed)) as hostprep:
+        yield hostprep
+
+
+@pytest.fixture
+def docker(engine: Engine, hostprep: Hostprep) -> Iterator[Docker]:
+    """The docker client. After the test all containers and volumes go, and nothing of them may be left."""
+    docker = Docker(engine)
+    processes, mounts = running(engine), Counter(engine.mounts())
+    yield docker
+    if engine.flags or not engine.answers():
+        engine.stop()
+        engine.start()
+    if hostprep.changed or not hostprep.answers():
+        hostprep.stop()
+        hostprep.start()
+    docker.remove_everything()
+    assert docker.containers() == []
+    assert docker.volumes() == []
+    assert [path.name for part in ("volumes", "mounts") for path in (hostprep.root / part).glob("*")] == []
+    # The shim of a container ends a moment after the client has its answer.
+    wait_for(lambda: not running(engine) - processes, "the containers' last processes to end", 10)
+    assert Counter(engine.mounts()) - mounts == Counter()
+
+
+def running(engine: Engine) -> Counter[str]:
+    """How often each program runs in the engine's namespaces."""
+    return Counter(line.split()[0] for line in engine.processes().values() if line)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the end of what dockerd and hostprep logged with a test that failed."""
+    report = yield
+    engine = getattr(item, "funcargs", {}).get("engine")
+    if report.failed and isinstance(engine, Engine):
+        for log in engine.home.glob("*.log"):
+            lines = log.read_text(errors="replace").splitlines()
+            told = [line for line in lines if "level=info" not in line]
+            report.sections.append((log.name, "\n".join(told[-20:])))
+    return report

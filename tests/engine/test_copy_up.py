@@ -1,0 +1,114 @@
+"""Copy-up: into an empty volume the engine copies what the image has there, and the owner and mode of that
+directory, between the first Mount and its Unmount. hostprep puts them right before the container starts.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from demo.engine import Hostprep
+
+from .client import IDS, OPTIONS, Docker, mode, owner
+
+pytestmark = pytest.mark.engine
+# The very first instruction writes.
+FIRST = "echo written > /data/file; cat /data/file; cat /data/seed"
+CONTENTS = ("seed", "conf", "conf/main")
+
+
+def test_run(docker: Docker) -> None:
+    """On docker run the container can write from its first instruction, and owns what the image brought."""
+    mountpoint = docker.create("mongo")
+
+    assert docker.run("mongo:/data", FIRST, image="copyup") == "written\nfrom the image"
+
+    assert owner(mountpoint) == (184, 998)
+    assert mode(mountpoint) == "0755"
+    assert {owner(f"{mountpoint}/{name}") for name in CONTENTS} == {(184, 998)}
+
+
+def test_create_and_start(docker: Docker) -> None:
+    """The engine copies at docker create: what it copied has the right owner then, and at docker start."""
+    mountpoint = docker.create("mongo")
+    docker("create", "--name", "first", "-u", IDS, "-v", "mongo:/data", "copyup", "sh", "-euc", FIRST)
+    assert {owner(path) for path in (mountpoint, f"{mountpoint}/seed")} == {(184, 998)}
+
+    assert docker("start", "--attach", "first") == "written\nfrom the image"
+
+    assert owner(mountpoint) == owner(f"{mountpoint}/file") == (184, 998)
+
+
+def test_nocopy(docker: Docker) -> None:
+    """With :nocopy the volume starts empty, and is as writable."""
+    mountpoint = docker.create("mongo")
+
+    printed = docker.run("mongo:/data:nocopy", "ls -A /data; echo written > /data/file", image="copyup")
+
+    assert printed == ""
+    assert os.listdir(mountpoint) == ["file"]
+    assert owner(mountpoint) == (184, 998)
+
+
+def test_new_volume(docker: Docker) -> None:
+    """A volume that docker run makes itself is right in that same run."""
+    options = "volume-opt=uid=184,volume-opt=gid=998"
+    mount = f"type=volume,source=mongo,target=/data,volume-driver=hostprep,{options}"
+
+    flags = ("--rm", "-u", IDS, "--mount", mount)
+    assert docker("run", *flags, "copyup", "sh", "-euc", FIRST) == "written\nfrom the image"
+
+
+def test_mode(docker: Docker) -> None:
+    """A declared mode, setgid too, survives the image's."""
+    mountpoint = docker.create("mongo", *OPTIONS, "-o", "mode=02770")
+
+    printed = docker.run("mongo:/data", "stat -c '%u:%g %a' /data", image="copyup")
+
+    assert printed == "184:998 2770"
+    assert mode(mountpoint) == "2770"
+
+
+def test_recurse_never(docker: Docker) -> None:
+    """With recurse=never only the volume's root is put right; its contents keep the image's owners."""
+    mountpoint = docker.create("mongo", *OPTIONS, "-o", "recurse=never")
+
+    docker.run("mongo:/data", "echo written > /data/file", image="copyup")
+
+    assert owner(mountpoint) == (184, 998)
+    assert {owner(f"{mountpoint}/{name}") for name in CONTENTS} == {(55, 66)}
+
+
+def test_nothing_declared(docker: Docker) -> None:
+    """What is not declared is the image's to set: its owner and mode stay."""
+    mountpoint = docker.create("plain", "-o", "recurse=mismatch")
+
+    docker.run("plain:/owned", "echo written > /owned/file", user="55:66", image="copyup")
+
+    assert owner(mountpoint) == (55, 66)
+    assert mode(mountpoint) == "0700"
+    assert docker.inspect("plain")["Status"]["drift"] == []
+
+
+def test_second_container(docker: Docker) -> None:
+    """A volume with contents gets no copy; the second container finds what the first one left."""
+    docker.create("mongo")
+    docker.run("mongo:/data", "echo changed > /data/seed", image="copyup")
+
+    assert docker.run("mongo:/data", "cat /data/seed", image="copyup") == "changed"
+
+
+def test_label(docker: Docker, hostprep: Hostprep) -> None:
+    """A declared label is on the root and on what the image brought."""
+    hostprep.stop()
+    hostprep.start(selinux="force")
+    label = "system_u:object_r:container_file_t:s0:c1,c2"
+    mountpoint = Path(docker.create("mongo", *OPTIONS, "-o", f"label={label}"))
+
+    docker.run("mongo:/data", FIRST, image="copyup")
+
+    for path in (mountpoint, mountpoint / "seed", mountpoint / "conf" / "main"):
+        assert os.getxattr(path, "security.selinux").rstrip(b"\0") == label.encode()
+    assert docker.inspect("mongo")["Status"]["label"] == label
