@@ -1,0 +1,1 @@
+"""What hostprep's speed claims rest on. `make bench` prints the tables that the README carries."""

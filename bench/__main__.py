@@ -1,0 +1,33 @@
+"""`make bench`: print every table. About five minutes; `python -m bench verbs` and so on for one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+from . import engine, starts, verbs
+
+
+def machine() -> str:
+    model = next(
+        (ln.partition(": ")[2] for ln in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in ln), ""
+    )
+    load = os.getloadavg()[0]
+    return (
+        f"{os.cpu_count()} x {model}, Linux {platform.release()}, Python {platform.python_version()}, load {load:.1f}"
+    )
+
+
+def main(chosen: list[str]) -> None:
+    print(machine(), flush=True)
+    if "verbs" in chosen:
+        print("", verbs.table(verbs.measure()), sep="\n", flush=True)
+    if "starts" in chosen:
+        print("", starts.table(starts.first_answers(), starts.memory()), sep="\n", flush=True)
+    if "engine" in chosen:
+        print("", engine.table(engine.measure()), sep="\n", flush=True)
+
+
+main(sys.argv[1:] or ["verbs", "starts", "engine"])
