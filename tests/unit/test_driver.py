@@ -1,0 +1,511 @@
+"""Volumes by path, changes in place, retained data: the verbs without HTTP."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from plugin import trash
+from plugin.driver import Driver
+from plugin.errors import Busy, Conflict, Invalid, NoSuchVolume, NotAllowed, NotReady, Unreadable
+from plugin.wire import create_app
+
+from .conftest import Gate, OpenDriver
+from .host import Docker, Host, label, mode, mounted, owner, set_label, soon
+from .trees import make_tree, owners
+
+pytestmark = pytest.mark.root
+MONGO = {"uid": "184", "gid": "998"}
+
+
+class TestByPath:
+    def test_a_new_directory(self, driver: Driver, host: Host) -> None:
+        """A path whose last component is missing is made, as declared, and is what the engine is told."""
+        driver.create("mongo", {**MONGO, "mode": "0750", "path": f"{host.srv}/db"}, soon())
+        assert driver.mount("mongo", soon()) == f"{host.srv}/db"
+        assert (owner(host.srv / "db"), mode(host.srv / "db")) == ((184, 998), "0750")
+        assert not host.data("mongo").exists()
+
+    def test_a_new_directory_without_more(self, driver: Driver, host: Host) -> None:
+        """A new directory by path is root's and 0755 where nothing else is declared."""
+        driver.create("mongo", {"path": f"{host.srv}/db"}, soon())
+        assert (owner(host.srv / "db"), mode(host.srv / "db")) == ((0, 0), "0755")
+
+    def test_a_directory_that_is_there(self, driver: Driver, host: Host) -> None:
+        """A directory that is there is adopted: what is not declared, and all its contents, stay."""
+        make_tree(host.srv, "dir db 55:66 2711", "file db/file 55:66 640")
+        set_label(host.srv / "db", "system_u:object_r:etc_t:s0")
+        driver.create("mongo", {"uid": "184", "path": f"{host.srv}/db"}, soon())
+        driver.mount("mongo", soon())
+        assert (owner(host.srv / "db"), mode(host.srv / "db")) == ((184, 66), "2711")
+        assert label(host.srv / "db") == "system_u:object_r:etc_t:s0"
+        assert owner(host.srv / "db" / "file") == (55, 66)
+
+    def test_contents_follow_where_asked(self, driver: Driver, host: Host) -> None:
+        """With recurse=mismatch an adopted tree follows its root, at Create already."""
+        make_tree(host.srv, "dir db 55:66", "dir db/a 55:66", "file db/a/b 55:66")
+        driver.create("mongo", {**MONGO, "path": f"{host.srv}/db", "recurse": "mismatch"}, soon())
+        assert set(owners(host.srv).values()) == {(184, 998)}
+        assert not (host.volume("mongo") / "pass.json").exists()
+
+    def test_removal(self, driver: Driver, host: Host) -> None:
+        """Remove takes the record to the trash and does not touch the directory, made or adopted."""
+        make_tree(host.srv, "dir db 55:66")
+        driver.create("adopted", {"path": f"{host.srv}/db"}, soon())
+        driver.create("made", {"path": f"{host.srv}/new"}, soon())
+        for name in ("adopted", "made"):
+            driver.remove(name, soon())
+        assert driver.purge(None) == 2
+        assert sorted(os.listdir(host.srv)) == ["db", "new"]
+
+    def test_foreign_owners(self, driver: Driver, host: Host) -> None:
+        """With recurse=never, foreign owners among the direct entries give a warning, of at most 100 looked at."""
+        make_tree(host.srv, "dir db", *(f"file db/{number} 55:66" for number in range(120)))
+        driver.create("mongo", {"uid": "184", "path": f"{host.srv}/db"}, soon())
+        (warning,) = driver.get("mongo")["Status"]["warnings"]
+        assert "100 of the first 100 entries are not owned by 184:any" in warning
+        driver.change("mongo", {"recurse": "mismatch"}, (), soon())
+        assert driver.get("mongo")["Status"]["warnings"] == []
+
+    def test_the_parent_must_be_there(self, driver: Driver, host: Host) -> None:
+        """Only the last component is made: a missing parent is an error that names it."""
+        with pytest.raises(NotReady, match=f"{host.srv}/a does not exist"):
+            driver.create("mongo", {"path": f"{host.srv}/a/b/c"}, soon())
+        assert (os.listdir(host.srv), host.left_in_volumes(), host.trash()) == ([], [], [])
+
+    @pytest.mark.parametrize(
+        "path", ["{srv}", "{srv}x/db", "{above}/db", "/etc/db", "{root}/volumes/x", "/srv/hostprep-test-not-allowed"]
+    )
+    def test_outside_of_every_prefix(self, driver: Driver, host: Host, path: str) -> None:
+        """A path that is not strictly below an allowed prefix is refused, with what is allowed."""
+        path = path.format(srv=host.srv, above=host.srv.parent, root=host.root)
+        with pytest.raises(NotAllowed, match=f"HOSTPREP_ALLOW.*{host.srv}"):
+            driver.create("mongo", {"path": path}, soon())
+        assert (host.left_in_volumes(), host.trash()) == ([], [])
+        assert not os.path.lexists("/etc/db")
+
+    def test_no_prefix(self, open_driver: OpenDriver, host: Host) -> None:
+        """Without HOSTPREP_ALLOW no path is allowed, and the message says who sets it."""
+        with pytest.raises(NotAllowed, match="HOSTPREP_ALLOW is empty"):
+            open_driver(HOSTPREP_ALLOW="").create("mongo", {"path": f"{host.srv}/db"}, soon())
+
+    @pytest.mark.parametrize("where", ["on-the-way", "the-last", "dangling"])
+    def test_symlinks(self, driver: Driver, host: Host, where: str) -> None:
+        """A symlink anywhere below the prefix is refused, and what it leads to is not touched."""
+        (host.srv / "real" / "db").mkdir(parents=True)
+        (host.srv / "link").symlink_to("real" if where != "dangling" else "nowhere")
+        path = f"{host.srv}/link/db" if where == "on-the-way" else f"{host.srv}/link"
+        with pytest.raises((NotAllowed, NotReady)):
+            driver.create("mongo", {**MONGO, "path": path}, soon())
+        assert owners(host.srv) == dict.fromkeys(["real", "real/db", "link"], (0, 0))
+        assert (host.left_in_volumes(), host.trash()) == ([], [])
+
+    def test_a_file(self, driver: Driver, host: Host) -> None:
+        """A file in the place of the directory is refused, and stays."""
+        make_tree(host.srv, "file db 0:0 600 text")
+        with pytest.raises((NotAllowed, NotReady)):
+            driver.create("mongo", {**MONGO, "path": f"{host.srv}/db"}, soon())
+        assert ((host.srv / "db").read_text(), owner(host.srv / "db")) == ("text", (0, 0))
+        assert host.left_in_volumes() == []
+
+    @pytest.mark.parametrize(
+        ("ids", "bits"), [("1000:1000", "755"), ("0:0", "777"), ("0:0", "775"), ("0:0", "1777")], ids=str
+    )
+    def test_a_parent_that_others_could_change(self, driver: Driver, host: Host, ids: str, bits: str) -> None:
+        """Where somebody other than root could put another directory in its place, a path is refused in words."""
+        make_tree(host.srv, f"dir home {ids} {bits}")
+        with pytest.raises(NotAllowed, match=f"somebody other than root .*{host.srv}/home/db.*must be root's"):
+            driver.create("mongo", {"path": f"{host.srv}/home/db"}, soon())
+        assert os.listdir(host.srv / "home") == []
+
+    @pytest.mark.parametrize("path", ["db", "db/below", "."], ids=["equal", "below", "above"])
+    def test_another_volumes_path(self, driver: Driver, host: Host, path: str) -> None:
+        """A path equal to, below or above another volume's is 409, and names that volume."""
+        (host.srv / "a" / "db").mkdir(parents=True)
+        driver.create("mongo", {"path": f"{host.srv}/a/db"}, soon())
+        with pytest.raises(Conflict, match=f"{host.srv}/a/db, which is volume mongo's"):
+            driver.create("redis", {"path": os.path.normpath(f"{host.srv}/a/{path}")}, soon())
+        assert host.left_in_volumes() == ["mongo"]
+        driver.create("redis", {"path": f"{host.srv}/a/dbx"}, soon())
+
+    def test_another_volumes_path_at_once(self, driver: Driver, host: Host) -> None:
+        """Of parallel Creates for one path one wins, and the others are told."""
+        docker = Docker(create_app(driver).test_client())
+        barrier, statuses = threading.Barrier(6), []
+
+        def one(number: int) -> None:
+            barrier.wait()
+            statuses.append(docker.create(f"v{number}", path=f"{host.srv}/db").status)
+
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(statuses) == [200] + [409] * 5
+
+    def test_a_path_is_free_after_removal(self, driver: Driver, host: Host) -> None:
+        """After Remove the path may be another volume's, and then the first cannot be restored."""
+        driver.create("mongo", {"path": f"{host.srv}/db"}, soon())
+        driver.remove("mongo", soon())
+        driver.create("redis", {"path": f"{host.srv}/db"}, soon())
+        with pytest.raises(Conflict, match="redis"):
+            driver.restore("mongo", entry=None, new_name=None, deadline=soon())
+
+    def test_no_longer_allowed(self, driver: Driver, open_driver: OpenDriver, host: Host) -> None:
+        """A path no longer under a prefix: Get answers, not ready, with the reason; Mount is refused with 403."""
+        driver.create("mongo", {**MONGO, "path": f"{host.srv}/db"}, soon())
+        os.chown(host.srv / "db", 0, 0)
+        docker = Docker(create_app(open_driver(HOSTPREP_ALLOW=str(host.srv / "other"))).test_client())
+        status = docker.status("mongo")
+        assert status["ready"] is False
+        assert any("HOSTPREP_ALLOW" in warning for warning in status["warnings"])
+        answer = docker.mount("mongo")
+        assert answer.status == 403
+        assert "Mountpoint" not in answer.body
+        assert owner(host.srv / "db") == (0, 0)
+        assert docker.names() == ["mongo"]
+
+    def test_statuses(self, driver: Driver, host: Host) -> None:
+        """On the wire a path that is not allowed or unsafe is 403, an overlapping one 409."""
+        docker = Docker(create_app(driver).test_client())
+        make_tree(host.srv, "dir home 1000:1000")
+        assert docker.create("a", path="/opt/db").status == 403
+        assert docker.create("a", path=f"{host.srv}/home/db").status == 403
+        docker.created("a", path=f"{host.srv}/db")
+        assert docker.create("b", path=f"{host.srv}/db").status == 409
+
+    @pytest.mark.parametrize("swap", ["symlink", "parent-symlink", "file", "gone", "parent-anothers"])
+    def test_swapped_after_create(self, driver: Driver, host: Host, swap: str) -> None:
+        """Every component is looked at again at each Mount: a swapped one is refused, nothing elsewhere is touched."""
+        outside = host.srv.parent / "outside"
+        make_tree(host.srv.parent, "dir outside", "dir outside/db")
+        (host.srv / "a").mkdir()
+        driver.create("mongo", {**MONGO, "path": f"{host.srv}/a/db"}, soon())
+        if swap == "parent-symlink":
+            (host.srv / "a").rename(host.srv / "moved")
+            (host.srv / "a").symlink_to(outside)
+        elif swap == "parent-anothers":
+            os.chown(host.srv / "a", 1000, 1000)
+        else:
+            (host.srv / "a" / "db").rename(host.srv / "moved")
+            if swap == "symlink":
+                (host.srv / "a" / "db").symlink_to(outside)
+            elif swap == "file":
+                (host.srv / "a" / "db").touch()
+        with pytest.raises(NotReady if swap in ("symlink", "file", "gone") else NotAllowed):
+            driver.mount("mongo", soon())
+        driver.unmount("mongo", soon())
+        assert owner(outside) == owner(outside / "db") == (0, 0)
+        assert driver.get("mongo")["Status"]["ready"] is False
+        if swap == "gone":
+            assert not (host.srv / "a" / "db").exists()
+
+    def test_an_unmounted_disk(self, driver: Driver, host: Host) -> None:
+        """A directory that is missing at Mount is an error that says so, and is never made again."""
+        (host.srv / "disk").mkdir()
+        with mounted("-t", "tmpfs", "-o", "mode=0755", "none", f"{host.srv}/disk"):
+            driver.create("mongo", {"path": f"{host.srv}/disk/db"}, soon())
+        with pytest.raises(NotReady, match="is its disk mounted"):
+            driver.mount("mongo", soon())
+        assert os.listdir(host.srv / "disk") == []
+
+    def test_a_prefix_that_is_mounted_later(self, open_driver: OpenDriver, host: Host) -> None:
+        """A prefix may be missing at the start; until it is there, a path below it cannot be made."""
+        driver = open_driver(HOSTPREP_ALLOW=f"{host.srv}/later")
+        with pytest.raises(NotReady, match=f"{host.srv}/later does not exist"):
+            driver.create("mongo", {"path": f"{host.srv}/later/db"}, soon())
+        (host.srv / "later").mkdir()
+        driver.create("mongo", {"path": f"{host.srv}/later/db"}, soon())
+
+
+class TestApply:
+    def test_merges(self, driver: Driver, host: Host) -> None:
+        """apply changes what it is given, takes away what is unset, and keeps the rest and the time of creation."""
+        driver.create("mongo", {**MONGO, "mode": "0750"}, soon())
+        made = driver.get("mongo")["CreatedAt"]
+        driver.change("mongo", {"uid": "185", "label": "none"}, ("mode",), soon())
+        volume = driver.get("mongo")
+        assert volume["Status"]["options"] == {"uid": "185", "gid": "998", "label": "none"}
+        assert volume["CreatedAt"] == made
+        driver.mount("mongo", soon())
+        assert owner(host.data("mongo")) == (185, 998)
+        assert mode(host.data("mongo")) == "0750"
+
+    @pytest.mark.parametrize(
+        ("given", "unset", "error"),
+        [
+            ({"uid": "x"}, (), Invalid),
+            ({"colour": "red"}, (), Invalid),
+            ({}, ("colour",), Invalid),
+            ({"path": "/srv/x"}, (), Conflict),
+            ({"path": "{srv}/other"}, (), Conflict),
+            ({}, ("path",), Conflict),
+            ({"on_remove": "delete"}, (), Invalid),
+        ],
+        ids=["value", "unknown", "unknown-unset", "path", "other-path", "unset-path", "contradiction"],
+    )
+    def test_refused(
+        self, driver: Driver, host: Host, given: dict[str, str], unset: tuple[str, ...], error: type[Exception]
+    ) -> None:
+        """What Create would refuse is refused, and a path cannot change; nothing is recorded."""
+        driver.create("mongo", {**MONGO, "path": f"{host.srv}/db"}, soon())
+        before = host.record("mongo").read_bytes()
+        with pytest.raises(error):
+            driver.change("mongo", {k: v.format(srv=host.srv) for k, v in given.items()}, unset, soon())
+        assert host.record("mongo").read_bytes() == before
+
+    def test_its_own_path(self, driver: Driver, host: Host) -> None:
+        """The path that the volume has is no change of it."""
+        driver.create("mongo", {"path": f"{host.srv}/db"}, soon())
+        driver.change("mongo", {"path": f"{host.srv}/db", "uid": "184"}, (), soon())
+        driver.mount("mongo", soon())
+        assert owner(host.srv / "db") == (184, 0)
+
+    def test_a_path_for_a_volume_without(self, driver: Driver, host: Host) -> None:
+        """A volume of hostprep's own cannot be given a path."""
+        driver.create("mongo", {}, soon())
+        with pytest.raises(Conflict, match="cannot be changed"):
+            driver.change("mongo", {"path": f"{host.srv}/db"}, (), soon())
+
+    def test_of_none(self, driver: Driver) -> None:
+        """apply to an unknown volume is an error."""
+        with pytest.raises(NoSuchVolume):
+            driver.change("mongo", MONGO, (), soon())
+
+    def test_while_a_pass_runs(self, driver: Driver, host: Host, gate: Gate) -> None:
+        """Options that change while a pass runs win: what ends is as they say."""
+        driver.create("mongo", MONGO, soon())
+        make_tree(host.data("mongo"), "file a 55:66")
+        os.chown(host.data("mongo"), 55, 66)
+        with pytest.raises(Busy):
+            driver.mount("mongo", soon(0.2))
+        driver.change("mongo", {"uid": "185"}, (), soon())
+        gate.open()
+        driver.mount("mongo", soon())
+        assert owner(host.data("mongo")) == owner(host.data("mongo") / "a") == (185, 998)
+        assert driver.get("mongo")["Status"]["ready"] is True
+
+    def test_by_another_process_while_a_pass_runs(
+        self, driver: Driver, open_driver: OpenDriver, host: Host, gate: Gate
+    ) -> None:
+        """The same holds where another process changes them."""
+        driver.create("mongo", MONGO, soon())
+        make_tree(host.data("mongo"), "file a 55:66")
+        os.chown(host.data("mongo"), 55, 66)
+        with pytest.raises(Busy):
+            driver.mount("mongo", soon(0.2))
+        open_driver().change("mongo", {"uid": "185"}, (), soon())
+        gate.open()
+        driver.mount("mongo", soon())
+        assert owner(host.data("mongo")) == owner(host.data("mongo") / "a") == (185, 998)
+
+
+class TestRetain:
+    @pytest.fixture
+    def retained(self, driver: Driver, host: Host) -> Path:
+        """A volume that was removed with on_remove=retain, with data."""
+        driver.create("mongo", {**MONGO, "on_remove": "retain"}, soon())
+        make_tree(host.data("mongo"), "file a 184:998 644 kept")
+        driver.remove("mongo", soon())
+        return host.data("mongo")
+
+    def test_the_data_stays(self, driver: Driver, host: Host, retained: Path) -> None:
+        """Remove leaves the data and renames the record; the volume is gone for the engine."""
+        assert (retained / "a").read_text() == "kept"
+        assert sorted(os.listdir(host.volume("mongo"))) == ["_data", "retained.json"]
+        assert (driver.volumes(), host.trash()) == ((), [])
+        with pytest.raises(NoSuchVolume):
+            driver.get("mongo")
+        with pytest.raises(NoSuchVolume):
+            driver.mount("mongo", soon())
+        assert [each["name"] for each in driver.retained_volumes()] == ["mongo"]
+
+    def test_create_takes_it_up(self, driver: Driver, retained: Path) -> None:
+        """Create without options takes it up with the retained ones, and Status says so."""
+        driver.create("mongo", {}, soon())
+        status = driver.get("mongo")["Status"]
+        assert status["options"] == {**MONGO, "on_remove": "retain"}
+        assert "taken up again" in status["warnings"][0]
+        assert (retained / "a").read_text() == "kept"
+        assert driver.retained_volumes() == []
+
+    def test_create_with_new_options(self, driver: Driver, retained: Path) -> None:
+        """New options apply over the retained ones, and the contents follow."""
+        driver.create("mongo", {"uid": "185"}, soon())
+        assert driver.get("mongo")["Status"]["options"] == {"uid": "185", "gid": "998", "on_remove": "retain"}
+        assert owner(retained) == owner(retained / "a") == (185, 998)
+
+    def test_the_time_of_creation(self, driver: Driver, host: Host) -> None:
+        """CreatedAt is that of the data."""
+        driver.create("mongo", {"on_remove": "retain"}, soon())
+        text = host.record("mongo").read_text()
+        made = driver.get("mongo")["CreatedAt"]
+        host.record("mongo").write_text(text.replace(made, "2020-01-01T00:00:00Z"))
+        driver.remove("mongo", soon())
+        driver.create("mongo", {}, soon())
+        assert driver.get("mongo")["CreatedAt"] == "2020-01-01T00:00:00Z"
+
+    def test_a_create_that_is_refused(self, driver: Driver, host: Host, retained: Path) -> None:
+        """A bad or contradicting option leaves it retained as it was."""
+        before = (host.volume("mongo") / "retained.json").read_bytes()
+        for options, error in (({"uid": "x"}, Invalid), ({"path": f"{host.srv}/db"}, Conflict)):
+            with pytest.raises(error):
+                driver.create("mongo", options, soon())
+        assert (host.volume("mongo") / "retained.json").read_bytes() == before
+        assert not host.record("mongo").exists()
+
+    def test_a_create_that_fails(self, driver: Driver, host: Host, retained: Path) -> None:
+        """Where it cannot be made right, the data stays retained: it never goes to the trash for a failed Create."""
+        subprocess.run(["chattr", "+i", retained], check=True)
+        try:
+            with pytest.raises((OSError, NotReady)):
+                driver.create("mongo", {"uid": "185"}, soon())
+        finally:
+            for place in (retained, *host.root.glob("trash/*/_data")):
+                if place.exists():
+                    subprocess.run(["chattr", "-i", place], check=True)
+        assert host.trash() == []
+        assert (retained / "a").read_text() == "kept"
+        assert [each["name"] for each in driver.retained_volumes()] == ["mongo"]
+        driver.create("mongo", {}, soon())
+        assert driver.get("mongo")["Status"]["options"] == {**MONGO, "on_remove": "retain"}
+
+    def test_a_create_without_its_data(self, driver: Driver, host: Host, retained: Path) -> None:
+        """Where the retained directory is gone, Create fails, says so, and makes none."""
+        shutil.rmtree(retained)
+        with pytest.raises(NotReady, match="is not there"):
+            driver.create("mongo", {}, soon())
+        assert not retained.exists()
+
+    def test_discard(self, driver: Driver, host: Host, retained: Path) -> None:
+        """rm --retained moves it to the trash, from where restore brings it back."""
+        driver.discard_retained("mongo", soon())
+        assert not host.volume("mongo").exists()
+        driver.restore("mongo", entry=None, new_name=None, deadline=soon())
+        assert driver.get("mongo")["Status"]["ready"] is True
+        assert (retained / "a").read_text() == "kept"
+
+    def test_discard_of_none(self, driver: Driver) -> None:
+        """rm --retained of a live or unknown volume is an error, and touches nothing."""
+        driver.create("mongo", {}, soon())
+        for name in ("mongo", "other"):
+            with pytest.raises(NoSuchVolume, match=f"retained volume {name}|no volume {name}"):
+                driver.discard_retained(name, soon())
+        assert driver.get("mongo")["Status"]["ready"] is True
+
+    def test_restore_refuses_its_name(self, driver: Driver, host: Host) -> None:
+        """A retained volume keeps its name from being restored to."""
+        driver.create("mongo", {}, soon())
+        driver.remove("mongo", soon())
+        driver.create("mongo", {"on_remove": "retain"}, soon())
+        driver.remove("mongo", soon())
+        with pytest.raises(Conflict):
+            driver.restore("mongo", entry=None, new_name=None, deadline=soon())
+        assert driver.restore("mongo", entry=None, new_name="other", deadline=soon()).name == "other"
+
+    def test_a_damaged_record(self, driver: Driver, host: Host, retained: Path) -> None:
+        """A retained record that is damaged: Create fails and touches nothing."""
+        (host.volume("mongo") / "retained.json").write_text("{")
+        with pytest.raises(Unreadable):
+            driver.create("mongo", {}, soon())
+        assert (retained / "a").read_text() == "kept"
+
+    def test_by_path(self, driver: Driver, host: Host) -> None:
+        """A retained path volume is taken up with its path, unless another has that by now."""
+        driver.create("mongo", {"path": f"{host.srv}/db", "on_remove": "retain"}, soon())
+        driver.remove("mongo", soon())
+        driver.create("mongo", {}, soon())
+        assert driver.mount("mongo", soon()) == f"{host.srv}/db"
+        driver.remove("mongo", soon())
+        driver.create("redis", {"path": f"{host.srv}/db"}, soon())
+        with pytest.raises(Conflict, match="redis"):
+            driver.create("mongo", {}, soon())
+        assert [each["name"] for each in driver.retained_volumes()] == ["mongo"]
+
+
+class TestLabelsOnAHostWithout:
+    def test_recorded_and_reported(self, open_driver: OpenDriver, host: Host) -> None:
+        """Without SELinux a label is recorded and reported as not applied, and that is no error."""
+        driver = open_driver(HOSTPREP_SELINUX="off")
+        driver.create("mongo", {"label": "container_file_t"}, soon())
+        driver.mount("mongo", soon())
+        status = driver.get("mongo")["Status"]
+        assert status["options"] == {"label": "container_file_t"}
+        assert (status["label"], status["ready"], status["drift"]) == (None, True, [])
+        assert any("not applied" in warning for warning in status["warnings"])
+        assert label(host.data("mongo")) is None
+
+    def test_none_is_nothing_to_report(self, open_driver: OpenDriver) -> None:
+        """The word none is applied everywhere."""
+        driver = open_driver(HOSTPREP_SELINUX="off")
+        driver.create("mongo", {"label": "none"}, soon())
+        assert driver.get("mongo")["Status"]["warnings"] == []
+
+
+def test_a_failed_create_after_success_of_another(driver: Driver, host: Host) -> None:
+    """An adopted directory that cannot be changed fails Create, in words, and leaves no volume and no trash."""
+    make_tree(host.srv, "dir db 55:66", "file db/a 55:66")
+    subprocess.run(["chattr", "+i", host.srv / "db"], check=True)
+    try:
+        with pytest.raises((OSError, NotReady)):
+            driver.create("mongo", {**MONGO, "path": f"{host.srv}/db"}, soon())
+        with pytest.raises((OSError, NotReady)):
+            driver.create("mongo", {**MONGO, "path": f"{host.srv}/db", "recurse": "mismatch"}, soon())
+    finally:
+        subprocess.run(["chattr", "-i", host.srv / "db"], check=True)
+    assert host.left_in_volumes() == []
+    assert trash.entries(driver.store) == []
+    assert owner(host.srv / "db") == (55, 66)
+
+
+class TestWithdrawn:
+    """A Create that fails takes away what it made itself, and nothing that has its name by then."""
+
+    @pytest.fixture
+    def meanwhile(self, driver: Driver, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        """While a Create waits, its volume is removed and another of its name is made and written to; then it fails."""
+        make = driver._readiness.make
+
+        def fail(name: str, deadline: float, **options: bool) -> str:
+            monkeypatch.setattr(driver._readiness, "make", make)
+            driver.remove(name, soon())
+            driver.create(name, {"on_remove": "delete"}, soon())
+            make_tree(host.data(name), "file precious 0:0 600 text")
+            raise NoSuchVolume("removed meanwhile")
+
+        monkeypatch.setattr(driver._readiness, "make", fail)
+
+    @pytest.mark.usefixtures("meanwhile")
+    def test_another_volume_of_its_name(self, driver: Driver, host: Host) -> None:
+        """A new volume of that name, made by another request meanwhile, stays."""
+        make_tree(host.srv, "dir db", "file db/a")
+        with pytest.raises(NoSuchVolume):
+            driver.create("mongo", {**MONGO, "path": f"{host.srv}/db", "recurse": "mismatch"}, soon())
+        assert (host.data("mongo") / "precious").read_text() == "text"
+        assert driver.get("mongo")["Status"]["options"] == {"on_remove": "delete"}
+
+    def test_another_volume_of_a_retained_name(
+        self, driver: Driver, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So it is where the Create had taken a retained volume up."""
+        driver.create("mongo", {**MONGO, "on_remove": "retain"}, soon())
+        driver.remove("mongo", soon())
+        make = driver._readiness.make
+
+        def fail(name: str, deadline: float, **options: bool) -> str:
+            monkeypatch.setattr(driver._readiness, "make", make)
+            driver.change(name, {"on_remove": "delete"}, (), soon())
+            driver.remove(name, soon())
+            driver.create(name, {}, soon())
+            raise NoSuchVolume("removed meanwhile")
+
+        monkeypatch.setattr(driver._readiness, "make", fail)
+        with pytest.raises(NoSuchVolume):
+            driver.create("mongo", {}, soon())
+        assert driver.get("mongo")["Status"]["options"] == {}

@@ -1,0 +1,248 @@
+"""Settings: what each accepts, and that a wrong value stops the start with a clear message."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plugin.errors import BadSetting
+from plugin.settings import Scope, SELinux, Settings, duration, is_below, overlap, system_directory
+
+
+def refused(**environ: str) -> str:
+    with pytest.raises(BadSetting) as caught:
+        Settings.read(environ)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults() -> None:
+    """Without a variable each setting has the default that the documentation gives."""
+    assert Settings.read({}) == Settings(
+        root="/var/lib/hostprep",
+        socket="/run/docker/plugins/hostprep.sock",
+        allow=(),
+        scope=Scope.LOCAL,
+        selinux=SELinux.AUTO,
+        patience=100,
+        trash_keep=86400,
+        require_marker=False,
+        log_level="info",
+    )
+
+
+def test_every_setting_is_read(tmp_path: Path) -> None:
+    """Each variable sets the setting named alike."""
+    found = Settings.read(
+        {
+            "HOSTPREP_ROOT": str(tmp_path / "root"),
+            "HOSTPREP_SOCKET": "/run/x.sock",
+            "HOSTPREP_ALLOW": f"{tmp_path}/a:{tmp_path}/b",
+            "HOSTPREP_SCOPE": "global",
+            "HOSTPREP_SELINUX": "force",
+            "HOSTPREP_PATIENCE": "25s",
+            "HOSTPREP_TRASH_KEEP": "7d",
+            "HOSTPREP_REQUIRE_MARKER": "1",
+            "HOSTPREP_LOG_LEVEL": "debug",
+        }
+    )
+    assert found == Settings(
+        root=str(tmp_path / "root"),
+        socket="/run/x.sock",
+        allow=(f"{tmp_path}/a", f"{tmp_path}/b"),
+        scope=Scope.GLOBAL,
+        selinux=SELinux.FORCE,
+        patience=25,
+        trash_keep=7 * 86400,
+        require_marker=True,
+        log_level="debug",
+    )
+
+
+def test_other_variables_are_not_read() -> None:
+    """Variables that only resemble a setting are left alone."""
+    assert Settings.read({"PATH": "x", "hostprep_root": "x", "HOSTPREP_root": "x", "ROOT": "x"}) == Settings.read({})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", 0), ("0s", 0), ("90s", 90), ("2m", 120), ("24h", 86400), ("36500d", 36500 * 86400)]
+)
+def test_durations(text: str, seconds: int) -> None:
+    """A duration is 0, or a number with s, m, h or d."""
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", "1.5h", "-1s", "+1s", "1 s", " 1s", "1s ", "1S", "1w", "s", "1h30m", "٣s"])
+@pytest.mark.parametrize("variable", ["HOSTPREP_PATIENCE", "HOSTPREP_TRASH_KEEP"])
+def test_wrong_durations(variable: str, text: str) -> None:
+    """Any other duration is refused, with the variable, the value and what is accepted."""
+    message = refused(**{variable: text})
+    assert f'{variable}="{text}" is not 0 or a number with s, m, h or d' in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "accepted"),
+    [
+        ("HOSTPREP_ROOT", "", "an absolute path"),
+        ("HOSTPREP_ROOT", "var/lib", "an absolute path"),
+        ("HOSTPREP_ROOT", "/", "system directory"),
+        ("HOSTPREP_ROOT", "/var", "system directory"),
+        ("HOSTPREP_ROOT", "/var/lib", "system directory"),
+        ("HOSTPREP_ROOT", "/etc/hostprep", "system directory"),
+        ("HOSTPREP_ROOT", "/usr/../etc", "system directory"),
+        ("HOSTPREP_SOCKET", "hostprep.sock", "an absolute path"),
+        ("HOSTPREP_SOCKET", "", "an absolute path"),
+        ("HOSTPREP_ALLOW", "srv", "an absolute path"),
+        ("HOSTPREP_ALLOW", "/srv:data", "an absolute path"),
+        ("HOSTPREP_SCOPE", "Local", "local or global"),
+        ("HOSTPREP_SCOPE", "", "local or global"),
+        ("HOSTPREP_SELINUX", "on", "auto or required or force or off"),
+        ("HOSTPREP_SELINUX", "enforcing", "auto or required or force or off"),
+        ("HOSTPREP_REQUIRE_MARKER", "yes", "0 or 1"),
+        ("HOSTPREP_REQUIRE_MARKER", "", "0 or 1"),
+        ("HOSTPREP_LOG_LEVEL", "verbose", "debug or info or warning or error"),
+        ("HOSTPREP_LOG_LEVEL", "INFO", "debug or info or warning or error"),
+    ],
+)
+def test_wrong_values(variable: str, value: str, accepted: str) -> None:
+    """A wrong value is refused, with the variable, the value and what is accepted."""
+    message = refused(**{variable: value})
+    assert f'{variable}="{value}" is not ' in message
+    assert accepted in message
+
+
+def test_a_wrong_value_with_control_characters() -> None:
+    """The value is shown with its control characters escaped."""
+    assert "\\x1b" in refused(HOSTPREP_SCOPE="\x1b[31m")
+
+
+class TestPrefixes:
+    SYSTEM = [
+        "/",
+        "/bin",
+        "/boot",
+        "/dev",
+        "/etc",
+        "/lib",
+        "/lib64",
+        "/libx32",
+        "/proc",
+        "/root",
+        "/run",
+        "/sbin",
+        "/sys",
+        "/usr",
+        "/var",
+        "/var/lib",
+        "/var/lib/docker",
+        "/var/lib/containers",
+        "/var/lib/containerd",
+    ]
+
+    @pytest.mark.parametrize("prefix", SYSTEM)
+    def test_system_directories(self, prefix: str) -> None:
+        """A system directory or an engine's data can be no prefix."""
+        message = refused(HOSTPREP_ALLOW=prefix)
+        assert message.startswith(f"HOSTPREP_ALLOW: {prefix} ")
+        assert refused(HOSTPREP_ALLOW=f"/srv:{prefix}/") == message
+
+    @pytest.mark.parametrize(
+        "prefix",
+        [
+            "/etc/x",
+            "/usr/local/data",
+            "/run/x",
+            "/lib/x",
+            "/var/lib/docker/volumes",
+            "/dev/shm/x",
+            "/var/lib/containers/x",
+        ],
+    )
+    def test_inside_of_them(self, prefix: str) -> None:
+        """Nothing that lies in one can be a prefix."""
+        assert refused(HOSTPREP_ALLOW=prefix).startswith(f"HOSTPREP_ALLOW: {prefix} ")
+
+    @pytest.mark.parametrize(
+        "prefix", ["/srv", "/var/lib/mysql", "/var/opt", "/var/lib/docker2", "/home", "/data", "/usrdata"]
+    )
+    def test_directories_for_data(self, prefix: str) -> None:
+        """Directories that only resemble or neighbour one can, missing ones too."""
+        assert Settings.read({"HOSTPREP_ALLOW": prefix}).allow == (os.path.realpath(prefix),)
+
+    @pytest.mark.parametrize("below", ["", "/volumes", "/.."], ids=["itself", "below", "above"])
+    def test_hostpreps_own_root(self, tmp_path: Path, below: str) -> None:
+        """hostprep's root, and what contains or lies in it, can be no prefix."""
+        root = tmp_path / "hostprep" / "root"
+        root.mkdir(parents=True)
+        assert "HOSTPREP_ALLOW" in refused(HOSTPREP_ROOT=str(root), HOSTPREP_ALLOW=f"{root}{below}")
+
+    def test_a_link_into_a_system_directory(self, tmp_path: Path) -> None:
+        """A prefix that resolves into a system directory is refused."""
+        (tmp_path / "data").symlink_to("/etc")
+        assert "/etc" in refused(HOSTPREP_ALLOW=str(tmp_path / "data"))
+        assert "/etc" in refused(HOSTPREP_ALLOW=str(tmp_path / "data" / "x"))
+
+    def test_a_link_to_hostpreps_root(self, tmp_path: Path) -> None:
+        """A prefix that resolves to hostprep's root is refused."""
+        (tmp_path / "root").mkdir()
+        (tmp_path / "data").symlink_to("root")
+        assert "HOSTPREP_ALLOW" in refused(HOSTPREP_ROOT=str(tmp_path / "root"), HOSTPREP_ALLOW=str(tmp_path / "data"))
+
+    def test_a_link_elsewhere_is_resolved_once(self, tmp_path: Path) -> None:
+        """A prefix that is a link stands for where it leads to at the start."""
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "data").symlink_to("disk")
+        settings = Settings.read({"HOSTPREP_ALLOW": str(tmp_path / "data")})
+        assert settings.allow == (str(tmp_path / "disk"),)
+
+    def test_a_link_to_itself(self, tmp_path: Path) -> None:
+        """A prefix that leads nowhere at all is refused."""
+        (tmp_path / "loop").symlink_to("loop")
+        assert "HOSTPREP_ALLOW" in refused(HOSTPREP_ALLOW=str(tmp_path / "loop"))
+
+    def test_empty_entries(self, tmp_path: Path) -> None:
+        """Empty entries between colons stand for nothing."""
+        assert Settings.read({"HOSTPREP_ALLOW": f":{tmp_path}::"}).allow == (str(tmp_path),)
+        assert Settings.read({"HOSTPREP_ALLOW": ""}).allow == ()
+
+
+def test_the_root_is_resolved(tmp_path: Path) -> None:
+    """A root that is a link stands for where it leads to at the start."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "root").symlink_to("disk")
+    assert Settings.read({"HOSTPREP_ROOT": str(tmp_path / "root")}).root == str(tmp_path / "disk")
+
+
+@pytest.mark.parametrize(
+    ("path", "above", "below"),
+    [
+        ("/srv/a", "/srv", True),
+        ("/srv", "/srv", False),
+        ("/srvx", "/srv", False),
+        ("/srv/a/b", "/srv/a", True),
+        ("/srv/ab", "/srv/a", False),
+        ("/a", "/", True),
+    ],
+)
+def test_below_is_by_components(path: str, above: str, below: bool) -> None:  # noqa: FBT001
+    """Below means strictly, and by components: /srvx is not below /srv."""
+    assert is_below(path, above) is below
+
+
+@given(st.lists(st.sampled_from(["a", "ab", "b"]), min_size=1), st.lists(st.sampled_from(["a", "ab", "b"]), min_size=1))
+def test_overlap_is_one_list_beginning_the_other(one: list[str], other: list[str]) -> None:
+    """Two paths overlap when the components of one begin those of the other, whichever is asked about."""
+    short = min(len(one), len(other))
+    expected = one[:short] == other[:short]
+    assert overlap("/" + "/".join(one), "/" + "/".join(other)) is expected
+    assert overlap("/" + "/".join(other), "/" + "/".join(one)) is expected
+
+
+def test_data_is_no_system_directory(tmp_path: Path) -> None:
+    """A directory for data touches nothing that is protected."""
+    assert system_directory(str(tmp_path / "data"), str(tmp_path / "root")) is None

@@ -1,0 +1,153 @@
+"""What a person reads: plain text in a pipe, tables and bars on a terminal, nothing that reaches the terminal raw."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import subprocess
+from typing import Any
+
+import pytest
+
+from plugin import show
+from plugin.directory import Prepared
+from plugin.prepare import Change
+from plugin.tree import Outcome
+
+from .host import PYTHON, REPOSITORY
+
+
+def status(**changed: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "uid": 184,
+        "gid": 998,
+        "mode": "0750",
+        "label": None,
+        "options": {"uid": "184"},
+        "ready": True,
+        "drift": [],
+        "warnings": [],
+    }
+    return {**found, **changed}
+
+
+def volume(**changed: Any) -> dict[str, Any]:
+    return {"name": "mongo", "mountpoint": "/srv/db", "created_at": "2026-11-24T04:00:00Z", "status": status(**changed)}
+
+
+def on_a_terminal(code: str) -> str:
+    """Run *code* with stdout and stderr on a terminal, and answer what it shows there."""
+    ours, theirs = pty.openpty()
+    environ = {"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "120"}
+    command = [PYTHON, "-c", f"from plugin import show\n{code}"]
+    subprocess.run(command, cwd=REPOSITORY, env=environ, stdout=theirs, stderr=theirs, check=True, timeout=20)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: nobody has the other end
+        while got := os.read(ours, 65536):
+            shown += got
+    os.close(ours)
+    return shown.decode()
+
+
+class TestTable:
+    def test_in_a_pipe(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """In a pipe cells are parted by tabs, a row a line, without colour."""
+        show.table(["NAME", "MODE"], [["mongo", "0750"], ["redis", "-"]])
+        assert capsys.readouterr().out == "NAME\tMODE\nmongo\t0750\nredis\t-\n"
+
+    def test_control_characters_in_a_pipe(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """A cell can neither end its line nor its column."""
+        show.table(["NAME"], [["a\nb\tc\x1b[31m"]])
+        assert capsys.readouterr().out == "NAME\na\\nb\\tc\\x1b[31m\n"
+
+    def test_on_a_terminal(self) -> None:
+        """On a terminal it is a table; what looks like markup or a sequence is shown as it is written."""
+        text = on_a_terminal("show.table(['NAME', 'PATH'], [['mongo', '/srv/[red]x\\x1b[31m'], ['redis', '/srv/[/]']])")
+        assert "/srv/[red]x\\x1b[31m" in text
+        assert "/srv/[/]" in text
+        assert "\t" not in text
+
+
+class TestVolume:
+    @pytest.mark.parametrize(
+        ("changed", "word"),
+        [
+            ({}, "ready"),
+            ({"drift": ["mode is 0755, declared 0750"], "ready": False}, "drift"),
+            ({"ready": False}, "unusable"),
+            ({"ready": False, "drift": ["x"], "progress": {"done": 5}}, "preparing"),
+        ],
+    )
+    def test_its_state(self, changed: dict[str, Any], word: str) -> None:
+        """One word says how a volume is."""
+        assert show.state(status(**changed)) == word
+
+    def test_a_row(self) -> None:
+        """A row has name, owner, mode, label, state and mountpoint."""
+        assert show.volume_row(volume()) == ["mongo", "184:998", "0750", "-", "ready", "/srv/db"]
+
+    def test_a_row_of_a_damaged_one(self) -> None:
+        """Where nothing is known there are dashes."""
+        nothing = {**volume(uid=None, gid=None, mode=None, ready=False), "mountpoint": None, "created_at": None}
+        assert show.volume_row(nothing) == ["mongo", "-", "-", "-", "unusable", "-"]
+
+    def test_all_of_one(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """All that is known is shown, a line each, with drift and warnings in words and nothing raw."""
+        show.one_volume(volume(drift=["mode is 0755"], warnings=["a\nb"], progress={"done": 1234}))
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split(":")[0] for line in lines] == (
+            "name state mountpoint created owner mode label options drift warning progress".split()
+        )
+        assert lines[9].endswith("a\\nb")
+        assert lines[10].endswith("1,234 entries")
+
+
+class TestPrepared:
+    DONE = Prepared("/srv/db", True, [Change("owner", "0:0", "184:998")], Outcome(10, 3, 1, ["a: is a mount point"]))
+
+    def test_in_words(self) -> None:
+        """What was done is a sentence each."""
+        assert show.plan_lines(self.DONE, dry_run=False) == [
+            "/srv/db: made the directory",
+            "/srv/db: changed owner 0:0 -> 184:998",
+            "/srv/db: changed 3 of 10 entries below it",
+            "/srv/db: left alone a: is a mount point",
+        ]
+
+    def test_a_plan_in_words(self) -> None:
+        """What would be done says so."""
+        lines = show.plan_lines(self.DONE, dry_run=True)
+        assert all("would " in line for line in lines)
+        assert len(lines) == 4
+
+    def test_nothing(self) -> None:
+        """Nothing to do is said, too."""
+        assert show.plan_lines(Prepared("/srv/db"), dry_run=False) == ["/srv/db: nothing to change"]
+
+    def test_as_json(self) -> None:
+        """As JSON it has the path, whether it was a dry run, what was made and changed, and the tree's numbers."""
+        assert show.prepared(self.DONE, dry_run=True) == {
+            "path": "/srv/db",
+            "dry_run": True,
+            "made": True,
+            "changes": ["owner 0:0 -> 184:998"],
+            "tree": {"done": 10, "changed": 3, "left": 1, "examples": ["a: is a mount point"]},
+        }
+
+
+class TestBar:
+    def test_in_a_pipe(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """In a pipe there is no bar."""
+        with show.Bar("preparing mongo") as update:
+            update(100)
+        assert capsys.readouterr() == ("", "")
+
+    def test_on_a_terminal(self) -> None:
+        """On a terminal it shows what is prepared and how many entries were looked at."""
+        text = on_a_terminal(
+            "with show.Bar('preparing [b]mongo\\x1b') as update: update(1234); import time; time.sleep(.3)"
+        )
+        assert "mongo\\x1b" in text
+        assert "entries" in text
