@@ -37,7 +37,7 @@ DATA: Final = "_data"
 PATHS: Final = "/paths"  # the lock of those who look for a free path; with a slash, so no volume's name
 _STEPS: Final = "/steps"  # held, shared, while something temporary is there
 _CACHED: Final = 20_000  # records, at about 0.5 kB each
-_EXACT: Final = 32  # records a List looks at again although the directory has not changed
+_EXACT: Final = 16  # records a List looks at again although the directory has not changed
 # Two changes within one tick of the file system's clock (at most 10 ms) leave one time stamp: what was read so soon
 # after a change is not kept.
 _SETTLED: Final = 50_000_000  # ns
@@ -259,8 +259,8 @@ class Store(Root):
     def listing(self) -> Listing:
         """Every live volume with its mountpoint; the same object as before while nothing has changed.
 
-        Volumes that come or go change `volumes/` itself. A record damaged by another hand does not: up to 32 volumes
-        every record is looked at again each time, of more 32 at a time, in turn.
+        Volumes that come or go change `volumes/` itself. A record damaged by another hand does not: up to 16 volumes
+        every record is looked at again each time, of more 16 at a time, in turn.
 
         Raises:
             Unreadable: the root cannot be read.
