@@ -96,23 +96,30 @@ class Driver:
             retained = self._take_up(name, given)
             if retained is None and not self._make(name, given, options, deadline):
                 return
+            with self.store.volume(name) as volume:
+                made = os.fstat(volume)
         try:
             self._readiness.make(name, deadline)
         except Busy as exc:
             log.info("create of %s: %s", name, exc)
         except (HostprepError, OSError):
-            self._withdraw(name, retained)
+            self._withdraw(name, made, retained)
             raise
 
-    def _withdraw(self, name: str, retained: Record | None) -> None:
-        """Undo a Create whose directory could not be made right: back to *retained*, or to no volume."""
-        with self.store.lock(name, time.monotonic() + _SOON):
-            if retained is None:
-                self.store.disappear(name)
-                return
+    def _withdraw(self, name: str, made: os.stat_result, retained: Record | None) -> None:
+        """Undo a Create whose directory could not be made right: back to *retained*, or to no volume.
+
+        Only of the volume whose directory is *made*: another may have its name by now.
+        """
+        with contextlib.suppress(NoSuchVolume), self.store.lock(name, time.monotonic() + _SOON):
             with self.store.volume(name) as volume:
-                self.store.write(volume, RECORD, retained.to_json())
-                self._retain(volume)
+                if not os.path.samestat(os.fstat(volume), made) or not fds.exists(volume, RECORD):
+                    return
+                if retained is not None:
+                    self.store.write(volume, RECORD, retained.to_json())
+                    self._retain(volume)
+                    return
+            self.store.disappear(name)
 
     def _retain(self, volume: int) -> None:
         with self.store.part("volumes") as volumes:

@@ -98,6 +98,9 @@ class Root:
             except OSError as exc:
                 hint = f"put it back: were it made anew, the engine would forget every volume ({in_words(exc)})"
                 raise Unreadable(f"{self.root}/{part} is missing or not a directory", hint=hint) from None
+            # A disk that was mounted again may have another device number, but its directories are the same.
+            if part in self._known and self._known[part][1] != st.st_ino:
+                raise Unreadable(f"{self.root}/{part} was replaced", hint="if that was meant, start hostprep anew")
             known[part] = (st.st_dev, st.st_ino)
         self._known = known
 

@@ -23,7 +23,7 @@ from plugin.driver import Driver
 from plugin.settings import Settings
 from plugin.wire import create_app
 
-from .host import PYTHON, Docker, Done, Host
+from .host import PYTHON, Docker, Done, Host, children_of, passes_of
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -41,15 +41,12 @@ def _descriptors() -> Counter[str]:
 
 def _children() -> Counter[str]:
     found: Counter[str] = Counter()
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(FileNotFoundError):
-            for pid in Path(f"/proc/self/task/{task}/children").read_text().split():
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                if not command:  # a zombie that became ours
-                    with contextlib.suppress(ChildProcessError):
-                        if os.waitpid(int(pid), os.WNOHANG)[0]:
-                            continue
-                found[f"{pid} {command}"] += 1
+    for pid, command in children_of(os.getpid()).items():
+        if not command:  # a zombie that became ours
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    continue
+        found[f"{pid} {command.replace(bytes(1), b' ').decode(errors='replace')}"] += 1
     return found
 
 
@@ -176,12 +173,7 @@ class Gate:
 
     def waiting(self) -> list[int]:
         """The processes that wait at it, or go on behind it."""
-        found = []
-        for task in os.listdir("/proc/self/task"):
-            for pid in Path(f"/proc/self/task/{task}/children").read_text().split():
-                if b"plugin.tree" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(int(pid))
-        return found
+        return passes_of(os.getpid())
 
 
 @pytest.fixture

@@ -297,15 +297,20 @@ def wait_for_passes(driver: Driver, name: str) -> None:
         assert running.over.wait(20), "the pass is over"
 
 
+def children_of(pid: int) -> dict[int, bytes]:
+    """The processes that *pid* has started and that are there still, with their command lines; a zombie has none."""
+    found = {}
+    for stat_file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            parent = stat_file.read_text().rpartition(")")[2].split()[1]
+            if int(parent) == pid:
+                found[int(stat_file.parent.name)] = stat_file.with_name("cmdline").read_bytes()
+    return found
+
+
 def passes_of(pid: int) -> list[int]:
     """The processes of passes that the process *pid* has started."""
-    found = []
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(FileNotFoundError):
-            for child in map(int, children.read_text().split()):
-                if b"plugin.tree" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    found.append(child)
-    return found
+    return [child for child, command in children_of(pid).items() if b"plugin.tree" in command]
 
 
 def catch_pass(pid: int) -> int:

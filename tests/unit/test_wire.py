@@ -579,7 +579,10 @@ class TestDoubt:
         "empty": lambda root: (root.rename(root.with_name("elsewhere")), root.mkdir(0o700)),
         "a-file": lambda root: (root.rename(root.with_name("elsewhere")), root.touch()),
         "without-volumes": lambda root: (root / "volumes").rename(root / "elsewhere"),
-        "volumes-made-anew": lambda root: ((root / "volumes").rename(root / "elsewhere"), (root / "volumes").mkdir(0o700)),
+        "volumes-made-anew": lambda root: (
+            (root / "volumes").rename(root / "elsewhere"),
+            (root / "volumes").mkdir(0o700),
+        ),
         "volumes-a-link": lambda root: (
             (root / "volumes").rename(root / "elsewhere"),
             (root / "volumes").symlink_to(root / "elsewhere"),
@@ -672,6 +675,19 @@ class TestList:
             assert docker.status("redis")["options"]["on_remove"] == "delete"
             other.remove("redis")
             assert (docker.names(), docker.knows("redis")) == ([], False)
+
+    def test_retaining_among_many_is_seen_at_once(self, docker: Docker, open_driver: OpenDriver) -> None:
+        """With many volumes too, one that another process retains or takes up again is in the very next List."""
+        other = Docker(create_app(open_driver()).test_client())
+        for number in range(40):
+            docker.created(f"v{number:02}", on_remove="retain")
+        for name in ("v39", "v00", "v20"):
+            for change, expected in ((other.remove, 39), (other.create, 40)):
+                time.sleep(0.06)  # what was read a moment after a change is not remembered anyway
+                docker.names()
+                docker.names()
+                assert change(name) == OK
+                assert len(docker.names()) == expected
 
     def test_more_than_the_few_looked_at_again(self, docker: Docker, host: Host) -> None:
         """With many volumes too, one that comes or goes is seen at once, a damaged one within a few Lists."""
