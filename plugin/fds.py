@@ -172,8 +172,7 @@ def read_file(dirfd: int, name: str, *, limit: int) -> bytes:
     """Read one of hostprep's own files, trusting nothing about it.
 
     Raises:
-        Unreadable: it is not a regular file of root's with one link that root alone can write, or is over *limit*
-            bytes.
+        Unreadable: it is not a regular file of root's with one link, closed to all others, or is over *limit* bytes.
         OSError: ENOENT and what else open(2) raises.
     """
     # O_NONBLOCK: a FIFO in its place must not hang the open.
@@ -188,7 +187,7 @@ def read_file(dirfd: int, name: str, *, limit: int) -> bytes:
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode):
             raise Unreadable(f"{name} is not a regular file")
-        if st.st_uid != 0 or st.st_mode & 0o022 or st.st_nlink != 1:
+        if st.st_uid != 0 or st.st_mode & 0o077 or st.st_nlink != 1:
             raise Unreadable(f"{name} is not root's alone", hint="expected owner 0, mode 0600 and one link")
         data = os.read(fd, limit + 1)
     if len(data) > limit:

@@ -10,18 +10,27 @@ from __future__ import annotations
 import errno
 import functools
 import importlib
+import logging
 import os
 import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 from .errors import BadSetting, Invalid
 from .options import Label
 from .settings import SELinux
 
+log = logging.getLogger("hostprep")
+
+# What a container has to be allowed, by what a person calls it: class and permission (security_class_mapping).
+_NEEDED: Final = {
+    "read": (("dir", "search"), ("dir", "read"), ("file", "open"), ("file", "read")),
+    "write": (("dir", "write"), ("dir", "add_name"), ("dir", "remove_name"), ("file", "create"), ("file", "write")),
+    "search": (("dir", "search"),),
+}
 ATTRIBUTE: Final = "security.selinux"
 UNSUPPORTED: Final = errno.ENOTSUP  # this file system keeps no labels (vfat, some NFS)
 
@@ -57,8 +66,9 @@ class Labels:
         self._policy = policy
         self.applied = applied
         """Whether labels are set and compared at all."""
-        self.default = self._container_default()
+        self.default = self._lxc_context("file")
         """What a directory that hostprep creates gets when no label is asked for; None without a policy."""
+        self._process = self._lxc_context("process")
         self.canonical = functools.lru_cache(maxsize=1024)(self._canonical)
         self.unlabelled: set[int] = set()
         """Devices (st_dev) whose file system was seen to keep no labels: nothing is asked of them again."""
@@ -125,16 +135,53 @@ class Labels:
         except OSError:  # a label of another policy, kept on disk: it equals nothing but itself
             return label
 
-    def _container_default(self) -> str | None:
-        """The `file` context of lxc_contexts(5), which the engines themselves give to container files."""
+    def refusal(self, label: str) -> str:
+        """What the policy does not let a container do with *label*, as a sentence; empty where nothing is missing.
+
+        Asked of the policy for the engines' own process context, at the level of *label*: at any other a container
+        needs `--security-opt label=level:…`.
+        """
+        if self._policy is None or self._process is None or self.default is None:
+            return ""
+        level = label.split(":", 3)[3:]
+        process = ":".join([*self._process.split(":", 3)[:3], *level])
+        missing = [access for access, needed in _NEEDED.items() if not self._allows(process, label, needed)]
+        if not missing:
+            return ""
+        usable = ":".join([*self.default.split(":", 3)[:3], *level])
+        return f"the policy of this host lets no container {' or '.join(missing)} {label}: usable is {usable}"
+
+    def _allows(self, process: str, label: str, needed: tuple[tuple[str, str], ...]) -> bool:
+        policy: Any = self._policy
+        for kind, permission in needed:
+            wanted = policy.string_to_security_class(kind)
+            decision = policy.av_decision()
+            try:
+                policy.security_compute_av(process, label, wanted, 0, decision)
+            except OSError:  # a label that this policy does not know
+                return False
+            if not decision.allowed & policy.string_to_av_perm(wanted, permission):
+                return False
+        return True
+
+    def found_unlabelled(self, device: int) -> None:
+        """Remember that the file system of *device* keeps no labels, and say so once."""
+        if device not in self.unlabelled:
+            self.unlabelled.add(device)
+            where = f"{os.major(device)}:{os.minor(device)}"
+            log.warning("the file system of device %s keeps no labels: none is applied there", where)
+
+    def _lxc_context(self, wanted: str) -> str | None:
+        """A context of lxc_contexts(5): `file`, which the engines give to container files, or `process`."""
         if self._policy is None:
             return None
         contexts = Path(self._policy.selinux_lxc_contexts_path()).read_text(encoding="utf-8")
         for line in contexts.splitlines():
             key, _, value = line.partition("=")
-            if key.strip() == "file":
+            if key.strip() == wanted:
                 return value.strip().strip('"')
-        raise BadSetting("the SELinux policy names no context for container files", hint="look into lxc_contexts")
+        what = {"file": "files", "process": "processes"}[wanted]
+        raise BadSetting(f"the SELinux policy names no context for container {what}", hint="look into lxc_contexts")
 
 
 def kernel_has_selinux() -> bool:

@@ -58,7 +58,7 @@ class Found:
         except OSError as exc:
             if exc.errno != UNSUPPORTED:
                 raise
-            labels.unlabelled.add(st.st_dev)
+            labels.found_unlabelled(st.st_dev)
         return cls(st.st_uid, st.st_gid, Mode(stat.S_IMODE(st.st_mode)), label, st.st_dev)
 
 
@@ -118,7 +118,7 @@ def apply(fd: int, changes: list[Change], found: Found, want: Want, labels: Labe
         except OSError as exc:
             if exc.errno != UNSUPPORTED:
                 raise
-            labels.unlabelled.add(found.device)
+            labels.found_unlabelled(found.device)
             done.remove(label)
     # Since chown(2) and fchmod(2) may both have touched it, the final mode is set whenever anything was.
     if want.mode is not None and changes:

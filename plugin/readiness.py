@@ -41,6 +41,7 @@ class Readiness:
 
     def make(self, name: str, deadline: float, *, swept: bool = False) -> str:
         """See `Driver.mount`. *swept*: the contents are not to be gone over only because of `recurse=always`."""
+        owed = not swept
         swept = swept or time.monotonic() - self._owed.pop(name, -_OWED) < _OWED
         while True:
             with self.store.lock(name, deadline), self.store.volume(name) as volume:
@@ -49,7 +50,12 @@ class Readiness:
                     running = self._mend(volume, record, data, swept=swept)
                 if running is None:
                     return self.store.mountpoint(record)
-            self._wait(running, deadline)
+            try:
+                self._wait(running, deadline)
+            except Busy:
+                if owed:
+                    self._owed[name] = time.monotonic()
+                raise
             swept = True
 
     def _mend(self, volume: int, record: Record, data: int, *, swept: bool) -> Pass | None:
@@ -129,7 +135,6 @@ class Readiness:
             finally:
                 self._waiting.release()
         if not running.over.is_set():
-            self._owed[running.name] = time.monotonic()
             raise Busy(
                 f"preparing {running.name}: {running.progress} done",
                 hint="the pass goes on; start again later",

@@ -40,6 +40,7 @@ _LAST: Final = 0.2  # seconds that idle connections stay open at the end
 _READ: Final = 30  # seconds that a client may take to send the rest of a request
 _PURGE_EVERY: Final = 60.0  # seconds
 _BACKLOG: Final = 1024
+_MEDIA_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"  # as in wire, which is not to be imported yet
 _HANDSHAKE: Final = "/Plugin.Activate"
 
 Environ = dict[str, Any]
@@ -131,8 +132,7 @@ class _Front:
         if self._app is None:
             if environ["PATH_INFO"] == _HANDSHAKE and environ["REQUEST_METHOD"] == "POST":
                 body = b'{"Implements": ["VolumeDriver"]}\n'
-                kind = "application/vnd.docker.plugins.v1.2+json"
-                start_response("200 OK", [("Content-Type", kind), ("Content-Length", str(len(body)))])
+                start_response("200 OK", [("Content-Type", _MEDIA_TYPE), ("Content-Length", str(len(body)))])
                 threading.Thread(target=self._load, daemon=True).start()
                 return [body]
             self._load()
@@ -180,6 +180,14 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
             if not poll.poll(_LINGER):
                 break
         return kept
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answer what is no HTTP, as JSON: gunicorn would send a page, and an engine shows it to its user as it is."""
+        log.warning("malformed request: %s", printable(str(exc)))
+        body = b'{"Err": "the request is not HTTP/1.1 as hostprep understands it"}\n'
+        head = f"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+        with contextlib.suppress(OSError):
+            client.sendall(f"{head}Content-Type: {_MEDIA_TYPE}\r\n\r\n".encode() + body)
 
     def _cap_keepalive(self, deadline: float) -> None:
         # At its end gunicorn gives idle connections two seconds more, in which nobody else could answer.

@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -210,11 +211,6 @@ def _log_failure(verb: str, volume: str, exc: Exception, arrived: float) -> None
         level = logging.DEBUG if verb == "Get" else logging.WARNING
         log.log(level, "%s %s: %s, after %.1f ms", verb, volume, text, spent)
     else:
-        log.error(
-            "%s %s: %s, after %.1f ms",
-            verb,
-            volume,
-            text,
-            spent,
-            exc_info=not isinstance(exc, OSError | HostprepError),
-        )
+        if not isinstance(exc, OSError | HostprepError):
+            text = printable("".join(traceback.format_exception(exc)))  # a line an event, this one too
+        log.error("%s %s: %s, after %.1f ms", verb, volume, text, spent)

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from demo.engine import Engine
+from demo.engine import Engine, wait_for
 
 IDS = "184:998"
 WRITE = "echo written > /data/file; cat /data/file"
@@ -79,7 +79,9 @@ class Docker:
 
     def remove_everything(self) -> None:
         """Remove all containers and volumes."""
+        # Of one that ends just now, with --rm, dockerd says that its removal is under way: it will be gone.
         if containers := self.containers():
-            self("rm", "-f", "-v", *containers)
+            self.engine.client("docker", "rm", "-f", "-v", *containers)
+            wait_for(lambda: not self.containers(), "the containers to go")
         if volumes := self.volumes():
             self("volume", "rm", *volumes)

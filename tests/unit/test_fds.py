@@ -20,6 +20,7 @@ from plugin.errors import Busy, NotAllowed, Unreadable
 from plugin.fds import held
 
 from .host import REPOSITORY, mode, mounted, soon
+from .trees import make_tree
 
 pytestmark = pytest.mark.root
 
@@ -213,12 +214,12 @@ class TestWalk:
 class TestReadFile:
     def test_a_file(self, here: int, tmp_path: Path) -> None:
         """A regular file of root's is read whole."""
-        (tmp_path / "f").write_bytes(b"0123456789")
+        make_tree(tmp_path, "file f 0:0 600 0123456789")
         assert fds.read_file(here, "f", limit=10) == b"0123456789"
 
     def test_a_long_file(self, here: int, tmp_path: Path) -> None:
         """A file over the limit is refused."""
-        (tmp_path / "f").write_bytes(b"0123456789")
+        make_tree(tmp_path, "file f 0:0 600 0123456789")
         with pytest.raises(Unreadable, match="longer than 9 bytes"):
             fds.read_file(here, "f", limit=9)
 

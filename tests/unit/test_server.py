@@ -432,14 +432,16 @@ class TestWire:
         ],
     )
     def test_what_is_no_http(self, host: Host, server: Server, request_: bytes) -> None:
-        """What is no HTTP harms nobody."""
+        """What is no HTTP harms nobody, and where it is answered it is as JSON."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(host.socket))
             sock.sendall(request_)
             sock.shutdown(socket.SHUT_WR)
             sock.settimeout(10)
             answer = sock.recv(65536)
-        assert answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer
+        if answer:
+            assert answer.startswith(b"HTTP/1.1 4"), answer
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["Err"]
         assert server.answers()
 
     def test_a_get_in_doubt(self, host: Host, server: Server) -> None:

@@ -60,7 +60,9 @@ class TestSweep:
                 "created_at": "2026-11-24T00:00:00Z",
                 **({"made": True} if made else {}),
             }
-            (host.root / "volumes" / f".new-{number}" / "volume.json").write_text(json.dumps(record))
+            path = host.root / "volumes" / f".new-{number}" / "volume.json"
+            path.touch(0o600)
+            path.write_text(json.dumps(record))
         (host.srv / "filled" / "precious").touch()
         driver.store.sweep()
         assert sorted(os.listdir(host.srv)) == ["adopted", "filled"]
