@@ -93,7 +93,7 @@ class Driver:
                         hint="hostprep apply changes options in place; docker volume rm makes room for a new one",
                     )
                 return
-            if options.label is not None and (refusal := self.labels.refusal(str(options.label))):
+            if options.label and options.label.type and (refusal := self.labels.refusal(str(options.label))):
                 log.warning("create of %s: %s", name, refusal)
             retained = self._take_up(name, given)
             if retained is None and not self._make(name, given, options, deadline):
@@ -390,7 +390,7 @@ class Driver:
             status["ready"] = not changes and progress is None
             if want.label is not None and found.device in self.labels.unlabelled:
                 status["warnings"].append(f"the file system keeps no labels: {want.label} is not applied")
-            elif refusal := self.labels.refusal(want.label or found.label or ""):
+            elif (label := want.label or found.label) and (refusal := self.labels.refusal(label)):
                 status["warnings"].append(refusal)
             if record.options.path is not None and want.recurse is Recurse.NEVER:
                 status["warnings"] += _foreign(data, want)

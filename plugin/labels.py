@@ -143,7 +143,7 @@ class Labels:
         """
         if self._policy is None or self._process is None or self.default is None:
             return ""
-        level = label.split(":", 3)[3:]
+        level = [range_.partition("-")[0] for range_ in label.split(":", 3)[3:]]  # containers run at one level
         process = ":".join([*self._process.split(":", 3)[:3], *level])
         missing = [access for access, needed in _NEEDED.items() if not self._allows(process, label, needed)]
         if not missing:
@@ -166,7 +166,7 @@ class Labels:
 
     def found_unlabelled(self, device: int) -> None:
         """Remember that the file system of *device* keeps no labels, and say so once."""
-        if device not in self.unlabelled:
+        if self.applied and device not in self.unlabelled:
             self.unlabelled.add(device)
             where = f"{os.major(device)}:{os.minor(device)}"
             log.warning("the file system of device %s keeps no labels: none is applied there", where)

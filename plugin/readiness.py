@@ -38,6 +38,8 @@ class Readiness:
         self.passes = Passes(store)
         self._waiting = threading.BoundedSemaphore(_WAITING)
         self._owed: dict[str, float] = {}
+        self._empty: set[str] = set()
+        """Volumes last seen empty: copy-up may put the first container's categories on them, so the level counts."""
 
     def make(self, name: str, deadline: float, *, swept: bool = False) -> str:
         """See `Driver.mount`. *swept*: the contents are not to be gone over only because of `recurse=always`."""
@@ -64,7 +66,7 @@ class Readiness:
         Args:
             swept: the caller has seen a pass through, so `recurse=always` asks for no other.
         """
-        want = Want.of(record.options, self.labels, adopted=record.adopted)
+        want = self._want(record)
         found = Found.at(data, self.labels)
         changes = plan(found, want, self.labels)
         pending = fds.exists(volume, MARK)
@@ -82,7 +84,14 @@ class Readiness:
                 volume, record.name, data, order, lambda outcome: self._finish(record, tree_of, outcome)
             )
         self._repair(record.name, data, changes, found, want)
+        if want.label is not None and record.options.label is None:
+            with os.scandir(data) as entries:
+                (self._empty.discard if any(entries) else self._empty.add)(record.name)
         return None
+
+    def _want(self, record: Record) -> Want:
+        want = Want.of(record.options, self.labels, adopted=record.adopted)
+        return replace(want, type_only=False) if want.type_only and record.name in self._empty else want
 
     def _repair(self, name: str, data: int, changes: list[Change], found: Found, want: Want) -> None:
         if changes:
@@ -103,7 +112,7 @@ class Readiness:
             with fds.held(self.store.open_data(volume, now_recorded)) as data:
                 if not os.path.samestat(os.fstat(data), tree_of):
                     return
-                want = Want.of(record.options, self.labels, adopted=record.adopted)
+                want = self._want(record)
                 found = Found.at(data, self.labels)
                 self._repair(name, data, plan(found, want, self.labels), found, want)
                 os.fsync(data)

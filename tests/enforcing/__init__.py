@@ -1,0 +1,1 @@
+"""Labels where they count: in a guest whose kernel enforces, beside a dockerd --selinux-enabled."""
