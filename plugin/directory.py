@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from .labels import Labels
 from .options import Mode, Options, Recurse, parse_path
 from .prepare import Change, Found, Want, apply, plan
 from .settings import system_directory
+
+log = logging.getLogger("hostprep")
 
 _ACCEPTED = ("uid", "gid", "mode", "label", "recurse")
 
@@ -60,6 +63,8 @@ def prepare(
     options = Options.parse(given)
     if options.label is not None:
         labels.check(options.label)
+        if options.label.type and (refusal := labels.refusal(str(options.label))):
+            log.warning("%s", refusal)
     path = parse_path(path)
     if touched := system_directory(path, root):
         raise NotAllowed(

@@ -157,6 +157,7 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
     driver: Driver
     path: str
     """Where the socket is; empty where it is systemd's."""
+    _made: os.stat_result | None = None
 
     def init_signals(self) -> None:
         super().init_signals()
@@ -182,8 +183,13 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
         return kept
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer what is no HTTP, as JSON: gunicorn would send a page, and an engine shows it to its user as it is."""
-        log.warning("malformed request: %s", printable(str(exc)))
+        """Answer what is no HTTP, as JSON: gunicorn would send a page, and an engine shows it to its user as it is.
+
+        What was a request, and failed beyond what wire puts into words, is not answered: it may have been a Get.
+        """
+        log.error("request not served: %s", printable(in_words(exc)))
+        if req is not None:
+            return
         body = b'{"Err": "the request is not HTTP/1.1 as hostprep understands it"}\n'
         head = f"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
         with contextlib.suppress(OSError):
