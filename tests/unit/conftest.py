@@ -27,8 +27,10 @@ from .host import PYTHON, Docker, Done, Host, children_of, passes_of
 
 _PR_SET_CHILD_SUBREAPER = 36
 
-# What a killed server leaves running becomes this process's child, and is seen.
-ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+def _adopt_orphans(yes: int) -> None:
+    """Whether what a killed server leaves running becomes this process's child, and so is seen (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, yes, 0, 0, 0)
 
 
 def _descriptors() -> Counter[str]:
@@ -69,6 +71,7 @@ _WATCHED: dict[str, Callable[[], Counter[str]]] = {
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """Fail a test that leaves a descriptor, a child process, a thread or a mount behind."""
+    _adopt_orphans(1)
     before = {what: look() for what, look in _WATCHED.items()}
     yield
     end = time.monotonic() + 3
@@ -79,6 +82,7 @@ def nothing_left() -> Iterator[None]:
             break
         gc.collect()
         time.sleep(0.02)
+    _adopt_orphans(0)  # or the private engine's processes would be ours, and stay as zombies
     assert not left, f"the test left behind: {left}"
 
 
