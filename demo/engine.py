@@ -178,7 +178,7 @@ class Engine:
         """Start dockerd, with *flags* besides those it needs here, and wait until it answers."""
         home, log = self.home, self.home / "dockerd.log"
         self.flags = flags
-        # After a crash dockerd takes any process that has its old pid for itself; numbers come again soon in here.
+        # dockerd does not start while any process, a zombie too, has the number in its old pid file.
         (home / "docker.pid").unlink(missing_ok=True)
         (home / "daemon.json").write_text("{}")  # not the machine's /etc/docker/daemon.json
         argv = [

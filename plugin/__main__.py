@@ -12,7 +12,7 @@ def main() -> None:
     """Run the command line; an error is one line and exit 1, a wrong flag or a missing argument exit 2."""
     try:
         if sys.argv[1:] == ["serve"]:
-            # Without click, a sixth of the time to the first answer: an engine may be waiting for it.
+            # Without click, whose import takes its time: an engine may be waiting for the first answer.
             from .server import serve
             from .settings import Settings
 

@@ -1,6 +1,6 @@
 """`hostprep serve`: the protocol on a Unix socket, by gunicorn's threaded worker. The only module that knows it.
 
-One process, without gunicorn's arbiter above it: half the memory, a quicker first answer, one thing to kill. What the
+One process, without gunicorn's arbiter above it: less memory, a quicker first answer, one thing to kill. What the
 arbiter would do, starting a dead worker anew and keeping the socket meanwhile, systemd does for both.
 """
 
@@ -150,7 +150,7 @@ class _Front:
 class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
     """gunicorn's threaded worker, but for a few milliseconds after an answer the connection stays on its thread.
 
-    Handing it back to the poller and out to a thread again wakes two threads, which costs as much as a small verb.
+    Handing it back to the poller and out to a thread again wakes two threads: `make bench` shows what that costs.
     An engine's requests come one right after the other; a connection that stays idle goes back, and uses up no thread.
     """
 
@@ -240,7 +240,7 @@ class _Log(logging.LoggerAdapter[logging.Logger]):
     """gunicorn's own messages in hostprep's log; requests are logged where they are understood, in wire."""
 
     def access(self, *_: object) -> None:
-        """Nothing: an access log costs a third of a Get."""
+        """Nothing."""
 
     def close_on_exec(self) -> None:
         """Nothing: standard error is passed on."""
