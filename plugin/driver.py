@@ -29,9 +29,9 @@ from .errors import (
 )
 from .labels import Labels
 from .options import KNOWN, Options, Recurse, check_name, differences
-from .passes import Progress, read_mark, write_mark
+from .passes import read_mark
 from .prepare import Found, Want, apply, plan
-from .readiness import Readiness, contents_follow
+from .readiness import Readiness
 from .record import Record, rfc3339
 from .settings import Settings
 from .store import DATA, PATHS, RECORD, RETAINED, Listing, Store
@@ -150,7 +150,7 @@ class Driver:
         return record
 
     def _make(self, name: str, given: Mapping[str, str], options: Options, deadline: float) -> bool:
-        """Make a volume that is not there; whether its tree, being adopted, may still have to follow."""
+        """Make a volume that is not there; whether its directory, being adopted, has still to be mended."""
         path, made, parent, last = options.path, False, -1, ""
         with contextlib.ExitStack() as stack:
             if path is not None:
@@ -161,7 +161,6 @@ class Driver:
                 if not made and (kind := fds.kind(parent, last)) != "a directory":
                     raise NotAllowed(f"option path: {printable(path)} is {kind}", hint="give a directory or a new name")
             record = Record(name, dict(given), rfc3339(), made)
-            want = Want.of(options, self.labels, adopted=record.adopted)
             new, temporary = stack.enter_context(self.store.new(deadline))
             # The record first: it says what was intended, should what follows be interrupted.
             fds.write_file(new, RECORD, record.to_json(), durable=True)
@@ -170,15 +169,12 @@ class Driver:
             else:
                 data = fds.make_dir(parent, last) if made else self.store.open_data(new, record)
             with fds.held(data):
+                # An adopted directory is mended when the volume is there: only then can an interruption be.
                 if not record.adopted:
-                    want = want.first()
-                found = Found.at(data, self.labels)
-                changes = plan(found, want, self.labels)
-                if record.adopted and contents_follow(want, changes):
-                    write_mark(self.store, new, Progress(), durable=True)
-                else:
-                    apply(data, changes, found, want, self.labels)
-                if path is not None:
+                    want = Want.of(options, self.labels, adopted=False).first()
+                    found = Found.at(data, self.labels)
+                    apply(data, plan(found, want, self.labels), found, want, self.labels)
+                if made:
                     os.fsync(data)
                     os.fsync(parent)
             self.store.appear(temporary, name)
@@ -382,7 +378,7 @@ class Driver:
             status["warnings"].append(str(exc))
             return status
         with fds.held(data):
-            want = Want.of(record.options, self.labels, adopted=record.adopted)
+            want = Want.of(record.options, self.labels, adopted=record.adopted, narrowed=record.narrowed)
             found = Found.at(data, self.labels)
             changes = plan(found, want, self.labels)
             status |= {"uid": found.uid, "gid": found.gid, "mode": str(found.mode), "label": found.label}

@@ -19,7 +19,7 @@ from .errors import Busy, NotReady
 from .labels import Labels
 from .options import Recurse
 from .passes import MARK, Pass, Passes, Progress, write_mark
-from .prepare import Change, Found, Want, apply, plan
+from .prepare import Change, Found, Want, apply, closes, plan
 from .record import Record
 from .store import RECORD, Store
 
@@ -83,20 +83,32 @@ class Readiness:
             return self.passes.start(
                 volume, record.name, data, order, lambda outcome: self._finish(record, tree_of, outcome)
             )
-        self._repair(record.name, data, changes, found, want)
+        self._repair(volume, record, data, changes, found, want)
         if want.label is not None and record.options.label is None:
             with os.scandir(data) as entries:
                 (self._empty.discard if any(entries) else self._empty.add)(record.name)
         return None
 
     def _want(self, record: Record) -> Want:
-        want = Want.of(record.options, self.labels, adopted=record.adopted)
+        want = Want.of(record.options, self.labels, adopted=record.adopted, narrowed=record.narrowed)
         return replace(want, type_only=False) if want.type_only and record.name in self._empty else want
 
-    def _repair(self, name: str, data: int, changes: list[Change], found: Found, want: Want) -> None:
+    def _repair(
+        self, volume: int, record: Record, data: int, changes: list[Change], found: Found, want: Want
+    ) -> Record:
+        """Mend the root *data*, and return the record as it is on disk then."""
+        if want.mode is None and closes(changes):
+            record = replace(record, narrowed=found.mode)
+            self.store.write(volume, RECORD, record.to_json())
+            want = replace(want, mode=found.mode)
         if changes:
             for change in apply(data, changes, found, want, self.labels):
-                log.info("repaired %s: %s", name, change)
+                log.info("repaired %s: %s", record.name, change)
+        if record.narrowed is not None:
+            os.fsync(data)
+            record = replace(record, narrowed=None)
+            self.store.write(volume, RECORD, record.to_json())
+        return record
 
     def _finish(self, record: Record, tree_of: os.stat_result, outcome: tree.Outcome) -> None:
         """The tree *tree_of* is right: now the root, last of all, and then the mark.
@@ -112,9 +124,10 @@ class Readiness:
             with fds.held(self.store.open_data(volume, now_recorded)) as data:
                 if not os.path.samestat(os.fstat(data), tree_of):
                     return
-                want = self._want(record)
+                want = self._want(now_recorded)
                 found = Found.at(data, self.labels)
-                self._repair(name, data, plan(found, want, self.labels), found, want)
+                changes = plan(found, want, self.labels)
+                now_recorded = self._repair(volume, now_recorded, data, changes, found, want)
                 os.fsync(data)
             if outcome.sentences() != now_recorded.left_alone:
                 now_recorded = replace(now_recorded, left_alone=outcome.sentences())
