@@ -79,6 +79,11 @@ class Driver:
         options = Options.parse(given)
         if options.label is not None:
             self.labels.check(options.label)
+        # An equal Create waits until the first knows whether the volume stays: it may have to be withdrawn.
+        with self.store.lock(f"create/{name}", deadline):
+            self._create(name, given, options, deadline)
+
+    def _create(self, name: str, given: Mapping[str, str], options: Options, deadline: float) -> None:
         with self.store.lock(name, deadline), contextlib.ExitStack() as claim:
             if options.path is not None:
                 claim.enter_context(self.store.lock(PATHS, deadline))

@@ -6,17 +6,18 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from plugin import trash
 from plugin.driver import Driver
-from plugin.errors import Busy, Conflict, Invalid, NoSuchVolume, NotAllowed, NotReady, Unreadable
+from plugin.errors import Busy, Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, NotReady, Unreadable
 from plugin.wire import create_app
 
 from .conftest import Gate, OpenDriver
-from .host import Docker, Host, label, mode, mounted, owner, set_label, soon
+from .host import Docker, Host, eventually, label, mode, mounted, owner, set_label, soon
 from .trees import make_tree, owners
 
 pytestmark = pytest.mark.root
@@ -469,21 +470,24 @@ class TestWithdrawn:
 
     @pytest.fixture
     def meanwhile(self, driver: Driver, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-        """While a Create waits, its volume is removed and another of its name is made and written to; then it fails."""
+        """While a Create waits, its volume is removed and an older one of its name is restored; then it fails."""
+        driver.create("mongo", {"on_remove": "delete"}, soon())
+        make_tree(host.data("mongo"), "file precious 0:0 600 text")
+        driver.remove("mongo", soon())
+        older = driver.removed_volumes()[0]["id"]
         make = driver._readiness.make
 
         def fail(name: str, deadline: float, **options: bool) -> str:
             monkeypatch.setattr(driver._readiness, "make", make)
             driver.remove(name, soon())
-            driver.create(name, {"on_remove": "delete"}, soon())
-            make_tree(host.data(name), "file precious 0:0 600 text")
+            driver.restore(name, entry=older, new_name=None, deadline=soon())
             raise NoSuchVolume("removed meanwhile")
 
         monkeypatch.setattr(driver._readiness, "make", fail)
 
     @pytest.mark.usefixtures("meanwhile")
     def test_another_volume_of_its_name(self, driver: Driver, host: Host) -> None:
-        """A new volume of that name, made by another request meanwhile, stays."""
+        """Another volume of that name, restored meanwhile, stays."""
         make_tree(host.srv, "dir db", "file db/a")
         with pytest.raises(NoSuchVolume):
             driver.create("mongo", {**MONGO, "path": f"{host.srv}/db", "recurse": "mismatch"}, soon())
@@ -494,6 +498,8 @@ class TestWithdrawn:
         self, driver: Driver, host: Host, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """So it is where the Create had taken a retained volume up."""
+        driver.create("older", {}, soon())
+        driver.remove("older", soon())
         driver.create("mongo", {**MONGO, "on_remove": "retain"}, soon())
         driver.remove("mongo", soon())
         make = driver._readiness.make
@@ -502,10 +508,39 @@ class TestWithdrawn:
             monkeypatch.setattr(driver._readiness, "make", make)
             driver.change(name, {"on_remove": "delete"}, (), soon())
             driver.remove(name, soon())
-            driver.create(name, {}, soon())
+            driver.restore("older", entry=None, new_name=name, deadline=soon())
             raise NoSuchVolume("removed meanwhile")
 
         monkeypatch.setattr(driver._readiness, "make", fail)
         with pytest.raises(NoSuchVolume):
             driver.create("mongo", {}, soon())
         assert driver.get("mongo")["Status"]["options"] == {}
+
+    def test_an_equal_create_waits_for_the_first(self, driver: Driver, host: Host, gate: Gate) -> None:
+        """A second Create of a name is answered when the first knows whether its volume stays: here it does not."""
+        make_tree(host.srv, "dir db 55:66", "file db/a 55:66")
+        options = {**MONGO, "path": f"{host.srv}/db", "recurse": "mismatch"}
+        answers: list[str] = []
+
+        def create() -> None:
+            try:
+                driver.create("mongo", options, soon())
+                answers.append("made")
+            except (HostprepError, OSError):
+                answers.append("failed")
+
+        threads = [threading.Thread(target=create) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(gate.waiting()) == 1, "the first waits for its pass")
+        time.sleep(0.2)
+        assert answers == []
+        subprocess.run(["chattr", "+i", host.srv / "db"], check=True)
+        try:
+            gate.open()
+            for thread in threads:
+                thread.join()
+        finally:
+            subprocess.run(["chattr", "-i", host.srv / "db"], check=True)
+        assert answers == ["failed", "failed"]
+        assert host.left_in_volumes() == []
