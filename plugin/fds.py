@@ -20,9 +20,11 @@ from collections.abc import Iterator
 from . import linux
 from .errors import Busy, NotAllowed, Unreadable, printable
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLOCK = "hhqqi4x"
+# An entry that is gone, or is something else by now: its new state is its owner's business, or the next look's.
+CHANGED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 TEMPORARY = "."  # what begins with it is an interrupted step's; no volume or trash entry does
 
 
@@ -55,7 +57,7 @@ def open_dir(dirfd: int, name: str) -> int:
     Raises:
         OSError: ENOTDIR for a symlink too (open(2) with O_DIRECTORY and O_NOFOLLOW), ENOENT.
     """
-    return os.open(component(name), _DIRECTORY, dir_fd=dirfd)
+    return os.open(component(name), DIRECTORY, dir_fd=dirfd)
 
 
 def open_below(dirfd: int, name: str, *, directory: bool) -> int:
@@ -66,7 +68,7 @@ def open_below(dirfd: int, name: str, *, directory: bool) -> int:
     Raises:
         OSError: EXDEV where *name* is a mount point, ELOOP or ENOTDIR for what is no directory, ENOENT.
     """
-    flags = _DIRECTORY if directory else _PINNED
+    flags = DIRECTORY if directory else PINNED
     try:
         # RESOLVE_NO_SYMLINKS would also refuse to pin a symlink; for one component O_NOFOLLOW says the same.
         return linux.openat2(dirfd, component(name), flags, linux.RESOLVE_BENEATH | linux.RESOLVE_NO_XDEV)
@@ -110,7 +112,7 @@ def walk(path: str, *, trusted: bool) -> int:
         NotAllowed: a component is a symlink or no directory, or (trusted) somebody else could redirect it.
         OSError: ENOENT and what else open(2) raises, with the path so far.
     """
-    fd = os.open("/", _DIRECTORY)
+    fd = os.open("/", DIRECTORY)
     shown = ""
     try:
         for name in path.split("/")[1:]:

@@ -157,9 +157,10 @@ class Readiness:
             finally:
                 self._waiting.release()
         if not running.over.is_set():
+            again = f"in about {running.progress.left}" if running.progress.left else "later"
             raise Busy(
                 f"preparing {running.name}: {running.progress} done",
-                hint="the pass goes on; start again later",
+                hint=f"it goes on; start the container again {again}",
             )
         if running.failure:
             raise NotReady(f"volume {running.name} could not be prepared: {running.failure}")

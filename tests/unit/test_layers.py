@@ -18,6 +18,8 @@ ORDER = [
     "labels",
     "prepare",
     "record",
+    "walk",
+    "crew",
     "tree",
     "root",
     "store",
