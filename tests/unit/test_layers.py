@@ -20,6 +20,7 @@ ORDER = [
     "record",
     "tree",
     "root",
+    "mounts",
     "store",
     "trash",
     "passes",
