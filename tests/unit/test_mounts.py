@@ -394,9 +394,10 @@ class TestMountpoint:
         mongo.mounted("mongo")
         subprocess.run(["umount", place], check=True)
         assert (owner(place), mode(place)) == ((0, 0), "0000")
-        with fds.held(os.open(place, os.O_RDONLY)) as fd:
+        with fds.held(os.open(place.parent, os.O_RDONLY)) as fd:
             try:
                 linux.set_immutable(fd, True)
+                linux.set_immutable(fd, False)
             except OSError as exc:
                 pytest.skip(f"no immutable directories here: {exc.strerror}")
         with pytest.raises(PermissionError):
