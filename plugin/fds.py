@@ -113,8 +113,8 @@ def make_dir(dirfd: int, name: str) -> int:
 
 def _exchanged(name: str) -> NotAllowed:
     return NotAllowed(
-        f"somebody put something else in the place of {printable(name)} when it had just been made",
-        hint="see who can write the directory above it",
+        f"{printable(name)} had just been made, and is no empty directory of root's",
+        hint="somebody put another in its place, or the file system gives it another owner (NFS with root_squash)",
     )
 
 

@@ -63,8 +63,9 @@ def pin(mounts: int, name: str, data: int, *, place: str, engine: int) -> None:
         if made:
             release(mounts, name)
         raise NotAllowed(
-            f"the engine would not see {place}: hostprep runs in a mount namespace of its own",
-            hint=f"run it in the engine's (no PrivateTmp=, ProtectSystem= and the like under systemd), or {_ELSEWHERE}",
+            f"the engine would not see the mount at {place}",
+            hint="run hostprep in the engine's mount namespace, under systemd without PrivateTmp=, ProtectSystem= and "
+            f"the like; or {_ELSEWHERE}",
         )
 
 
