@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from . import fds, trash
+from . import fds, mounts, trash
 from .errors import (
     Busy,
     Conflict,
@@ -23,6 +23,7 @@ from .errors import (
     NoSuchVolume,
     NotAllowed,
     NotReady,
+    Redirectable,
     Unreadable,
     in_words,
     printable,
@@ -122,6 +123,7 @@ class Driver:
             with self.store.volume(name) as volume:
                 if not os.path.samestat(os.fstat(volume), made) or not fds.exists(volume, RECORD):
                     return
+                self.store.release(name)  # a Mount may have been faster
                 if retained is not None:
                     self.store.write(volume, RECORD, retained.to_json())
                     self._retain(volume)
@@ -156,16 +158,18 @@ class Driver:
 
     def _make(self, name: str, given: Mapping[str, str], options: Options, deadline: float) -> bool:
         """Make a volume that is not there; whether its directory, being adopted, has still to be mended."""
-        path, made, parent, last = options.path, False, -1, ""
+        path, made, pinned, parent, last = options.path, False, False, -1, ""
         with contextlib.ExitStack() as stack:
             if path is not None:
                 self.store.check_claim(path, name=name)
-                parent, last = self._parent(path)
+                parent, last, pinned = self._parent(path)
                 stack.callback(os.close, parent)
                 made = not fds.exists(parent, last)
                 if not made and (kind := fds.kind(parent, last)) != "a directory":
                     raise NotAllowed(f"option path: {printable(path)} is {kind}", hint="give a directory or a new name")
-            record = Record(name, dict(given), rfc3339(), made)
+                if pinned:
+                    mounts.check(parent)
+            record = Record(name, dict(given), rfc3339(), made, pinned=pinned)
             new, temporary = stack.enter_context(self.store.new(deadline))
             # The record first: it says what was intended, should what follows be interrupted.
             fds.write_file(new, RECORD, record.to_json(), durable=True)
@@ -185,9 +189,13 @@ class Driver:
             self.store.appear(temporary, name)
         return record.adopted
 
-    def _parent(self, path: str) -> tuple[int, str]:
+    def _parent(self, path: str) -> tuple[int, str, bool]:
+        """The open directory above *path*, the last component, and whether somebody could redirect it."""
         try:
-            return self.store.open_parent(path)
+            try:
+                return *self.store.open_parent(path, trusted=True), False
+            except Redirectable:
+                return *self.store.open_parent(path, trusted=False), True
         except NotAllowed as exc:
             raise NotAllowed(f"option path: {exc.message}", hint=exc.hint) from None
         except FileNotFoundError as exc:
@@ -211,6 +219,7 @@ class Driver:
                     return
                 raise
             self.passes.cancel(name)
+            self.store.release(name)
             if record.options.retains:
                 with self.store.volume(name) as volume:
                     self._retain(volume)
@@ -278,14 +287,18 @@ class Driver:
 
     # -- readiness ---------------------------------------------------------------------------------------------------
 
-    def mount(self, name: str, deadline: float) -> str:
+    def mount(self, name: str, deadline: float, *, engine: int | None = None) -> str:
         """Make the volume right, whatever was done to it, and answer where it is.
+
+        Args:
+            engine: the process that will open what is answered (0: one that cannot be seen from here); None where
+                none will, and then a mount that would lead there is not made.
 
         Raises:
             NoSuchVolume, Unreadable, NotReady, NotAllowed: there is nothing that could be answered.
             Busy: a pass over its tree takes longer than *deadline*; it goes on, and the next Mount joins it.
         """
-        return self._readiness.make(check_name(name), deadline)
+        return self._readiness.make(check_name(name), deadline, engine=engine)
 
     def unmount(self, name: str, deadline: float) -> None:
         """Make the volume right again: copy-up may just have been. Whatever is in the way is logged, not raised."""
@@ -326,7 +339,7 @@ class Driver:
                 record = self.store.retained(volume, name)
                 if record is not None and not fds.exists(volume, RECORD):
                     options = dict(record.given)
-                    where = self.store.mountpoint(record)
+                    where = self.store.place(record)
                     found.append(
                         {
                             "name": name,

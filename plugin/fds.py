@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 
 from . import linux
-from .errors import Busy, NotAllowed, Unreadable, printable
+from .errors import Busy, NotAllowed, Redirectable, Unreadable, printable
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -94,11 +94,30 @@ def mount_id(fd: int) -> int:
 def make_dir(dirfd: int, name: str) -> int:
     """Make the directory *name*, closed to everybody but root, and open it. The caller gives it its mode.
 
+    Who can write *dirfd* may put another in its place before it is opened: one that is not root's, or not empty, is
+    refused. An empty one of root's is as good, whoever moved it there; and into *dirfd* from elsewhere only who may
+    write it can move a directory (rename(2)).
+
     Raises:
+        NotAllowed: another was put in its place.
         OSError: EEXIST if anything has the name.
     """
     os.mkdir(component(name), 0o700, dir_fd=dirfd)
-    return open_dir(dirfd, name)
+    try:
+        fd = open_dir(dirfd, name)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _exchanged(name) from None
+    if os.fstat(fd).st_uid != os.geteuid() or os.listdir(fd):
+        os.close(fd)
+        raise _exchanged(name)
+    return fd
+
+
+def _exchanged(name: str) -> NotAllowed:
+    return NotAllowed(
+        f"{printable(name)} had just been made, and is no empty directory of root's",
+        hint="somebody put another in its place, or the file system gives it another owner (NFS with root_squash)",
+    )
 
 
 def walk(path: str, *, trusted: bool) -> int:
@@ -109,7 +128,8 @@ def walk(path: str, *, trusted: bool) -> int:
     answered by name, since only root can change what the name leads to.
 
     Raises:
-        NotAllowed: a component is a symlink or no directory, or (trusted) somebody else could redirect it.
+        NotAllowed: a component is a symlink or no directory.
+        Redirectable: somebody else could redirect it (trusted).
         OSError: ENOENT and what else open(2) raises, with the path so far.
     """
     fd = os.open("/", DIRECTORY)
@@ -118,15 +138,7 @@ def walk(path: str, *, trusted: bool) -> int:
         for name in path.split("/")[1:]:
             above = os.fstat(fd)
             shown += "/" + name
-            try:
-                below = open_dir(fd, name)
-            except OSError as exc:
-                if exc.errno in (errno.ENOTDIR, errno.ELOOP):
-                    raise NotAllowed(
-                        f"{printable(shown)} is {kind(fd, name)}, not a directory",
-                        hint="give the real directory; symlinks are never followed",
-                    ) from None
-                raise OSError(exc.errno, exc.strerror, shown) from None
+            below = open_step(fd, name, shown)
             os.close(fd)
             fd = below
             if trusted and not _roots_alone(above, os.fstat(fd)):
@@ -137,10 +149,28 @@ def walk(path: str, *, trusted: bool) -> int:
     return fd
 
 
-def redirectable(path: str) -> NotAllowed:
+def open_step(dirfd: int, name: str, shown: str) -> int:
+    """`open_dir` of the last component of the path *shown*, which is for messages only.
+
+    Raises:
+        NotAllowed: it is a symlink, or no directory.
+        OSError: ENOENT and what else open(2) raises, with the path.
+    """
+    try:
+        return open_dir(dirfd, name)
+    except OSError as exc:
+        if exc.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise NotAllowed(
+                f"{printable(shown)} is {kind(dirfd, name)}, not a directory",
+                hint="give the real directory; symlinks are never followed",
+            ) from None
+        raise OSError(exc.errno, exc.strerror, shown) from None
+
+
+def redirectable(path: str) -> Redirectable:
     """The refusal of a path that the engine could be made to open elsewhere."""
     parent = printable(os.path.dirname(path))
-    return NotAllowed(
+    return Redirectable(
         f"somebody other than root could put another directory in the place of {printable(path)}",
         hint=f"the directories above it must be root's, and writable by root alone: see ls -ld {parent}",
     )

@@ -41,17 +41,19 @@ class Readiness:
         self._empty: set[str] = set()
         """Volumes last seen empty: copy-up may put the first container's categories on them, so the level counts."""
 
-    def make(self, name: str, deadline: float, *, swept: bool = False) -> str:
+    def make(self, name: str, deadline: float, *, swept: bool = False, engine: int | None = None) -> str:
         """See `Driver.mount`. *swept*: the contents are not to be gone over only because of `recurse=always`."""
         owed = not swept
         swept = swept or time.monotonic() - self._owed.pop(name, -_OWED) < _OWED
         while True:
             with self.store.lock(name, deadline), self.store.volume(name) as volume:
-                record = self.store.record(volume, name)
-                with fds.held(self.store.open_data(volume, record)) as data:
+                data, record = self.store.open_pinned(volume, self.store.record(volume, name))
+                with fds.held(data):
                     running = self._mend(volume, record, data, swept=swept)
-                if running is None:
-                    return self.store.mountpoint(record)
+                    if running is None:
+                        if engine is not None:
+                            self.store.pin(record, data, engine=engine)
+                        return self.store.mountpoint(record)
             try:
                 self._wait(running, deadline)
             except Busy:

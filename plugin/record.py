@@ -37,6 +37,8 @@ class Record:
     """What the last pass over the tree could not or would not change, a sentence each."""
     narrowed: Mode | None = None
     """The mode that is to come back: a repair has closed the directory, and is not over."""
+    pinned: bool = False
+    """Whether a mount of the `path` directory is answered instead of its name, which others could redirect."""
     options: Options = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -66,6 +68,8 @@ class Record:
             shown["left_alone"] = list(self.left_alone)
         if self.narrowed is not None:
             shown["narrowed"] = str(self.narrowed)
+        if self.pinned:
+            shown["pinned"] = True
         return json.dumps(shown, indent=2).encode() + b"\n"
 
     @classmethod
@@ -87,7 +91,10 @@ class Record:
                 taken_up=_time(found, "taken_up") if "taken_up" in found else "",
                 left_alone=_lines(found),
                 narrowed=Mode.parse(_text(found, "narrowed")) if "narrowed" in found else None,
+                pinned=_flag(found, "pinned"),
             )
+            if record.pinned and record.options.path is None:
+                raise ValueError("pinned stands without a path")
             if found:
                 raise ValueError(f"unknown key {min(found)!r}")
             if name is not None and record.name != name:

@@ -18,6 +18,7 @@ from typing import Final
 from . import fds, linux
 from .crew import Crew, Report
 from .errors import printable
+from .mounts import mount_table
 from .walk import Order, Outcome, Walk, why
 
 __all__ = ["Order", "Outcome", "remove", "run"]
@@ -55,8 +56,10 @@ def _clone(root: int) -> Iterator[tuple[int, bool]]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            clone = stack.enter_context(fds.held(linux.open_tree(root)))
-            linux.mount_setattr(clone, linux.MOUNT_ATTR_NOSYMFOLLOW | linux.MOUNT_ATTR_NODEV, linux.MS_PRIVATE)
+            clone = linux.open_tree(root, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
+            stack.enter_context(fds.held(clone))
+            attributes = linux.MOUNT_ATTR_NOSYMFOLLOW | linux.MOUNT_ATTR_NODEV
+            linux.mount_setattr(clone, 0, attributes=attributes, propagation=linux.MS_PRIVATE)
             readable = stack.enter_context(fds.held(os.open(".", fds.DIRECTORY, dir_fd=clone)))
         except OSError:  # ENOSYS of an old kernel, EPERM without CAP_SYS_ADMIN
             yield root, False
@@ -75,12 +78,9 @@ def _working_directory_kept() -> Iterator[None]:
 
 def _covered(root: int) -> frozenset[bytes]:
     """The paths below *root* at which something is mounted now, as far as the name that it has now tells (proc(5))."""
-    above = os.readlink(f"/proc/self/fd/{root}".encode()) + b"/"
-    with open("/proc/self/mountinfo", "rb") as lines:
-        points = [line.split(b" ", 5)[4] for line in lines]
-    for escaped, meant in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
-        points = [point.replace(escaped, meant) for point in points]
-    return frozenset(point.removeprefix(above) for point in points if point.startswith(above))
+    above = os.readlink(f"/proc/self/fd/{root}") + "/"
+    points = [mount.point for mount in mount_table()]
+    return frozenset(os.fsencode(point.removeprefix(above)) for point in points if point.startswith(above))
 
 
 def remove(root: int) -> Outcome:

@@ -18,6 +18,7 @@ ORDER = [
     "labels",
     "prepare",
     "record",
+    "mounts",
     "walk",
     "crew",
     "tree",

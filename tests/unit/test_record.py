@@ -30,6 +30,8 @@ def test_what_is_written_is_read() -> None:
     record = replace(record, narrowed=Mode(0o2750))
     assert Record.from_json(record.to_json(), name="mongo") == record
     assert record.options.uid == 184
+    pinned = Record("mongo", {"path": "/srv/db"}, rfc3339(), pinned=True)
+    assert Record.from_json(pinned.to_json(), name="mongo") == pinned
 
 
 def test_the_fields_of_the_file() -> None:
@@ -84,6 +86,8 @@ def test_another_shape(data: bytes) -> None:
         ({"colour": "red"}, "colour"),
         ({"made": "yes"}, "made"),
         ({"made": 1}, "made"),
+        ({"options": {"path": "/srv/db"}, "pinned": 1}, "pinned"),
+        ({"pinned": True}, "pinned"),
         ({"taken_up": ""}, ""),
         ({"left_alone": "a"}, "left_alone"),
         ({"left_alone": [1]}, "left_alone"),
