@@ -232,14 +232,16 @@ class TestSwaps:
     def test_directory_and_link(self, kernel: Kernel, root: Path, links_to_directories: list[str]) -> None:
         """A directory becomes a link to one outside: nothing there is reached."""
         with attack("exchange", root, *links_to_directories) as attacking:
-            passes(kernel, root, attacking)
+            outcomes = passes(kernel, root, attacking)
+        assert {outcome.left for outcome in outcomes} == {0}, "what changes is no error"
         assert one_pass(kernel, root, ORDERS[0]).left == 0
         assert set(owners(root).values()) == {(184, 998)}
 
     def test_file_and_link(self, kernel: Kernel, root: Path, links_to_files: list[str]) -> None:
         """A file becomes a link to one outside, which is not reached."""
         with attack("exchange", root, *links_to_files) as attacking:
-            passes(kernel, root, attacking)
+            outcomes = passes(kernel, root, attacking)
+        assert {outcome.left for outcome in outcomes} == {0}, "what changes is no error"
         assert one_pass(kernel, root, ORDERS[0]).left == 0
         assert set(owners(root).values()) == {(184, 998)}
 
@@ -334,7 +336,8 @@ class TestMoves:
     def test_moved_out(self, kernel: Kernel, root: Path, moving: Path, elsewhere: Path) -> None:
         """A directory that is moved out while it is read takes nothing along: not even its new neighbours."""
         with attack("carry", moving, str(elsewhere), *NAMES) as attacking:
-            passes(kernel, root, attacking)
+            outcomes = passes(kernel, root, attacking)
+        assert {outcome.left for outcome in outcomes} == {0}, "what vanishes is no error"
         assert one_pass(kernel, root, ORDERS[0]).left == 0
         assert set(owners(root).values()) == {(184, 998)}
 
