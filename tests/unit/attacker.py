@@ -146,6 +146,11 @@ def mount(elsewhere: str, *names: str) -> Round:
     return once
 
 
+def unsettle() -> Round:
+    """Give DIRECTORY itself away, again and again."""
+    return lambda: os.chown(".", 55, 66)
+
+
 def _count() -> Iterator[int]:
     number = 0
     while True:
@@ -161,6 +166,7 @@ KINDS: Final[dict[str, Callable[..., Round]]] = {
     "deepen": deepen,
     "ladder": ladder,
     "mount": mount,
+    "unsettle": unsettle,
 }
 
 
