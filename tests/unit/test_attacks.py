@@ -569,7 +569,7 @@ class TestTheRootItself:
                 except (NotAllowed, NotReady):
                     answers.append(False)
             assert attacking.rounds() > before
-        assert set(answers) == {True, False}
+        assert False in answers, "no Mount has met the link"
 
     def test_given_away_without_end(self, driver: Driver, host: Host) -> None:
         """A root that is never right for long, as a container's root can keep it, has its Mount answered in time."""
