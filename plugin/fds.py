@@ -75,10 +75,12 @@ def open_below(dirfd: int, name: str, *, directory: bool) -> int:
     except OSError as exc:
         if exc.errno != errno.ENOSYS:
             raise
-    fd = os.open(name, flags, dir_fd=dirfd)
-    if mount_id(fd) != mount_id(dirfd):
-        os.close(fd)
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+    with contextlib.ExitStack() as undo:
+        fd = os.open(name, flags, dir_fd=dirfd)
+        undo.callback(os.close, fd)
+        if mount_id(fd) != mount_id(dirfd):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+        undo.pop_all()
     return fd
 
 

@@ -93,6 +93,19 @@ def plan(found: Found, want: Want, labels: Labels) -> list[Change]:
     return changes
 
 
+def usable(found: Found, want: Want, labels: Labels, *, read_only: bool) -> bool:
+    """Whether the declared owner can use a directory as it is, though it is not as declared, by its mode and label.
+
+    An access control list is not looked at beyond what it leaves in the mode.
+    """
+    uid = found.uid if want.uid is None else want.uid
+    gid = found.gid if want.gid is None else want.gid
+    shift = 6 if uid == found.uid else 3 if gid == found.gid else 0
+    needed = 0o5 if read_only else 0o7
+    allowed = uid == 0 or found.mode >> shift & needed == needed
+    return allowed and all(change.what != "label" for change in plan(found, want, labels))
+
+
 def closes(changes: list[Change]) -> bool:
     """Whether `apply` has to close the directory meanwhile, lest the new owner meet the old label.
 

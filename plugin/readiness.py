@@ -7,6 +7,7 @@ is right, without a mark, means contents that are.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -19,7 +20,7 @@ from .errors import Busy, NotReady
 from .labels import Labels
 from .options import Recurse
 from .passes import MARK, Pass, Passes, Progress, write_mark
-from .prepare import Change, Found, Want, apply, closes, plan
+from .prepare import Change, Found, Want, apply, closes, plan, usable
 from .record import Record
 from .store import RECORD, Store
 
@@ -40,16 +41,19 @@ class Readiness:
         self._owed: dict[str, float] = {}
         self._empty: set[str] = set()
         """Volumes last seen empty: copy-up may put the first container's categories on them, so the level counts."""
+        self._as_is: set[str] = set()
+        """Volumes whose root could not be changed when last tried, but is usable."""
 
     def make(self, name: str, deadline: float, *, swept: bool = False, engine: int | None = None) -> str:
         """See `Driver.mount`. *swept*: the contents are not to be gone over only because of `recurse=always`."""
         owed = not swept
         swept = swept or time.monotonic() - self._owed.pop(name, -_OWED) < _OWED
+        as_is = False
         while True:
             with self.store.lock(name, deadline), self.store.volume(name) as volume:
                 data, record = self.store.open_pinned(volume, self.store.record(volume, name))
                 with fds.held(data):
-                    running = self._mend(volume, record, data, swept=swept)
+                    running = None if as_is else self._mend(volume, record, data, swept=swept)
                     if running is None:
                         if engine is not None:
                             self.store.pin(record, data, engine=engine)
@@ -60,6 +64,7 @@ class Readiness:
                 if owed:
                     self._owed[name] = time.monotonic()
                 raise
+            as_is = name in self._as_is  # as the pass saw at its end: another look would only begin another pass
             swept = True
 
     def _mend(self, volume: int, record: Record, data: int, *, swept: bool) -> Pass | None:
@@ -82,6 +87,7 @@ class Readiness:
             if order.label is not None:
                 order = replace(order, label=self.labels.canonical(order.label))
             tree_of = os.fstat(data)
+            self._as_is.discard(record.name)
             return self.passes.start(
                 volume, record.name, data, order, lambda outcome: self._finish(record, tree_of, outcome)
             )
@@ -98,14 +104,27 @@ class Readiness:
     def _repair(
         self, volume: int, record: Record, data: int, changes: list[Change], found: Found, want: Want
     ) -> Record:
-        """Mend the root *data*, and return the record as it is on disk then."""
+        """Mend the root *data*, and return the record as it is on disk then.
+
+        What cannot be changed (a read-only file system, an NFS server that does not heed root) stays as it is, where
+        the declared owner can use it so.
+        """
         if want.mode is None and closes(changes):
             record = replace(record, narrowed=found.mode)
             self.store.write(volume, RECORD, record.to_json())
             want = replace(want, mode=found.mode)
-        if changes:
+        self._as_is.discard(record.name)
+        try:
             for change in apply(data, changes, found, want, self.labels):
                 log.info("repaired %s: %s", record.name, change)
+        except OSError as exc:
+            read_only = exc.errno == errno.EROFS
+            if not (read_only or exc.errno == errno.EPERM) or not usable(
+                Found.at(data, self.labels), want, self.labels, read_only=read_only
+            ):
+                raise
+            self._as_is.add(record.name)
+            log.warning("%s stays as it is: %s", record.name, exc.strerror)
         if record.narrowed is not None:
             os.fsync(data)
             record = replace(record, narrowed=None)
