@@ -280,12 +280,13 @@ class Walk:
     def _read(self, here: _Directory, *, everything: bool = False) -> None:
         """Go over the entries of a directory: put directories off, and mend the rest.
 
-        This loop is where a pass spends its time: plain names in the working directory, as few calls as there can be.
+        This loop is where a pass spends its time: plain names in the working directory, and as few calls as can be.
         """
         os.fchdir(here.fd)
         lstat, getxattr, pending = os.lstat, os.getxattr, here.pending
         order, outcome, covered = self._order, self.outcome, self._covered_in(here)
         any_uid, uid, any_gid, gid = order.uid is None, order.uid, order.gid is None, order.gid
+        by_name = self._cloned and not order.guarded and not order.dry_run
         most = None if everything else _PENDING
         try:
             for entry in here.entries:
@@ -305,19 +306,25 @@ class Walk:
                     st = lstat(name)
                     if st.st_nlink > 1:
                         self.again += 1 - 1 / st.st_nlink
-                    if (any_uid or st.st_uid == uid) and (any_gid or st.st_gid == gid):
-                        label = self._label
-                        if label is None or getxattr(name, _ATTRIBUTE, follow_symlinks=False) == label:
-                            continue
-                except OSError as exc:
-                    if exc.errno not in (errno.ENODATA, errno.ENOTSUP):
-                        self._failed(here, name, exc)
+                    owned = (any_uid or st.st_uid == uid) and (any_gid or st.st_gid == gid)
+                    label, labelled = self._label, True
+                    if label is not None:
+                        try:
+                            found = getxattr(name, _ATTRIBUTE, follow_symlinks=False)
+                        except OSError as exc:
+                            found = self._unlabelled(exc)
+                        labelled = found == label or self._is(found)
+                    if owned and labelled:
                         continue
-                try:
-                    if self._cloned and not order.guarded:
-                        outcome.changed += self._mend(st, name, name)
-                    elif reason := self._pin(here.fd, name):
-                        outcome.leave(self._shown(here, name), reason)
+                    if not by_name:
+                        if reason := self._pin(here.fd, name):
+                            outcome.leave(self._shown(here, name), reason)
+                        continue
+                    if not owned:
+                        os.lchown(name, self._uid, self._gid)
+                    if label is not None and not labelled:
+                        os.setxattr(name, _ATTRIBUTE, label, follow_symlinks=False)
+                    outcome.changed += 1
                 except OSError as exc:
                     self._failed(here, name, exc)
         except OSError as exc:  # the directory itself cannot be read on
@@ -346,39 +353,40 @@ class Walk:
             self.outcome.changed += self._mend(st, fd, f"/proc/self/fd/{fd}")
         return ""
 
-    def _mend(self, st: os.stat_result, file: int | bytes, labelled: int | bytes | str) -> bool:
-        """Write what differs, and tell whether anything did."""
-        order = self._order
-        owner = order.uid not in (None, st.st_uid) or order.gid not in (None, st.st_gid)
-        follow = not isinstance(labelled, bytes)
-        label = self._label is not None and self._label_differs(labelled, follow_symlinks=follow)
+    def _mend(self, st: os.stat_result, fd: int, labelled: int | str) -> bool:
+        """Write what differs, by descriptor, and tell whether anything did; *labelled* names the same for xattr(7)."""
+        order, label = self._order, self._label
+        owned = order.uid in (None, st.st_uid) and order.gid in (None, st.st_gid)
+        if label is not None:
+            try:
+                found = os.getxattr(labelled, _ATTRIBUTE)
+            except OSError as exc:
+                found = self._unlabelled(exc)
+            if self._is(found):
+                label = None
         if order.dry_run:
-            return owner or label
-        if owner:
-            if isinstance(file, int):
-                linux.fchown(file, self._uid, self._gid)
-            else:
-                os.lchown(file, self._uid, self._gid)
-        if label and self._label is not None:
-            os.setxattr(labelled, _ATTRIBUTE, self._label, follow_symlinks=follow)
-        return owner or label
+            return not owned or label is not None
+        if not owned:
+            linux.fchown(fd, self._uid, self._gid)
+        if label is not None:
+            os.setxattr(labelled, _ATTRIBUTE, label)
+        return not owned or label is not None
 
-    def _label_differs(self, file: int | bytes | str, *, follow_symlinks: bool) -> bool:
-        try:
-            if isinstance(file, int):
-                found = os.getxattr(file, _ATTRIBUTE)
-            else:
-                found = os.getxattr(file, _ATTRIBUTE, follow_symlinks=follow_symlinks)
-        except OSError as exc:
-            if exc.errno == errno.ENOTSUP:  # the file system keeps none
-                self._label = None
-                return False
-            if exc.errno != errno.ENODATA:
-                raise
+    def _unlabelled(self, exc: OSError) -> bytes:
+        """What stands for the label of a file that has none; where the file system keeps none, none is wanted more."""
+        if exc.errno == errno.ENODATA:
+            return b""
+        if exc.errno != errno.ENOTSUP:
+            raise exc
+        self._label = None
+        return b""
+
+    def _is(self, found: bytes) -> bool:
+        """Whether a label is the one that is wanted."""
+        if self._label is None:
             return True
-        wanted = (self._label or b"").rstrip(b"\0")
-        found = found.rstrip(b"\0")
-        return found.split(b":")[2:3] != wanted.split(b":")[2:3] if self._order.type_only else found != wanted
+        found, wanted = found.rstrip(b"\0"), self._label.rstrip(b"\0")
+        return found.split(b":")[2:3] == wanted.split(b":")[2:3] if self._order.type_only else found == wanted
 
 
 class Count(Walk):
