@@ -169,7 +169,7 @@ class Walk:
     def give(self) -> Part | None:
         """Half of the directories that are to be entered from the highest that has any, for another process."""
         for depth, each in enumerate(self._stack):
-            # The last one of where the walk is stays: two processes would do nothing but hand a chain to and fro.
+            # The last one of where the walk is stays: two processes would do nothing but hand a chain back and forth.
             if each.fd >= 0 and len(each.pending) > (depth == len(self._stack) - 1):
                 count, size = 0, 0
                 while count < (len(each.pending) + 1) // 2 and size < _BATCH:
