@@ -123,6 +123,29 @@ def writes(root: Path, uid: int) -> int:
     return sum("+++" not in line and "---" not in line for line in log.read_text().splitlines())
 
 
+_PEAK = """
+import re, sys
+from plugin import tree
+tree.main(sys.argv[1:])
+print(re.search("VmHWM:[^0-9]*([0-9]+) kB", open("/proc/self/status").read()).group(1))
+"""
+
+
+def memory(entries: int, make: Callable[[str], None]) -> float:
+    """MB that the leader of a pass holds at its peak, over one directory in which *make* has made so many entries."""
+    with scratch() as directory:
+        for number in range(entries):
+            make(f"{directory}/{number:07d}")
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            order = json.dumps({"uid": 1, "gid": 1, "label": None})
+            argv, environ = [sys.executable, "-c", _PEAK, str(fd), order], {"PYTHONPATH": str(TOP)}
+            done = subprocess.run(argv, env=environ, pass_fds=[fd], capture_output=True, text=True, check=True)
+        finally:
+            os.close(fd)
+        return int(done.stdout.splitlines()[-1]) / 1e3
+
+
 def verbs(entries: int) -> dict[str, float]:
     """Median microseconds of verbs: Mount of a large and an empty volume, Mount of another during a pass, Remove."""
     with scratch() as directory, served(HOSTPREP, directory) as (path, _, _), Client(path) as client:
@@ -201,8 +224,14 @@ def table(entries: int) -> str:
     ):
         ratio = found[one] / found[other]
         lines.append(f"| {one}; {other} | {found[one]:.0f} | {found[other]:.0f} | {ratio:.2f} |")
+    files = memory(entries, lambda path: os.close(os.open(path, os.O_CREAT | os.O_WRONLY)))
+    directories = memory(entries, os.mkdir)
     written = "not counted, strace is missing" if changed is None else f"{changed}"
-    return "\n".join([*lines, "", f"System calls that change anything, in a pass over a right tree: {written}."])
+    lines += ["", f"System calls that change anything, in a pass over a right tree: {written}."]
+    lines += [
+        f"Memory of a pass: {files:.0f} MB over so many files in one directory, {directories:.0f} MB directories."
+    ]
+    return "\n".join(lines)
 
 
 def _seconds(times: list[float]) -> str:
