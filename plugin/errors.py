@@ -9,6 +9,7 @@
     ├── Busy            a pass or another change still runs: try again
     ├── Unreadable      hostprep's own state cannot be read or trusted: an administrator must look
     ├── NotReady        the data directory is missing or not usable: mend the host
+    ├── NoImage         an image is not there or does not tell its numbers: pull it, or give uid and gid
     └── BadSetting      a setting or the installation is wrong: hostprep does not start
 
 OSError passes through unwrapped and is put into words at the edge (the wire, the command line).
@@ -63,6 +64,10 @@ class Unreadable(HostprepError):
 
 class NotReady(HostprepError):
     """The volume is known, but its directory is missing or could not be made right."""
+
+
+class NoImage(HostprepError):
+    """An image that is not there, cannot be looked into, or does not say which user it is for."""
 
 
 class BadSetting(HostprepError):

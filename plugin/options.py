@@ -18,6 +18,14 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}", re.ASCII)
 _CATEGORIES = r"c[0-9]+(?:\.c[0-9]+)?(?:,c[0-9]+(?:\.c[0-9]+)?)*"
 _LEVEL = re.compile(rf"s[0-9]+(?::{_CATEGORIES})?(?:-s[0-9]+(?::{_CATEGORIES})?)?", re.ASCII)
+# As github.com/distribution/reference has it.
+_IMAGE = re.compile(
+    r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]{0,252}[a-zA-Z0-9])?(?::[0-9]{1,5})?/)?"
+    r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*)*"
+    r"(?::[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127})?(?:@[a-z0-9]+:[0-9a-f]{32,128})?",
+    re.ASCII,
+)
+_MAX_IMAGE = 512
 _MAX_LABEL = 1024
 _MAX_PATH = 4095  # bytes, PATH_MAX without its NUL
 _E = TypeVar("_E", bound=enum.Enum)
@@ -112,22 +120,32 @@ def parse_id(key: str, text: str) -> int:
     raise _bad(key, text, f"a number from 0 to {MAX_ID}", hint)
 
 
-def parse_path(text: str) -> str:
+def parse_path(text: str, *, key: str = "path") -> str:
     """Read an absolute path in the one spelling it has: no `.`, `..`, `//`, trailing slash or NUL."""
     if text.startswith("/") and "\0" not in text and os.path.normpath(text) == text and not text.startswith("//"):
         if text == "/":
-            raise _bad("path", text, "a directory below an allowed prefix", "it cannot be the root of the file system")
+            below = "an allowed prefix" if key == "path" else "the image's root"
+            raise _bad(key, text, f"a directory below {below}", "it cannot be the root of the file system")
         try:
             raw = text.encode()
         except UnicodeEncodeError:
-            raise _bad("path", text, "a path in UTF-8", "rename the directory") from None
+            raise _bad(key, text, "a path in UTF-8", "rename the directory") from None
         if len(raw) > _MAX_PATH or max(map(len, raw.split(b"/"))) > 255:
-            raise _bad("path", text, "a path that can be opened", f"at most {_MAX_PATH} bytes, 255 between two slashes")
+            raise _bad(key, text, "a path that can be opened", f"at most {_MAX_PATH} bytes, 255 between two slashes")
         return text
     hint = "write it in full, without . or .. or a trailing slash"
     if text.startswith("/") and "\0" not in text:
         hint = f"write it as {printable(os.path.normpath('/' + text.lstrip('/')))}"
-    raise _bad("path", text, "an absolute, normalized host path", hint)
+    raise _bad(key, text, f"an absolute, normalized {'host path' if key == 'path' else 'path in the image'}", hint)
+
+
+def parse_image(text: str) -> str:
+    """Read the name of an image as engines take it: `mongo`, `mongo:7`, `host:5000/team/mongo@sha256:…`, or an id."""
+    if len(text) <= _MAX_IMAGE and _IMAGE.fullmatch(text):
+        return text
+    lower = text.lower()
+    hint = f"names are in lower case: {lower}" if _IMAGE.fullmatch(lower[:_MAX_IMAGE]) else "for example mongo:7"
+    raise _bad("image", text, "the name or id of an image", hint)
 
 
 def is_name(name: str) -> bool:

@@ -29,8 +29,11 @@ ORDER = [
     "readiness",
     "driver",
     "directory",
+    "tar",
+    "image",
     "wire",
     "server",
+    "archive",
     "show",
     "cli",
 ]
@@ -73,7 +76,7 @@ def test_imports_go_one_way(module: str) -> None:
 
 @pytest.mark.parametrize(("package", "module"), ALONE.items(), ids=list(ALONE))
 def test_a_package_is_known_to_one_module(package: str, module: str) -> None:
-    """Flask only in wire, gunicorn only in server, click only in cli, rich only in show, ctypes only in linux."""
+    """Flask only in wire, gunicorn only in server, click only in cli, rich only in show, and so on."""
     assert {each for each in ORDER for name, own in imports(each) if name == package and not own} <= {module}
 
 
