@@ -32,14 +32,14 @@ class Entry(NamedTuple):
 
 
 def busybox(*more: Entry) -> bytes:
-    """A root file system with busybox, /tmp, a user mongodb (184:998), and *more*, as a tar."""
+    """A root file system with busybox, /tmp, a user mongodb (184:998), and *more*, also in their place, as a tar."""
     program = shutil.which("busybox", path=PATH)
     if not program:
         raise Unavailable("busybox is not installed (package busybox-static)")
     applets = subprocess.run([program, "--list"], capture_output=True, text=True, timeout=10, check=True)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for entry in [
+        entries = [
             Entry("bin", 0o755),
             Entry("etc", 0o755),
             Entry("tmp", 0o1777),
@@ -48,7 +48,8 @@ def busybox(*more: Entry) -> bytes:
             Entry("bin/busybox", 0o755, content=Path(program).read_bytes()),
             *(Entry(path[1:], 0o755, content=Path(path).read_bytes()) for path in libraries(program)),
             *more,
-        ]:
+        ]
+        for entry in {entry.path: entry for entry in entries}.values():
             add(tar, entry)
         for applet in set(applets.stdout.split()) - {"busybox"}:
             link = tarfile.TarInfo(f"bin/{applet}")

@@ -6,13 +6,13 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import click
 
 from . import show
-from .driver import Driver
+from .driver import Driver, Images
 from .errors import BadSetting, Busy, HostprepError, Invalid, printable
 from .settings import Settings
 from .tree import raise_open_files
@@ -28,6 +28,7 @@ _FLAGS: Final = {
     "trash-keep": "how long removed volumes can be restored",
     "require-marker": "1: refuse a root without hostprep.json",
     "log-level": "debug, info, warning or error",
+    "docker-host": "the engine that is asked about images",
 }
 
 
@@ -83,6 +84,14 @@ def _pairs(given: tuple[str, ...]) -> dict[str, str]:
             raise Invalid(f"-o {printable(key)} is given twice", hint="give it once")
         found[key] = value
     return found
+
+
+def _images(settings: Settings, given: Mapping[str, str]) -> Images | None:
+    if not settings.docker_host or "image" not in given:
+        return None
+    from .engine import Images as Engine
+
+    return Engine(settings.docker_host)
 
 
 def _soon(settings: Settings) -> float:
@@ -158,7 +167,7 @@ def _volume(driver: Driver, name: str, *, strict: bool = False) -> dict[str, Any
 def create(settings: Settings, name: str, given: tuple[str, ...]) -> None:
     """Make a volume, as docker volume create -d hostprep does."""
     pairs = _pairs(given)
-    Driver.open(settings, create=True).create(name, pairs, _soon(settings))
+    Driver.open(settings, create=True, images=_images(settings, pairs)).create(name, pairs, _soon(settings))
     print(name)
 
 
@@ -184,7 +193,7 @@ def apply(settings: Settings, name: str, given: tuple[str, ...], unset: tuple[st
     pairs = _pairs(given)
     if both := pairs.keys() & set(unset):
         raise Invalid(f"{min(both)} is both set and unset", hint="do one of the two")
-    driver = Driver.open(settings, create=False)
+    driver = Driver.open(settings, create=False, images=_images(settings, pairs))
     driver.change(name, pairs, unset, _soon(settings))
     if no_wait:
         print(f"{name}: recorded; the next start of a container makes it so")

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from . import fds, mounts, trash
 from .errors import (
@@ -41,12 +41,24 @@ log = logging.getLogger("hostprep")
 
 _SOON: Final = 10.0  # seconds
 _LOOKED_AT: Final = 100  # direct entries of an adopted directory
+_ASKING: Final = 24  # requests that may wait for an engine's word about images at once; as many for passes
+
+
+class Images(Protocol):
+    """Who knows images; engine.py, which asks an engine, where the administrator has named one."""
+
+    def ids(self, image: str, at: str | None, deadline: float) -> Mapping[str, str]:
+        """The options `uid` and `gid` for a volume of *image* at *at*.
+
+        Raises:
+            NoImage: that cannot be told.
+        """
 
 
 class Driver:
     """The volumes of one root. One object serves every thread."""
 
-    def __init__(self, settings: Settings, store: Store, labels: Labels) -> None:
+    def __init__(self, settings: Settings, store: Store, labels: Labels, images: Images | None = None) -> None:
         self.settings = settings
         self.store = store
         self.labels = labels
@@ -55,16 +67,18 @@ class Driver:
         self.removed = threading.Event()
         """Set when something went to the trash that is to be purged at once."""
         self._removed: dict[str, float] = {}
+        self._images = images
+        self._asking = threading.BoundedSemaphore(_ASKING)
 
     @classmethod
-    def open(cls, settings: Settings, *, create: bool) -> Driver:
-        """Open the root and the labels of this host.
+    def open(cls, settings: Settings, *, create: bool, images: Images | None = None) -> Driver:
+        """Open the root and the labels of this host. Without *images* the option `image` is refused.
 
         Raises:
             BadSetting: one of them cannot be used.
         """
         labels = Labels.open(settings.selinux)
-        return cls(settings, Store.open(settings, create=create), labels)
+        return cls(settings, Store.open(settings, create=create), labels, images)
 
     # -- what changes a volume -------------------------------------------------------------------------------------
 
@@ -74,7 +88,8 @@ class Driver:
         Raises:
             Invalid: the name or an option is malformed. Nothing has been touched.
             Conflict: it exists with other options, or its path is another volume's.
-            NotAllowed: its path is not allowed, or unsafe.
+            NotAllowed: its path is not allowed, or unsafe; or images are not to be looked into here.
+            NoImage: the image is not there, or does not tell its numbers.
         """
         check_name(name)
         options = Options.parse(given)
@@ -82,9 +97,47 @@ class Driver:
             self.labels.check(options.label)
         # An equal Create waits until the first knows whether the volume stays: it may have to be withdrawn.
         with self.store.lock(f"create/{name}", deadline):
-            self._create(name, given, options, deadline)
+            resolved: Mapping[str, str] = {}
+            # Before the volume's own lock, for which an engine that does not answer would make others wait. A volume
+            # that is there keeps what was found when it was made.
+            if options.image is not None and not self._is_there(name):
+                resolved = self._resolve(options, deadline)
+                options = Options.parse({**resolved, **given})
+            self._create(name, given, resolved, options, deadline)
 
-    def _create(self, name: str, given: Mapping[str, str], options: Options, deadline: float) -> None:
+    def _is_there(self, name: str) -> bool:
+        try:
+            self.store.read(name)
+        except NoSuchVolume:
+            return False
+        return True
+
+    def _resolve(self, options: Options, deadline: float) -> Mapping[str, str]:
+        """What the image of *options* says, as further options."""
+        if options.image is None:
+            return {}
+        if self._images is None:
+            raise NotAllowed(
+                "option image: HOSTPREP_DOCKER_HOST names no engine that could be asked",
+                hint="the administrator sets it; or give the uid and gid that hostprep probe shows",
+            )
+        if not self._asking.acquire(blocking=False):
+            raise Busy("too many images are being looked into", hint="start again later")
+        try:
+            found = self._images.ids(options.image, options.at, deadline)
+        finally:
+            self._asking.release()
+        log.info("image %s: uid %s, gid %s", options.image, found["uid"], found["gid"])
+        return found
+
+    def _create(
+        self,
+        name: str,
+        given: Mapping[str, str],
+        resolved: Mapping[str, str],
+        options: Options,
+        deadline: float,
+    ) -> None:
         with self.store.lock(name, deadline), contextlib.ExitStack() as claim:
             if options.path is not None:
                 claim.enter_context(self.store.lock(PATHS, deadline))
@@ -99,10 +152,12 @@ class Driver:
                         hint="hostprep apply changes options in place; docker volume rm makes room for a new one",
                     )
                 return
+            if options.image is not None and not resolved:
+                raise Busy(f"volume {name} was removed a moment ago", hint="start again")
             if options.label and options.label.type and (refusal := self.labels.refusal(str(options.label))):
                 log.warning("create of %s: %s", name, refusal)
-            retained = self._take_up(name, given)
-            if retained is None and not self._make(name, given, options, deadline):
+            retained = self._take_up(name, given, resolved)
+            if retained is None and not self._make(name, given, resolved, options, deadline):
                 return
             with self.store.volume(name) as volume:
                 made = os.fstat(volume)
@@ -136,14 +191,14 @@ class Driver:
             os.fsync(volume)
             os.utime(volumes)  # what a List remembers is out of date
 
-    def _take_up(self, name: str, given: Mapping[str, str]) -> Record | None:
+    def _take_up(self, name: str, given: Mapping[str, str], resolved: Mapping[str, str]) -> Record | None:
         """Bring a retained volume back, with its own options and over them *given*; its record as it was retained."""
         try:
             with self.store.volume(name) as volume, self.store.part("volumes") as volumes:
                 record = self.store.retained(volume, name)
                 if record is None:
                     return None
-                merged = _merge(record, given, ())
+                merged = _merge(record, given, (), resolved)
                 if merged.options.path is not None:
                     self.store.check_claim(merged.options.path, name=name)
                 merged = replace(merged, taken_up=rfc3339())
@@ -156,7 +211,9 @@ class Driver:
         log.info("took up retained volume %s", name)
         return record
 
-    def _make(self, name: str, given: Mapping[str, str], options: Options, deadline: float) -> bool:
+    def _make(
+        self, name: str, given: Mapping[str, str], resolved: Mapping[str, str], options: Options, deadline: float
+    ) -> bool:
         """Make a volume that is not there; whether its directory, being adopted, has still to be mended."""
         path, made, pinned, parent, last = options.path, False, False, -1, ""
         with contextlib.ExitStack() as stack:
@@ -169,7 +226,7 @@ class Driver:
                     raise NotAllowed(f"option path: {printable(path)} is {kind}", hint="give a directory or a new name")
                 if pinned:
                     mounts.check(parent)
-            record = Record(name, dict(given), rfc3339(), made, pinned=pinned)
+            record = Record(name, dict(given), rfc3339(), made, pinned=pinned, resolved=dict(resolved))
             new, temporary = stack.enter_context(self.store.new(deadline))
             # The record first: it says what was intended, should what follows be interrupted.
             fds.write_file(new, RECORD, record.to_json(), durable=True)
@@ -271,14 +328,18 @@ class Driver:
             Invalid: as for Create.
             Conflict: `path` would change.
             NoSuchVolume: there is none.
+            NotAllowed, NoImage: as for Create. An image is looked into again whenever it is given.
         """
-        Options.parse(given)
+        options = Options.parse(given)
         for key in unset:
             if key not in KNOWN:
                 raise Invalid(f'unknown option "{printable(key)}"', hint=f"known are {', '.join(KNOWN)}")
+        if options.image is not None:
+            self.store.read(check_name(name))  # who asks for a volume that is not there need not wait for an engine
+        resolved = self._resolve(options, deadline)
         with self.store.lock(name, deadline), self.store.volume(name) as volume:
             record = self.store.record(volume, name)
-            changed = _merge(record, given, unset)
+            changed = _merge(record, given, unset, resolved)
             if changed.options.label is not None:
                 self.labels.check(changed.options.label)
             self.passes.cancel(name)
@@ -385,6 +446,8 @@ class Driver:
             "drift": [],
             "warnings": list(self._warnings(record)),
         }
+        if record.resolved:
+            status["resolved"] = {key: int(value) for key, value in record.resolved.items()}
         progress = read_mark(volume)
         if running := self.passes.running(record.name):
             status["progress"] = asdict(running.progress)
@@ -419,15 +482,24 @@ class Driver:
         yield from record.left_alone
 
 
-def _merge(record: Record, given: Mapping[str, str], unset: tuple[str, ...]) -> Record:
+def _merge(record: Record, given: Mapping[str, str], unset: tuple[str, ...], resolved: Mapping[str, str]) -> Record:
     """*record* with the options *given* over its own and without those *unset*.
+
+    Args:
+        resolved: what was found in the image of *given*; an image that stays keeps what was found when it was given.
 
     Raises:
         Invalid: the result is contradictory.
         Conflict: its path would be another.
     """
     merged = {key: value for key, value in {**record.given, **given}.items() if key not in unset}
-    changed = record.with_options(merged)
+    if "image" not in merged or ("image" in given and "at" not in given):
+        merged.pop("at", None)  # it says where in that image
+    if "image" not in given:
+        resolved = record.resolved if "image" in merged else {}
+        if merged.get("at") != record.given.get("at") and "image" in merged:
+            raise Invalid("at cannot be unset by itself", hint="give image again, without at")
+    changed = record.with_options(merged, resolved)
     if changed.options.path != record.options.path:
         raise Conflict(
             f"the path of volume {record.name} cannot be changed",

@@ -179,6 +179,8 @@ class Options:
     path: str | None = None
     recurse: Recurse | None = None
     on_remove: OnRemove | None = None
+    image: str | None = None
+    at: str | None = None
 
     @classmethod
     def parse(cls, given: Mapping[str, str]) -> Options:
@@ -203,7 +205,11 @@ class Options:
             path=parse_path(given["path"]) if "path" in given else None,
             recurse=_choice("recurse", given["recurse"], Recurse) if "recurse" in given else None,
             on_remove=_choice("on_remove", given["on_remove"], OnRemove) if "on_remove" in given else None,
+            image=parse_image(given["image"]) if "image" in given else None,
+            at=parse_path(given["at"], key="at") if "at" in given else None,
         )
+        if options.at is not None and options.image is None:
+            raise Invalid("option at says where in an image to look, and no image is given", hint="give image, too")
         if options.path is not None and options.on_remove is OnRemove.DELETE:
             raise Invalid(
                 "on_remove=delete contradicts path: hostprep never removes a directory that it was given by path",

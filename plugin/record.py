@@ -17,6 +17,7 @@ from .errors import Invalid, Unreadable
 from .options import Mode, Options, check_name
 
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 LIMIT: Final = 65536  # bytes; a path and a label, the longest values, have at most 4096 and 1024
 
 
@@ -39,10 +40,14 @@ class Record:
     """The mode that is to come back: a repair has closed the directory, and is not over."""
     pinned: bool = False
     """Whether a mount of the `path` directory is answered instead of its name, which others could redirect."""
+    resolved: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    """What was found in the image that the options name, as further options; those given come first."""
     options: Options = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        given, options = _parsed(tuple(self.given.items()))
+        given, options = _parsed(tuple(self.given.items()), tuple(self.resolved.items()))
+        if self.resolved.keys() != (set() if options.image is None else {"uid", "gid"}):
+            raise Invalid("of an image, and of no other, uid and gid are resolved")
         object.__setattr__(self, "given", given)
         object.__setattr__(self, "options", options)
 
@@ -51,8 +56,8 @@ class Record:
         """Whether the directory was there before the volume, and keeps what is not declared."""
         return self.options.path is not None and not self.made
 
-    def with_options(self, given: Mapping[str, str]) -> Record:
-        return replace(self, given=dict(given))
+    def with_options(self, given: Mapping[str, str], resolved: Mapping[str, str]) -> Record:
+        return replace(self, given=dict(given), resolved=dict(resolved))
 
     def to_json(self) -> bytes:
         shown: dict[str, object] = {
@@ -70,6 +75,8 @@ class Record:
             shown["narrowed"] = str(self.narrowed)
         if self.pinned:
             shown["pinned"] = True
+        if self.resolved:
+            shown["resolved"] = dict(self.resolved)
         return json.dumps(shown, indent=2).encode() + b"\n"
 
     @classmethod
@@ -92,6 +99,7 @@ class Record:
                 left_alone=_lines(found),
                 narrowed=Mode.parse(_text(found, "narrowed")) if "narrowed" in found else None,
                 pinned=_flag(found, "pinned"),
+                resolved=_texts(found, "resolved") if "resolved" in found else {},
             )
             if record.pinned and record.options.path is None:
                 raise ValueError("pinned stands without a path")
@@ -105,9 +113,12 @@ class Record:
 
 
 @functools.lru_cache(maxsize=1024)
-def _parsed(given: tuple[tuple[str, str], ...]) -> tuple[Mapping[str, str], Options]:
+def _parsed(
+    given: tuple[tuple[str, str], ...], resolved: tuple[tuple[str, str], ...]
+) -> tuple[Mapping[str, str], Options]:
     """Many volumes have the same options: they share them, and the work of parsing them."""
-    return MappingProxyType(dict(given)), Options.parse(dict(given))
+    Options.parse(dict(given))  # what is given is right by itself
+    return MappingProxyType(dict(given)), Options.parse(dict(resolved) | dict(given))
 
 
 def rfc3339(at: float | None = None) -> str:

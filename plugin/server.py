@@ -27,14 +27,14 @@ import gunicorn.systemd
 import gunicorn.workers.gthread
 
 from . import trash
-from .driver import Driver
+from .driver import Driver, Images
 from .errors import BadSetting, HostprepError, in_words, printable
 from .settings import Settings
 from .tree import raise_open_files
 
 log = logging.getLogger("hostprep")
 
-_THREADS: Final = 64  # 24 may wait for passes (driver.py)
+_THREADS: Final = 64  # 24 may wait for passes (readiness.py), 24 for an engine (driver.py)
 _LINGER: Final = 5  # ms that a connection stays on its thread after an answer
 _LAST: Final = 0.2  # seconds that idle connections stay open at the end
 _READ: Final = 30  # seconds that a client may take to send the rest of a request
@@ -56,7 +56,7 @@ def serve(settings: Settings) -> None:
     logging.basicConfig(stream=sys.stderr, format="hostprep: %(levelname)s %(message)s")
     log.setLevel(settings.log_level.upper())
     raise_open_files()
-    driver = Driver.open(settings, create=True)
+    driver = Driver.open(settings, create=True, images=_images(settings))
     driver.store.sweep()
     listener, path = listen(settings.socket)
     log.info("serving %s at %s", settings.root, printable(path or "the socket that systemd passed"))
@@ -69,6 +69,14 @@ def serve(settings: Settings) -> None:
         worker.init_process()
     finally:
         worker.remove_socket()
+
+
+def _images(settings: Settings) -> Images | None:
+    if not settings.docker_host:
+        return None
+    from . import engine  # with all that it needs, which nobody else is to pay for
+
+    return engine.Images(settings.docker_host)
 
 
 def listen(path: str) -> tuple[socket.socket, str]:

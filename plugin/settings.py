@@ -52,6 +52,8 @@ class Settings:
     trash_keep: int = 86400
     require_marker: bool = False
     log_level: str = "info"
+    docker_host: str = ""
+    """The engine that may be asked about images; empty: none."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Settings:
@@ -96,6 +98,20 @@ def _root(text: str) -> str:
     return root
 
 
+def engine_socket(text: str) -> str:
+    """Read where an engine of this host listens, in one spelling.
+
+    Raises:
+        ValueError: it is none; over TCP whoever answers would say which numbers root gives directories to.
+    """
+    path = text.removeprefix("unix://")
+    if path == text or not path.startswith("/") or "\0" in path:
+        raise ValueError(
+            "unix:///run/docker.sock or another socket of this host: hostprep asks no engine over a network"
+        )
+    return f"unix://{os.path.normpath('/' + path.lstrip('/'))}"
+
+
 def _prefixes(text: str) -> tuple[str, ...]:
     return tuple(_path(prefix) for prefix in text.split(":") if prefix)
 
@@ -124,6 +140,7 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "trash_keep": duration,
     "require_marker": lambda text: _word("0", "1")(text) == "1",
     "log_level": _word("debug", "info", "warning", "error"),
+    "docker_host": engine_socket,
 }
 
 

@@ -7,13 +7,24 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from plugin import trash
 from plugin.driver import Driver
-from plugin.errors import Busy, Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, NotReady, Unreadable
+from plugin.errors import (
+    Busy,
+    Conflict,
+    HostprepError,
+    Invalid,
+    NoImage,
+    NoSuchVolume,
+    NotAllowed,
+    NotReady,
+    Unreadable,
+)
 from plugin.wire import create_app
 
 from .conftest import Gate, OpenDriver
@@ -532,3 +543,172 @@ class TestWithdrawn:
             subprocess.run(["chattr", "-i", host.srv / "db"], check=True)
         assert answers == ["failed", "failed"]
         assert host.left_in_volumes() == []
+
+
+class Known:
+    """Who knows one image, mongo, and may be made to forget it, or to take its time."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[str, str | None], dict[str, str]] = {
+            ("mongo", None): {"uid": "184", "gid": "998"},
+            ("mongo", "/logs"): {"uid": "5", "gid": "6"},
+        }
+        self.asked = 0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def ids(self, image: str, at: str | None, deadline: float) -> Mapping[str, str]:
+        self.asked += 1
+        assert self.gate.wait(20)
+        try:
+            return self.found[image, at]
+        except KeyError:
+            raise NoImage(f"the engine has no image {image}") from None
+
+
+class TestByImage:
+    @pytest.fixture
+    def known(self, driver: Driver) -> Known:
+        known = Known()
+        driver._images = known
+        return known
+
+    def test_the_numbers(self, driver: Driver, known: Known, host: Host) -> None:
+        """Owner and group are the image's, and what is declared: they are mended as if they had been given."""
+        driver.create("mongo", {"image": "mongo"}, soon())
+        assert owner(host.data("mongo")) == (184, 998)
+        os.chown(host.data("mongo"), 0, 0)
+        assert driver.get("mongo")["Status"]["drift"] == ["owner is 0:0, declared 184:998"]
+        driver.mount("mongo", soon())
+        assert owner(host.data("mongo")) == (184, 998)
+        assert known.asked == 1
+
+    def test_what_is_given_wins(self, driver: Driver, known: Known, host: Host) -> None:
+        """A uid that is given stands; both are in Status, as given and as found."""
+        driver.create("mongo", {"image": "mongo", "uid": "7"}, soon())
+        assert owner(host.data("mongo")) == (7, 998)
+        status = driver.get("mongo")["Status"]
+        assert status["options"] == {"image": "mongo", "uid": "7"}
+        assert status["resolved"] == {"uid": 184, "gid": 998}
+        assert known.asked == 1
+
+    def test_by_path(self, driver: Driver, known: Known, host: Host) -> None:
+        """A directory by path gets the image's numbers, too."""
+        driver.create("mongo", {"image": "mongo", "at": "/logs", "path": f"{host.srv}/db"}, soon())
+        assert owner(host.srv / "db") == (5, 6)
+        assert known.asked == 1
+
+    def test_an_equal_create(self, driver: Driver, known: Known) -> None:
+        """An equal Create succeeds without asking, whatever became of the image; another one is told what differs."""
+        driver.create("mongo", {"image": "mongo"}, soon())
+        known.found.clear()
+        driver.create("mongo", {"image": "mongo"}, soon())
+        driver.create("mongo", {}, soon())
+        with pytest.raises(Conflict, match="image is mongo, asked for other"):
+            driver.create("mongo", {"image": "other"}, soon())
+        with pytest.raises(Conflict, match="at is not set, asked for /logs"):
+            driver.create("mongo", {"image": "mongo", "at": "/logs"}, soon())
+        assert known.asked == 1
+
+    def test_an_image_that_is_not_there(self, driver: Driver, known: Known, host: Host) -> None:
+        """Without the image nothing is made."""
+        known.found.clear()
+        with pytest.raises(NoImage):
+            driver.create("mongo", {"image": "mongo"}, soon())
+        assert (host.left_in_volumes(), host.trash()) == ([], [])
+
+    def test_not_allowed(self, driver: Driver, host: Host) -> None:
+        """Where the administrator named no engine the option is 403, and nothing is made."""
+        docker = Docker(create_app(driver).test_client())
+        answer = docker.create("mongo", image="mongo")
+        assert answer.status == 403
+        assert "HOSTPREP_DOCKER_HOST" in answer.error
+        assert host.left_in_volumes() == []
+
+    def test_nobody_waits(self, driver: Driver, known: Known) -> None:
+        """While an engine takes its time, the verbs for that name and Creates of others are answered."""
+        known.gate.clear()
+        thread = threading.Thread(target=driver.create, args=("mongo", {"image": "mongo"}, soon()))
+        thread.start()
+        eventually(lambda: known.asked == 1, "the image to be asked for")
+        for verb in (driver.mount, driver.remove):
+            with pytest.raises(NoSuchVolume):
+                verb("mongo", soon(1))
+        driver.unmount("mongo", soon(1))
+        driver.create("redis", MONGO, soon(1))
+        known.gate.set()
+        thread.join()
+        assert driver.path("mongo")
+
+    def test_too_many_at_once(self, driver: Driver, known: Known) -> None:
+        """Of very many Creates at once some are told to come back: threads are left for the others."""
+        known.gate.clear()
+        refused: list[Exception] = []
+
+        def create(number: int) -> None:
+            try:
+                driver.create(f"v{number}", {"image": "mongo"}, soon())
+            except Busy as exc:
+                refused.append(exc)
+
+        threads = [threading.Thread(target=create, args=(number,)) for number in range(30)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: known.asked + len(refused) == 30, "all to be asked or refused")
+        known.gate.set()
+        for thread in threads:
+            thread.join()
+        assert (known.asked, len(refused)) == (24, 6)
+
+    def test_removed_meanwhile(self, driver: Driver, known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A volume that went between the look whether it is there and its lock is to be asked for again."""
+        monkeypatch.setattr(driver, "_is_there", lambda name: True)
+        with pytest.raises(Busy, match="removed a moment ago"):
+            driver.create("mongo", {"image": "mongo"}, soon())
+        assert known.asked == 0
+
+    def test_apply(self, driver: Driver, known: Known) -> None:
+        """apply looks into the image anew whenever it is given, and `at` is of the image that it came with."""
+        driver.create("mongo", {"image": "mongo", "at": "/logs"}, soon())
+        assert driver.change("mongo", {"mode": "0750"}, (), soon()).options.uid == 5
+        assert known.asked == 1
+        changed = driver.change("mongo", {"image": "mongo"}, (), soon())
+        assert (dict(changed.given), changed.options.uid) == ({"image": "mongo", "mode": "0750"}, 184)
+        known.found["mongo", None] = {"uid": "185", "gid": "998"}
+        assert driver.change("mongo", {"image": "mongo"}, (), soon()).options.uid == 185
+        assert driver.change("mongo", {"uid": "9"}, (), soon()).options.uid == 9
+        assert driver.change("mongo", {}, ("uid",), soon()).options.uid == 185
+
+    def test_apply_without_the_image(self, driver: Driver, known: Known) -> None:
+        """Without its image a volume declares no owner any more; `at` by itself stays."""
+        driver.create("mongo", {"image": "mongo", "at": "/logs"}, soon())
+        with pytest.raises(Invalid, match="at cannot be unset by itself"):
+            driver.change("mongo", {}, ("at",), soon())
+        changed = driver.change("mongo", {}, ("image",), soon())
+        assert (dict(changed.given), dict(changed.resolved), changed.options.uid) == ({}, {}, None)
+        assert known.asked == 1
+
+    def test_apply_to_nothing(self, driver: Driver, known: Known) -> None:
+        """For a volume that is not there no engine is asked."""
+        with pytest.raises(NoSuchVolume):
+            driver.change("mongo", {"image": "mongo"}, (), soon())
+        assert known.asked == 0
+
+    def test_retained(self, driver: Driver, known: Known) -> None:
+        """A retained volume is taken up with what was found; with an image given, with what is found now."""
+        driver.create("mongo", {"image": "mongo", "on_remove": "retain"}, soon())
+        driver.remove("mongo", soon())
+        driver.create("mongo", {}, soon())
+        assert driver.get("mongo")["Status"]["resolved"] == {"uid": 184, "gid": 998}
+        driver.remove("mongo", soon())
+        driver.create("mongo", {"image": "mongo", "at": "/logs"}, soon())
+        assert driver.get("mongo")["Status"]["resolved"] == {"uid": 5, "gid": 6}
+
+    def test_restored(self, driver: Driver, known: Known, host: Host) -> None:
+        """What was found comes back from the trash with the volume."""
+        driver.create("mongo", {"image": "mongo"}, soon())
+        driver.remove("mongo", soon())
+        known.found.clear()
+        driver.restore("mongo", entry=None, new_name=None, deadline=soon())
+        driver.mount("mongo", soon())
+        assert owner(host.data("mongo")) == (184, 998)

@@ -31,6 +31,7 @@ ORDER = [
     "directory",
     "tar",
     "image",
+    "engine",
     "wire",
     "server",
     "archive",
@@ -43,6 +44,7 @@ ALONE = {
     "gunicorn": "server",
     "click": "cli",
     "rich": "show",
+    "docker": "engine",
     "ctypes": "linux",
     "selinux": "labels",
 }

@@ -417,3 +417,74 @@ class TestArithmetic:
             Options.parse(given)
         except Invalid as exc:
             assert str(exc).isprintable()
+
+
+class TestImage:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "mongo",
+            "mongo:7",
+            "library/mongo",
+            "a/b/c-d__e.f:V_1.0-x",
+            "127.0.0.1:5000/team/mongo:7",
+            "Registry.Example:443/mongo",
+            "mongo@sha256:" + "0" * 64,
+            "mongo:7@sha256:" + "0" * 64,
+            "sha256:" + "0" * 64,
+            "0123456789ab",
+        ],
+    )
+    def test_names(self, name: str) -> None:
+        """What an engine takes for the name or the id of an image is accepted."""
+        assert Options.parse({"image": name}).image == name
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "Mongo",
+            "mongo:",
+            ":7",
+            "mongo:7:8",
+            "../info",
+            "a/../b",
+            "a//b",
+            "/mongo",
+            "mongo/",
+            "mongo json?x=y",
+            "mongo?x",
+            "mongo#x",
+            "mongo%2f",
+            "mongo\n",
+            "-mongo",
+            "m\u00f6ngo",
+            "mongo@sha256:12",
+            "a" * 513,
+            "tcp://host/mongo",
+        ],
+    )
+    def test_no_names(self, name: str) -> None:
+        """Anything else is refused, in printable words: it would be part of a request's path."""
+        message = refused(image=name)
+        assert "option image" in message
+        assert message.isprintable()
+
+    def test_a_name_in_capitals(self) -> None:
+        """A name that is right but for its case is told in lower case."""
+        assert "lower case: mongo:7" in refused(image="Mongo:7")
+
+    def test_a_name_that_takes_long(self) -> None:
+        """The longest names are refused as soon as any."""
+        for name in ("a" * 511 + "!", "a-" * 255 + "!", "a." * 255, "a/" * 255, "a_" * 255 + "!"):
+            refused(image=name)
+
+    def test_at(self) -> None:
+        """`at` is a path in the image, in the one spelling it has."""
+        assert Options.parse({"image": "mongo", "at": "/data/db"}).at == "/data/db"
+        for path in ("data", "/data/", "/a/../b", "//data", "/a\0"):
+            assert "option at" in refused(image="mongo", at=path)
+        assert "image's root" in refused(image="mongo", at="/")
+
+    def test_at_alone(self) -> None:
+        """`at` without `image` is refused."""
+        assert "give image" in refused(at="/data")

@@ -34,6 +34,16 @@ def test_what_is_written_is_read() -> None:
     assert Record.from_json(pinned.to_json(), name="mongo") == pinned
 
 
+def test_what_an_image_said() -> None:
+    """What was found in an image is kept beside the options, stands where they say nothing, and is on disk."""
+    resolved = {"uid": "184", "gid": "998"}
+    record = Record("mongo", {"image": "mongo", "uid": "5"}, rfc3339(), resolved=resolved)
+    assert (record.options.uid, record.options.gid) == (5, 998)
+    assert Record.from_json(record.to_json(), name="mongo") == record
+    assert json.loads(record.to_json())["resolved"] == resolved
+    assert json.loads(record.to_json())["options"] == {"image": "mongo", "uid": "5"}
+
+
 def test_the_fields_of_the_file() -> None:
     """On disk are the name, the options as they were given, and the time of creation."""
     record = Record("mongo", {"mode": "00750"}, "2026-11-24T04:00:00Z")
@@ -89,6 +99,15 @@ def test_another_shape(data: bytes) -> None:
         ({"options": {"path": "/srv/db"}, "pinned": 1}, "pinned"),
         ({"pinned": True}, "pinned"),
         ({"taken_up": ""}, ""),
+        ({"options": {"image": "mongo"}}, "resolved"),
+        ({"options": {"image": "mongo"}, "resolved": {}}, "resolved"),
+        ({"options": {"image": "mongo"}, "resolved": {"uid": "1"}}, "resolved"),
+        ({"options": {"image": "mongo"}, "resolved": {"uid": "1", "gid": "x"}}, "gid"),
+        ({"options": {"image": "mongo"}, "resolved": {"uid": "1", "gid": 1}}, "resolved"),
+        ({"options": {"image": "mongo"}, "resolved": {"uid": "1", "gid": "1", "mode": "0755"}}, "resolved"),
+        ({"options": {"image": "mongo"}, "resolved": []}, "resolved"),
+        ({"options": {"at": "/data"}, "resolved": {"uid": "1", "gid": "1"}}, "image"),
+        ({"resolved": {"uid": "1", "gid": "1"}}, "resolved"),
         ({"left_alone": "a"}, "left_alone"),
         ({"left_alone": [1]}, "left_alone"),
         ({"narrowed": 488}, "narrowed"),

@@ -33,6 +33,7 @@ def test_defaults() -> None:
         trash_keep=86400,
         require_marker=False,
         log_level="info",
+        docker_host="",
     )
 
 
@@ -49,6 +50,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
             "HOSTPREP_TRASH_KEEP": "7d",
             "HOSTPREP_REQUIRE_MARKER": "1",
             "HOSTPREP_LOG_LEVEL": "debug",
+            "HOSTPREP_DOCKER_HOST": "unix:///run//docker.sock",
         }
     )
     assert found == Settings(
@@ -61,6 +63,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         trash_keep=7 * 86400,
         require_marker=True,
         log_level="debug",
+        docker_host="unix:///run/docker.sock",
     )
 
 
@@ -107,6 +110,11 @@ def test_wrong_durations(variable: str, text: str) -> None:
         ("HOSTPREP_REQUIRE_MARKER", "", "0 or 1"),
         ("HOSTPREP_LOG_LEVEL", "verbose", "debug or info or warning or error"),
         ("HOSTPREP_LOG_LEVEL", "INFO", "debug or info or warning or error"),
+        ("HOSTPREP_DOCKER_HOST", "", "no engine over a network"),
+        ("HOSTPREP_DOCKER_HOST", "/run/docker.sock", "unix:///run/docker.sock"),
+        ("HOSTPREP_DOCKER_HOST", "unix://run/docker.sock", "unix:///run/docker.sock"),
+        ("HOSTPREP_DOCKER_HOST", "tcp://127.0.0.1:2375", "no engine over a network"),
+        ("HOSTPREP_DOCKER_HOST", "ssh://root@host", "no engine over a network"),
     ],
 )
 def test_wrong_values(variable: str, value: str, accepted: str) -> None:
