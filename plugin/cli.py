@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from . import show
 from .driver import Driver, Images
-from .errors import BadSetting, Busy, HostprepError, Invalid, printable
-from .settings import Settings
+from .errors import BadSetting, Busy, HostprepError, Invalid, NoImage, printable
+from .options import parse_image, parse_path
+from .settings import Settings, engine_socket
 from .tree import raise_open_files
 
+if TYPE_CHECKING:
+    from .image import Findings
+
 _F = TypeVar("_F", bound=Callable[..., Any])
+_PROBE: Final = 60.0  # seconds that an engine may take to show an image to a person
 _FLAGS: Final = {
     "root": "directory that holds the volumes",
     "socket": "where to listen",
@@ -262,3 +269,75 @@ def prepare(settings: Settings, path: str, given: tuple[str, ...], dry_run: bool
     else:
         for line in show.plan_lines(done, dry_run=dry_run):
             print(printable(line))
+
+
+@group.command()
+@click.argument("image", required=False)
+@click.option("--path", "paths", multiple=True, metavar="PATH", help="a directory for a volume, besides the VOLUMEs")
+@click.option("--user", metavar="USER", help="in the place of the image's USER, as docker run --user has it")
+@click.option("--pull", is_flag=True, help="have the engine pull the image where it does not have it")
+@click.option("--archive", metavar="FILE", help="look into what docker save wrote; no engine is needed")
+@_json_flag
+@click.pass_obj
+def probe(
+    settings: Settings,
+    image: str | None,
+    paths: tuple[str, ...],
+    user: str | None,
+    pull: bool,  # noqa: FBT001
+    archive: str | None,
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Find out which owner an image's volumes need. Nothing of the image is run."""
+    if image is None and archive is None:
+        raise click.UsageError("Missing argument 'IMAGE', or --archive FILE.")
+    if pull and archive is not None:
+        raise click.UsageError("--pull is of an engine, --archive is without one.")
+    if image is not None:
+        image = parse_image(image)
+    paths = tuple(parse_path(path, key="at") for path in paths)
+    with _ended_in_order():
+        if archive is not None:
+            from .archive import opened
+            from .image import look
+
+            with opened(archive, image) as (name, config, layers):
+                findings = look(name, config, layers, (*config.volumes, *paths), user)
+        else:
+            assert image is not None  # noqa: S101  # said above
+            findings = _look(settings, image, paths, user, pull=pull)
+    show.findings(findings, user, as_json=as_json)
+
+
+def _look(settings: Settings, image: str, paths: tuple[str, ...], user: str | None, *, pull: bool) -> Findings:
+    """Ask an engine, and have it pull the *image* where it has none and that is wanted."""
+    from .engine import Absent
+    from .engine import Images as Engine
+
+    host = settings.docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    try:
+        engine = Engine(engine_socket(host))
+    except ValueError as exc:
+        raise NoImage(f"DOCKER_HOST={printable(host)} is not {exc}", hint="probe there, or an --archive here") from None
+    try:
+        return engine.look(image, paths, user, seconds=_PROBE)
+    except Absent:
+        if not pull:
+            raise
+    with show.Pull(image) as update:
+        engine.pull(image, update)
+    return engine.look(image, paths, user, seconds=_PROBE)
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Turn SIGTERM into an exception, as SIGINT is one: what was made is removed on the way."""
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

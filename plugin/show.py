@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .directory import Prepared
 from .errors import printable
 from .passes import Progress
+
+if TYPE_CHECKING:
+    from .image import Directory, Findings
+    from .recipe import Recipe
 
 
 def as_json(value: Any) -> None:
@@ -78,6 +82,7 @@ def one_volume(volume: dict[str, Any]) -> None:
         ("mode", status["mode"] or "-"),
         ("label", status["label"] or "-"),
         ("options", options or "none"),
+        *(("resolved", f"{key}={value}") for key, value in status.get("resolved", {}).items()),
         *(("drift", each) for each in status["drift"]),
         *(("warning", each) for each in status["warnings"]),
     ]
@@ -121,6 +126,127 @@ def plan_lines(done: Prepared, *, dry_run: bool) -> list[str]:
 def _past(line: str) -> str:
     verb, _, rest = line.partition(" ")
     return f"{ {'make': 'made', 'change': 'changed', 'leave': 'left'}[verb] } {rest}".strip()
+
+
+def findings(found: Findings, user: str | None, *, as_json: bool) -> None:
+    """Print what was found of an image, why, and what follows."""
+    from .recipe import recipe
+
+    follows = recipe(found, user)
+    notes = list(_notes(found, user))
+    if as_json:
+        print(json.dumps(_probed(found, follows, notes), indent=2))
+        return
+    runs_as = found.user
+    lines = [
+        ("image", found.image if found.image == found.config.id else f"{found.image} ({found.config.id[:19]})"),
+        ("runs as", f"{runs_as.uid}:{runs_as.gid}"),
+        ("why", runs_as.why),
+        *([("groups", " ".join(map(str, runs_as.groups)))] if runs_as.groups else []),
+        *(("link", link) for each in found.directories for link in each.links),
+    ]
+    for key, value in lines:
+        print(f"{key + ':':<12}{printable(value)}")
+    if found.directories:
+        print()
+        table(
+            ["DIRECTORY", "IN THE IMAGE", "MODE", "CONTENT", "VOLUME"], [_directory_row(d) for d in found.directories]
+        )
+        print()
+    for each in found.directories:
+        for why in each.why[1:]:
+            print(f"{'why:':<12}{printable(why)}")
+    for note in notes:
+        print(f"{'note:':<12}{printable(note)}")
+    if follows is not None:
+        # As it is to be pasted: nothing wraps these lines.
+        print("\n# the volume" + ("s" if len(follows.create) > 1 else ""))
+        print("\n".join(follows.create))
+        print(f"\n# or all with Compose\n{follows.compose}")
+        print(f"\n# a container\n{follows.run}")
+
+
+DIRECTORY_COLUMNS = ["DIRECTORY", "IN THE IMAGE", "MODE", "CONTENT", "VOLUME"]
+
+
+def _directory_row(found: Directory) -> list[str]:
+    entry, volume = found.entry, f"uid={found.uid} gid={found.gid}"
+    if entry is None:
+        return [found.path, "not there", "-", "-", volume]
+    return [found.path, f"{entry.uid}:{entry.gid}", str(entry.mode), "yes" if entry.filled else "no", volume]
+
+
+def _notes(found: Findings, user: str | None) -> Iterator[str]:
+    if not found.directories:
+        yield "the image has no VOLUME: say with --path where it keeps its data"
+    if user is None and any(each.drops for each in found.directories):
+        yield "the image starts as root and becomes another user: leave it so, without -u"
+    if any(each.entry and each.entry.filled for each in found.directories):
+        yield "into an empty volume Docker copies what the image has there, and the directory's mode with it"
+    if any(not each.path.isprintable() for each in found.directories):
+        yield "for a path with control characters no command can be shown"
+    if not found.config.runs:
+        yield "the image names no program of its own: append one to the command"
+
+
+def _probed(found: Findings, follows: Recipe | None, notes: list[str]) -> dict[str, Any]:
+    user = found.user
+    return {
+        "image": found.image,
+        "id": found.config.id,
+        "user": {"spec": user.spec, "uid": user.uid, "gid": user.gid, "groups": list(user.groups), "why": user.why},
+        "volumes": list(found.config.volumes),
+        "directories": [
+            {
+                "path": each.path,
+                "real": each.real,
+                "links": list(each.links),
+                "found": each.entry
+                and {
+                    "uid": each.entry.uid,
+                    "gid": each.entry.gid,
+                    "mode": str(each.entry.mode),
+                    "content": each.entry.filled,
+                },
+                "options": each.ids,
+                "drops": each.drops,
+                "why": list(each.why),
+            }
+            for each in found.directories
+        ],
+        "notes": notes,
+        "create": list(follows.create) if follows else [],
+        "compose": follows.compose if follows else None,
+        "run": follows.run if follows else None,
+    }
+
+
+class Pull:
+    """The progress of a pull: a bar on a terminal, nothing in a pipe."""
+
+    def __init__(self, image: str) -> None:
+        self._image = image
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(_escaped(f"pulling {self._image}"), total=None)
+            self._bar.start()
+        return self._update
+
+    def _update(self, done: int, total: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total or None)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
 
 
 class Bar:

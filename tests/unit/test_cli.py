@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from .archives import BASE, docker_save, tar
 from .conftest import Command
 from .host import PYTHON, REPOSITORY, Done, Host, label, mode, owner, passes_of, set_label
 from .trees import make_tree, owners
@@ -46,6 +47,9 @@ class TestExit:
             ["apply"],
             ["restore"],
             ["prepare"],
+            ["probe"],
+            ["probe", "a", "b"],
+            ["probe", "--pull", "--archive", "x.tar"],
             ["create", "a", "b"],
             ["restore", "a", "--id"],
             ["create", "a", "-o"],
@@ -90,7 +94,15 @@ class TestExit:
             (["purge", "--all", "x"], ["not both"]),
             (["prepare", "/etc", "-o", "uid=1"], ["/etc"]),
             (["prepare", "/tmp/x", "-o", "path=/tmp/y"], ["path"]),
-            (["create", "mongo", "-o", "image=x"], ["image"]),
+            (["create", "mongo", "-o", "image=x"], ["HOSTPREP_DOCKER_HOST"]),
+            (["apply", "here", "-o", "image=x"], ["HOSTPREP_DOCKER_HOST"]),
+            (["apply", "here", "-o", "at=/x"], ["image"]),
+            (["--docker-host", "unix:///none", "create", "mongo", "-o", "image=x"], ["/none", "No such file"]),
+            (["--docker-host", "tcp://127.0.0.1:1", "probe", "x"], ["HOSTPREP_DOCKER_HOST", "network"]),
+            (["--docker-host", "unix:///none", "probe", "x"], ["/none", "No such file"]),
+            (["probe", "X"], ["lower case"]),
+            (["probe", "x", "--path", "data"], ["option at", "absolute"]),
+            (["probe", "--archive", "/none.tar"], ["/none.tar", "No such file"]),
             (["create", "mongo", "-o", "path=/opt/x"], ["HOSTPREP_ALLOW"]),
         ],
         ids=lambda value: " ".join(value).replace("\n", "").replace("\x1b", "") if isinstance(value, list) else None,
@@ -111,7 +123,7 @@ class TestExit:
 
     def test_nothing_like_it_yet(self, hostprep: Command) -> None:
         """Commands that are not there yet are unknown."""
-        for command in ("probe", "doctor", "import"):
+        for command in ("doctor", "import"):
             assert hostprep(command, "x").code in (1, 2)
 
     def test_a_broken_root(self, hostprep: Command, host: Host) -> None:
@@ -343,6 +355,55 @@ class TestPrepare:
         monkeypatch.chdir(tmp_path)
         succeeds(hostprep("prepare", "db", *MONGO))
         assert owner(tmp_path / "db") == (184, 998)
+
+
+class TestProbe:
+    """Without an engine; with one, tests/engine."""
+
+    @pytest.fixture
+    def archive(self, tmp_path: Path) -> str:
+        (tmp_path / "mongo.tar").write_bytes(docker_save(BASE))
+        return str(tmp_path / "mongo.tar")
+
+    def test_text(self, hostprep: Command, host: Host, archive: str) -> None:
+        """It says who, where, why, and what to do, in plain text, and makes no root."""
+        lines = succeeds(hostprep("probe", "--archive", archive)).splitlines()
+        assert "runs as:    5:6" in lines
+        assert "/data\t5:6\t0750\tyes\tuid=5 gid=6" in lines
+        assert "docker volume create -d hostprep -o uid=5 -o gid=6 mongo" in lines
+        assert "docker run -d -v mongo:/data mongo:7" in lines
+        assert not host.root.exists()
+
+    def test_json(self, hostprep: Command, archive: str) -> None:
+        """As JSON it is one object with all of it."""
+        found = hostprep("probe", "mongo:7", "--archive", archive, "--path", "/none", "--user", "0", "--json").json
+        assert found["user"] == {"spec": "0", "uid": 0, "gid": 0, "groups": [], "why": found["user"]["why"]}
+        assert [(each["path"], each["options"], each["drops"]) for each in found["directories"]] == [
+            ("/data", {"uid": "5", "gid": "6"}, True),
+            ("/none", {"uid": "0", "gid": "0"}, False),
+        ]
+        assert found["run"] == "docker run -d -u 0 -v mongo-data:/data -v mongo-none:/none mongo:7"
+
+    def test_no_volumes(self, hostprep: Command, tmp_path: Path) -> None:
+        """An image that names no directory gets no commands, and the advice to name one."""
+        (tmp_path / "x.tar").write_bytes(docker_save(BASE, config={"config": {"User": "app"}}))
+        out = succeeds(hostprep("probe", "--archive", str(tmp_path / "x.tar")))
+        assert "--path" in out
+        assert "docker volume create" not in out
+
+    def test_control_characters(self, hostprep: Command, tmp_path: Path) -> None:
+        """Nothing of an image reaches the terminal raw."""
+        evil = "/a\x1b[31m\nb"
+        layer = tar(("etc", None), ("etc/passwd", b"x\x1b[31m:x:5:6:::\n"), (evil[1:], None, 5, 6), ("l", f"-> {evil}"))
+        config = {"config": {"User": "", "Volumes": {evil: {}, "/l": {}}}}
+        (tmp_path / "x.tar").write_bytes(docker_save(layer, config=config, name="a\x1b"))
+        for more in ([], ["--json"]):
+            out = succeeds(hostprep("probe", "--archive", str(tmp_path / "x.tar"), *more))
+            assert all(line.replace("\t", "").isprintable() for line in out.splitlines())
+
+    def test_an_engine_elsewhere(self, hostprep: Command) -> None:
+        """A DOCKER_HOST over a network is told, not passed by for an engine of this host."""
+        fails(hostprep("probe", "x", DOCKER_HOST="tcp://127.0.0.1:1"), "DOCKER_HOST", "network")
 
 
 def test_as_a_module(host: Host) -> None:

@@ -35,6 +35,7 @@ ORDER = [
     "wire",
     "server",
     "archive",
+    "recipe",
     "show",
     "cli",
 ]

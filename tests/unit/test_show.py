@@ -157,3 +157,32 @@ class TestBar:
         )
         assert "mongo\\x1b" in text
         assert "412,000 of about 980,000 entries, 41,200/s, about 14 s left" in text
+
+
+class TestProbe:
+    def test_a_pull_in_a_pipe(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """In a pipe a pull has no bar."""
+        with show.Pull("mongo:7") as update:
+            update(100, 200)
+        assert capsys.readouterr() == ("", "")
+
+    def test_a_pull_on_a_terminal(self) -> None:
+        """On a terminal it shows what is pulled and how much of it is there."""
+        text = on_a_terminal(
+            "with show.Pull('host:5000/mongo') as update: update(0, 0); update(5, 10); import time; time.sleep(.3)"
+        )
+        assert "pulling host:5000/mongo" in text
+        assert "5/10 bytes" in text
+
+    def test_on_a_terminal(self) -> None:
+        """On a terminal directories are a table, and what is to be pasted is in one line, however long."""
+        text = on_a_terminal(
+            "from plugin.image import *; from plugin.options import Mode\n"
+            "user, entry = User('', 0, 0, (), 'root'), Entry('directory', Mode(0o700), 5, 6)\n"
+            "one = Directory('/' + 'd' * 100, '/d', (), entry, 5, 6, True, ('root', '[red]why'))\n"
+            "show.findings(Findings('mongo', Config('sha256:1', '', (), True), user, (one,)), None, as_json=False)"
+        )
+        assert "DIRECTORY" in text
+        assert "\t" not in text
+        assert "[red]why" in text
+        assert "docker run -d -v mongo:/" + "d" * 100 + " mongo" in text
