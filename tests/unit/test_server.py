@@ -326,12 +326,8 @@ class TestEnd:
         waiting.start()
         pid = catch_pass(server.process.pid)
         os.kill(pid, signal.SIGCONT)
-        first = next(host.data("mongo").iterdir())
-
-        def begun() -> bool:
-            return 184 in {uid for uid, _ in owners(first).values()}
-
-        eventually(begun, "the first entries are changed")
+        some = [next(directory.iterdir()) for directory in host.data("mongo").iterdir()]
+        eventually(lambda: any(owner(each)[0] == 184 for each in some), "the first entries are changed")
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         waiting.join()
