@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from . import CONTAINERS
 docker = Docker()
 
 
-def monotonic(unit: str, event: str) -> float:
-    """When the unit began or came up, in seconds since boot."""
-    return int(checked("systemctl", "show", f"--property={event}TimestampMonotonic", "--value", unit)) / 1e6
+def came_up(unit: str) -> int:
+    """When the unit was up, in microseconds since boot."""
+    return int(checked("systemctl", "show", "--property=ActiveEnterTimestampMonotonic", "--value", unit))
 
 
 def test_containers() -> None:
@@ -26,10 +27,11 @@ def test_containers() -> None:
 
 
 def test_no_stall() -> None:
-    """The engine found its driver at the first attempt, and was up before one missing driver would have let it."""
-    assert "Unable to connect to plugin" not in checked("journalctl", "--boot", "--unit=docker.service")
-    assert monotonic(Hostprep.UNIT, "ActiveEnter") < monotonic("docker.service", "ActiveEnter")
-    assert monotonic("docker.service", "ActiveEnter") - monotonic("docker.service", "ExecMainStart") < 15
+    """The engine found its driver at the first attempt: one in vain, and it tries for 15 seconds for each volume."""
+    log = checked("journalctl", "--boot", "--unit=docker.service")
+    assert "Loading containers: done" in log
+    assert not re.search("Unable to .* plugin", log)
+    assert came_up(Hostprep.UNIT) < came_up("docker.service")
 
 
 def test_promised() -> None:
