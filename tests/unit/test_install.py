@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from plugin.settings import Settings
 TOP = Path(__file__).resolve().parents[2]
 LIB = "usr/local/lib/hostprep"
 UNITS = "usr/local/lib/systemd/system"
+VERSION = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
 
 
 def make(target: str, destdir: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -78,7 +80,7 @@ def test_modes(staged: Path) -> None:
 def test_command(staged: Path) -> None:
     """The staged command runs, and knows its version."""
     done = run(staged, "--version")
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "0.1.0", "")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, VERSION, "")
 
 
 def test_command_elsewhere(staged: Path, tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_command_elsewhere(staged: Path, tmp_path: Path) -> None:
     (tmp_path / "plugin").mkdir()
     (tmp_path / "plugin/__init__.py").write_text("raise SystemExit('taken over')\n")
 
-    assert run(staged, "--version", PYTHONPATH=str(tmp_path)).stdout.strip() == "0.1.0"
+    assert run(staged, "--version", PYTHONPATH=str(tmp_path)).stdout.strip() == VERSION
 
 
 def test_compiled(staged: Path) -> None:
@@ -207,4 +209,4 @@ def test_own_packages(tmp_path: Path) -> None:
     lib = tmp_path / LIB / "current/lib"
     assert {"click", "flask", "gunicorn", "rich", "plugin"} < {path.name for path in lib.iterdir()}
     assert not (lib / "bin").exists()
-    assert run(tmp_path, "--version").stdout.strip() == "0.1.0"
+    assert run(tmp_path, "--version").stdout.strip() == VERSION
