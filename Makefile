@@ -17,11 +17,11 @@ PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(TOOLS)
 GUEST_PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then \
 	demo/packages qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
 
-.PHONY: help check install uninstall test test-selinux test-unit test-engine bench demo clean
+.PHONY: help check install uninstall test test-selinux test-unit test-engine bench bench-tree demo clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
-	@echo "also: make install uninstall check test-unit test-engine test-selinux bench clean"
+	@echo "also: make install uninstall check test-unit test-engine test-selinux bench bench-tree clean"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hostprep needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ...)")'
@@ -60,6 +60,11 @@ install uninstall:
 bench: $(STAMP)
 	demo/packages $(ENGINE)
 	$(BIN)/python -m bench
+
+# Half an hour, most of it at a million files.
+bench-tree: $(STAMP)
+	demo/packages strace=strace
+	$(BIN)/python -m bench tree 100000 1000000
 
 demo: $(STAMP)
 	demo/packages $(ENGINE)

@@ -1,4 +1,7 @@
-"""`make bench`: print every table. About five minutes; `python -m bench verbs` and so on for one."""
+"""`make bench`: print every table but that of trees; `python -m bench verbs` and so on for one.
+
+`make bench-tree` (`python -m bench tree 100000 1000000`) takes half an hour.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import platform
 import sys
 from pathlib import Path
 
-from . import engine, starts, verbs
+from . import engine, starts, tree, verbs
 
 
 def machine() -> str:
@@ -28,6 +31,9 @@ def main(chosen: list[str]) -> None:
         print("", starts.table(starts.first_answers(), starts.memory()), sep="\n", flush=True)
     if "engine" in chosen:
         print("", engine.table(engine.measure()), sep="\n", flush=True)
+    if "tree" in chosen:
+        for entries in [int(each) for each in chosen if each.isdigit()] or [100_000]:
+            print("", tree.table(entries), sep="\n", flush=True)
 
 
 main(sys.argv[1:] or ["verbs", "starts", "engine"])

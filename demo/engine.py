@@ -3,7 +3,8 @@
 dockerd, hostprep and all containers live in namespaces of their own:
 
 - mount, with a tmpfs on /run and on /etc/docker, so that they meet neither another engine's sockets and
-  plugins nor its settings. Propagation is slave: what the host mounts is seen here, nothing goes back;
+  plugins nor its settings. Propagation is slave: what the host mounts is seen here, nothing goes back. Within it
+  mounts are shared, as systemd has them on a host;
 - pid, so that with its first process everything ends, whoever started it;
 - net, so that none of the host's interfaces and firewall rules is touched.
 
@@ -32,6 +33,7 @@ PATH = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ.get("PATH", "")
 
 # The first process sets the scene, says so, and then only reaps orphans.
 INIT = """
+mount --make-rshared / || exit
 mount -t tmpfs -o mode=0755 tmpfs /run && mount -t tmpfs tmpfs /etc/docker || exit
 mkdir -p /run/docker/plugins && echo ready || exit
 while :; do sleep 3600 & wait; done
@@ -305,10 +307,13 @@ class Hostprep:
         given = self.settings | dict(settings)
         return own | {f"HOSTPREP_{name.upper()}": value for name, value in given.items()}
 
-    def start(self, **settings: str) -> None:
-        """Serve, and wait for an answer. *settings* (patience="5s" and the like) are for this start only."""
-        self.changed = bool(settings)
-        argv = [sys.executable, "-m", "plugin", "serve"]
+    def start(self, *, within: Sequence[str] = (), **settings: str) -> None:
+        """Serve, and wait for an answer. *settings* (patience="5s" and the like) are for this start only.
+
+        So is *within*, a command that runs the server.
+        """
+        self.changed = bool(settings or within)
+        argv = [*within, sys.executable, "-m", "plugin", "serve"]
         server = self._process = self.engine.spawn(argv, log=self.log, env=self._environment(settings))
         wait_for(lambda: not server.running() or self.answers(), "hostprep to answer")
         if not server.running():

@@ -201,7 +201,7 @@ def _wait(driver: Driver, name: str) -> None:
                 driver.mount(name, time.monotonic() + 0.5)
             except Busy:
                 if running := driver.passes.running(name):
-                    update(running.progress.done)
+                    update(running.progress)
             else:
                 return
 

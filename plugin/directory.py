@@ -8,10 +8,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from . import fds, tree
+from . import fds, passes, tree
 from .errors import Invalid, NotAllowed, NotReady, printable
 from .labels import Labels
 from .options import Mode, Options, Recurse, parse_path
+from .passes import Progress
 from .prepare import Change, Found, Want, apply, plan
 from .settings import system_directory
 
@@ -38,7 +39,7 @@ def prepare(
     *,
     root: str,
     dry_run: bool,
-    report: Callable[[int], None] = lambda done: None,
+    report: Callable[[Progress], None] = lambda progress: None,
 ) -> Prepared:
     """Give the directory *path* the owner, mode and label *given*, making it where only its last component is missing.
 
@@ -47,12 +48,13 @@ def prepare(
     Args:
         root: hostprep's own root, which is refused as the system directories are.
         dry_run: change nothing.
-        report: called with the number of entries looked at, some times a second.
+        report: called some times a second while the contents are gone over.
 
     Raises:
         Invalid: an option that has no meaning here, or is malformed.
         NotAllowed: a system directory, or a symlink on the way.
         NotReady: the directory above does not exist.
+        Unreadable: going over the contents failed; the directory itself is as it was.
     """
     for key in given:
         if key not in _ACCEPTED:
@@ -97,7 +99,7 @@ def prepare(
         if not prepared.made and (follows or want.recurse is Recurse.ALWAYS):
             label = None if want.label is None else labels.canonical(want.label)
             order = tree.Order(want.uid, want.gid, label, want.type_only, guarded=True, dry_run=dry_run)
-            prepared.tree = tree.run(data, order, report)
+            prepared.tree = passes.follow(passes.begin(data, order), report)
         if not dry_run:
             prepared.changes = apply(data, prepared.changes, found, want, labels)
     return prepared

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from . import fds, trash
+from . import fds, mounts, trash
 from .errors import (
     Busy,
     Conflict,
@@ -23,15 +23,16 @@ from .errors import (
     NoSuchVolume,
     NotAllowed,
     NotReady,
+    Redirectable,
     Unreadable,
     in_words,
     printable,
 )
 from .labels import Labels
 from .options import KNOWN, Options, Recurse, check_name, differences
-from .passes import Progress, read_mark, write_mark
+from .passes import read_mark
 from .prepare import Found, Want, apply, plan
-from .readiness import Readiness, contents_follow
+from .readiness import Readiness
 from .record import Record, rfc3339
 from .settings import Settings
 from .store import DATA, PATHS, RECORD, RETAINED, Listing, Store
@@ -79,6 +80,11 @@ class Driver:
         options = Options.parse(given)
         if options.label is not None:
             self.labels.check(options.label)
+        # An equal Create waits until the first knows whether the volume stays: it may have to be withdrawn.
+        with self.store.lock(f"create/{name}", deadline):
+            self._create(name, given, options, deadline)
+
+    def _create(self, name: str, given: Mapping[str, str], options: Options, deadline: float) -> None:
         with self.store.lock(name, deadline), contextlib.ExitStack() as claim:
             if options.path is not None:
                 claim.enter_context(self.store.lock(PATHS, deadline))
@@ -117,6 +123,7 @@ class Driver:
             with self.store.volume(name) as volume:
                 if not os.path.samestat(os.fstat(volume), made) or not fds.exists(volume, RECORD):
                     return
+                self.store.release(name)  # a Mount may have been faster
                 if retained is not None:
                     self.store.write(volume, RECORD, retained.to_json())
                     self._retain(volume)
@@ -150,18 +157,19 @@ class Driver:
         return record
 
     def _make(self, name: str, given: Mapping[str, str], options: Options, deadline: float) -> bool:
-        """Make a volume that is not there; whether its tree, being adopted, may still have to follow."""
-        path, made, parent, last = options.path, False, -1, ""
+        """Make a volume that is not there; whether its directory, being adopted, has still to be mended."""
+        path, made, pinned, parent, last = options.path, False, False, -1, ""
         with contextlib.ExitStack() as stack:
             if path is not None:
                 self.store.check_claim(path, name=name)
-                parent, last = self._parent(path)
+                parent, last, pinned = self._parent(path)
                 stack.callback(os.close, parent)
                 made = not fds.exists(parent, last)
                 if not made and (kind := fds.kind(parent, last)) != "a directory":
                     raise NotAllowed(f"option path: {printable(path)} is {kind}", hint="give a directory or a new name")
-            record = Record(name, dict(given), rfc3339(), made)
-            want = Want.of(options, self.labels, adopted=record.adopted)
+                if pinned:
+                    mounts.check(parent)
+            record = Record(name, dict(given), rfc3339(), made, pinned=pinned)
             new, temporary = stack.enter_context(self.store.new(deadline))
             # The record first: it says what was intended, should what follows be interrupted.
             fds.write_file(new, RECORD, record.to_json(), durable=True)
@@ -170,23 +178,24 @@ class Driver:
             else:
                 data = fds.make_dir(parent, last) if made else self.store.open_data(new, record)
             with fds.held(data):
+                # An adopted directory is mended when the volume is there: only then can an interruption be.
                 if not record.adopted:
-                    want = want.first()
-                found = Found.at(data, self.labels)
-                changes = plan(found, want, self.labels)
-                if record.adopted and contents_follow(want, changes):
-                    write_mark(self.store, new, Progress(), durable=True)
-                else:
-                    apply(data, changes, found, want, self.labels)
-                if path is not None:
+                    want = Want.of(options, self.labels, adopted=False).first()
+                    found = Found.at(data, self.labels)
+                    apply(data, plan(found, want, self.labels), found, want, self.labels)
+                if made:
                     os.fsync(data)
                     os.fsync(parent)
             self.store.appear(temporary, name)
         return record.adopted
 
-    def _parent(self, path: str) -> tuple[int, str]:
+    def _parent(self, path: str) -> tuple[int, str, bool]:
+        """The open directory above *path*, the last component, and whether somebody could redirect it."""
         try:
-            return self.store.open_parent(path)
+            try:
+                return *self.store.open_parent(path, trusted=True), False
+            except Redirectable:
+                return *self.store.open_parent(path, trusted=False), True
         except NotAllowed as exc:
             raise NotAllowed(f"option path: {exc.message}", hint=exc.hint) from None
         except FileNotFoundError as exc:
@@ -210,6 +219,7 @@ class Driver:
                     return
                 raise
             self.passes.cancel(name)
+            self.store.release(name)
             if record.options.retains:
                 with self.store.volume(name) as volume:
                     self._retain(volume)
@@ -277,14 +287,18 @@ class Driver:
 
     # -- readiness ---------------------------------------------------------------------------------------------------
 
-    def mount(self, name: str, deadline: float) -> str:
+    def mount(self, name: str, deadline: float, *, engine: int | None = None) -> str:
         """Make the volume right, whatever was done to it, and answer where it is.
+
+        Args:
+            engine: the process that will open what is answered (0: one that cannot be seen from here); None where
+                none will, and then a mount that would lead there is not made.
 
         Raises:
             NoSuchVolume, Unreadable, NotReady, NotAllowed: there is nothing that could be answered.
             Busy: a pass over its tree takes longer than *deadline*; it goes on, and the next Mount joins it.
         """
-        return self._readiness.make(check_name(name), deadline)
+        return self._readiness.make(check_name(name), deadline, engine=engine)
 
     def unmount(self, name: str, deadline: float) -> None:
         """Make the volume right again: copy-up may just have been. Whatever is in the way is logged, not raised."""
@@ -325,7 +339,7 @@ class Driver:
                 record = self.store.retained(volume, name)
                 if record is not None and not fds.exists(volume, RECORD):
                     options = dict(record.given)
-                    where = self.store.mountpoint(record)
+                    where = self.store.place(record)
                     found.append(
                         {
                             "name": name,
@@ -382,7 +396,7 @@ class Driver:
             status["warnings"].append(str(exc))
             return status
         with fds.held(data):
-            want = Want.of(record.options, self.labels, adopted=record.adopted)
+            want = Want.of(record.options, self.labels, adopted=record.adopted, narrowed=record.narrowed)
             found = Found.at(data, self.labels)
             changes = plan(found, want, self.labels)
             status |= {"uid": found.uid, "gid": found.gid, "mode": str(found.mode), "label": found.label}

@@ -18,11 +18,13 @@ import time
 from collections.abc import Iterator
 
 from . import linux
-from .errors import Busy, NotAllowed, Unreadable, printable
+from .errors import Busy, NotAllowed, Redirectable, Unreadable, printable
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLOCK = "hhqqi4x"
+# An entry that is gone, or is something else by now: its new state is its owner's business, or the next look's.
+CHANGED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 TEMPORARY = "."  # what begins with it is an interrupted step's; no volume or trash entry does
 
 
@@ -55,7 +57,7 @@ def open_dir(dirfd: int, name: str) -> int:
     Raises:
         OSError: ENOTDIR for a symlink too (open(2) with O_DIRECTORY and O_NOFOLLOW), ENOENT.
     """
-    return os.open(component(name), _DIRECTORY, dir_fd=dirfd)
+    return os.open(component(name), DIRECTORY, dir_fd=dirfd)
 
 
 def open_below(dirfd: int, name: str, *, directory: bool) -> int:
@@ -66,17 +68,19 @@ def open_below(dirfd: int, name: str, *, directory: bool) -> int:
     Raises:
         OSError: EXDEV where *name* is a mount point, ELOOP or ENOTDIR for what is no directory, ENOENT.
     """
-    flags = _DIRECTORY if directory else _PINNED
+    flags = DIRECTORY if directory else PINNED
     try:
         # RESOLVE_NO_SYMLINKS would also refuse to pin a symlink; for one component O_NOFOLLOW says the same.
         return linux.openat2(dirfd, component(name), flags, linux.RESOLVE_BENEATH | linux.RESOLVE_NO_XDEV)
     except OSError as exc:
         if exc.errno != errno.ENOSYS:
             raise
-    fd = os.open(name, flags, dir_fd=dirfd)
-    if mount_id(fd) != mount_id(dirfd):
-        os.close(fd)
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+    with contextlib.ExitStack() as undo:
+        fd = os.open(name, flags, dir_fd=dirfd)
+        undo.callback(os.close, fd)
+        if mount_id(fd) != mount_id(dirfd):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+        undo.pop_all()
     return fd
 
 
@@ -92,11 +96,30 @@ def mount_id(fd: int) -> int:
 def make_dir(dirfd: int, name: str) -> int:
     """Make the directory *name*, closed to everybody but root, and open it. The caller gives it its mode.
 
+    Who can write *dirfd* may put another in its place before it is opened: one that is not root's, or not empty, is
+    refused. An empty one of root's is as good, whoever moved it there; and into *dirfd* from elsewhere only who may
+    write it can move a directory (rename(2)).
+
     Raises:
+        NotAllowed: another was put in its place.
         OSError: EEXIST if anything has the name.
     """
     os.mkdir(component(name), 0o700, dir_fd=dirfd)
-    return open_dir(dirfd, name)
+    try:
+        fd = open_dir(dirfd, name)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _exchanged(name) from None
+    if os.fstat(fd).st_uid != os.geteuid() or os.listdir(fd):
+        os.close(fd)
+        raise _exchanged(name)
+    return fd
+
+
+def _exchanged(name: str) -> NotAllowed:
+    return NotAllowed(
+        f"{printable(name)} had just been made, and is no empty directory of root's",
+        hint="somebody put another in its place, or the file system gives it another owner (NFS with root_squash)",
+    )
 
 
 def walk(path: str, *, trusted: bool) -> int:
@@ -107,24 +130,17 @@ def walk(path: str, *, trusted: bool) -> int:
     answered by name, since only root can change what the name leads to.
 
     Raises:
-        NotAllowed: a component is a symlink or no directory, or (trusted) somebody else could redirect it.
+        NotAllowed: a component is a symlink or no directory.
+        Redirectable: somebody else could redirect it (trusted).
         OSError: ENOENT and what else open(2) raises, with the path so far.
     """
-    fd = os.open("/", _DIRECTORY)
+    fd = os.open("/", DIRECTORY)
     shown = ""
     try:
         for name in path.split("/")[1:]:
             above = os.fstat(fd)
             shown += "/" + name
-            try:
-                below = open_dir(fd, name)
-            except OSError as exc:
-                if exc.errno in (errno.ENOTDIR, errno.ELOOP):
-                    raise NotAllowed(
-                        f"{printable(shown)} is {kind(fd, name)}, not a directory",
-                        hint="give the real directory; symlinks are never followed",
-                    ) from None
-                raise OSError(exc.errno, exc.strerror, shown) from None
+            below = open_step(fd, name, shown)
             os.close(fd)
             fd = below
             if trusted and not _roots_alone(above, os.fstat(fd)):
@@ -135,10 +151,28 @@ def walk(path: str, *, trusted: bool) -> int:
     return fd
 
 
-def redirectable(path: str) -> NotAllowed:
+def open_step(dirfd: int, name: str, shown: str) -> int:
+    """`open_dir` of the last component of the path *shown*, which is for messages only.
+
+    Raises:
+        NotAllowed: it is a symlink, or no directory.
+        OSError: ENOENT and what else open(2) raises, with the path.
+    """
+    try:
+        return open_dir(dirfd, name)
+    except OSError as exc:
+        if exc.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise NotAllowed(
+                f"{printable(shown)} is {kind(dirfd, name)}, not a directory",
+                hint="give the real directory; symlinks are never followed",
+            ) from None
+        raise OSError(exc.errno, exc.strerror, shown) from None
+
+
+def redirectable(path: str) -> Redirectable:
     """The refusal of a path that the engine could be made to open elsewhere."""
     parent = printable(os.path.dirname(path))
-    return NotAllowed(
+    return Redirectable(
         f"somebody other than root could put another directory in the place of {printable(path)}",
         hint=f"the directories above it must be root's, and writable by root alone: see ls -ld {parent}",
     )

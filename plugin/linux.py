@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import signal
+import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
-SYS_OPENAT2 = 437  # the same on every architecture; Linux 5.6
+SYS_OPEN_TREE = 428  # Linux 5.2; the same on every architecture, as all that are newer
+SYS_MOVE_MOUNT = 429  # Linux 5.2
+SYS_OPENAT2 = 437  # Linux 5.6
+SYS_MOUNT_SETATTR = 442  # Linux 5.12
 AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x04
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOSYMFOLLOW = 0x200000
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MNT_DETACH = 2
+PR_SET_PDEATHSIG = 1
+FS_IOC_GETFLAGS = 0x80000000 | struct.calcsize("l") << 16 | 0x6601  # elsewhere than on mips, powerpc and sparc
+FS_IOC_SETFLAGS = 0x40000000 | struct.calcsize("l") << 16 | 0x6602
+FS_IMMUTABLE_FL = 0x10
 RESOLVE_NO_XDEV = 0x01  # refuses mount points, bind mounts of the same file system included
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
@@ -19,6 +39,10 @@ RESOLVE_BENEATH = 0x08
 
 class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
 
 
 _HOW_SIZE = ctypes.c_size_t(ctypes.sizeof(_OpenHow))
@@ -44,6 +68,12 @@ def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
     return int(fd)
 
 
+def die_with_parent() -> None:
+    """prctl(2), PR_SET_PDEATHSIG: SIGKILL for this process when the one that forked it ends; not if it has already."""
+    if _libc.prctl(ctypes.c_int(PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL)):
+        _raise()
+
+
 def fchown(fd: int, uid: int, gid: int) -> None:
     """fchownat(2) with AT_EMPTY_PATH: fchown(2) that also takes an O_PATH descriptor, of a symlink too.
 
@@ -51,3 +81,64 @@ def fchown(fd: int, uid: int, gid: int) -> None:
     """
     if _libc.fchownat(fd, b"", ctypes.c_uint32(uid & 0xFFFFFFFF), ctypes.c_uint32(gid & 0xFFFFFFFF), AT_EMPTY_PATH):
         _raise()
+
+
+def open_tree(fd: int, flags: int) -> int:
+    """open_tree(2) of what *fd* itself is open on; with OPEN_TREE_CLONE a bind mount that is nowhere yet.
+
+    Raises:
+        OSError: ENOSYS before Linux 5.2, EPERM without CAP_SYS_ADMIN, EINVAL for an unbindable mount.
+    """
+    tree = _syscall(ctypes.c_long(SYS_OPEN_TREE), ctypes.c_int(fd), b"", ctypes.c_uint(flags | AT_EMPTY_PATH))
+    if tree < 0:
+        _raise()
+    return int(tree)
+
+
+def mount_setattr(fd: int, flags: int, *, attributes: int = 0, propagation: int) -> None:
+    """mount_setattr(2): add *attributes* to the mount whose root *fd* is open on, and set its propagation.
+
+    Raises:
+        OSError: ENOSYS before Linux 5.12, EPERM without CAP_SYS_ADMIN.
+    """
+    attr = _MountAttr(attributes, 0, propagation, 0)
+    size = ctypes.c_size_t(ctypes.sizeof(attr))
+    number, at = ctypes.c_long(SYS_MOUNT_SETATTR), ctypes.c_uint(flags | AT_EMPTY_PATH)
+    if _syscall(number, ctypes.c_int(fd), b"", at, ctypes.byref(attr), size) < 0:
+        _raise()
+
+
+def move_mount(from_fd: int, to_fd: int) -> None:
+    """move_mount(2) of the mount *from_fd* onto the directory that *to_fd* itself is open on.
+
+    Raises:
+        OSError: ENOSYS before Linux 5.2, EPERM without CAP_SYS_ADMIN, ENOENT where *to_fd* was removed.
+    """
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    number = ctypes.c_long(SYS_MOVE_MOUNT)
+    if _syscall(number, ctypes.c_int(from_fd), b"", ctypes.c_int(to_fd), b"", ctypes.c_uint(flags)) < 0:
+        _raise()
+
+
+def umount2(fd: int, flags: int) -> None:
+    """umount2(2) of the mount whose root *fd* is open on, by its link in /proc: no path that could lead elsewhere.
+
+    Raises:
+        OSError: EINVAL where *fd* is not the root of a mount, EPERM without CAP_SYS_ADMIN.
+    """
+    if _libc.umount2(f"/proc/self/fd/{fd}".encode(), ctypes.c_int(flags)):
+        _raise()
+
+
+def set_immutable(fd: int, immutable: bool) -> None:  # noqa: FBT001  # one attribute, on or off
+    """Set or clear FS_IMMUTABLE_FL (ioctl_iflags(2)): not even root can then change a directory or what is in it.
+
+    Raises:
+        OSError: ENOTTY, EOPNOTSUPP or EINVAL where the file system has none, EPERM without CAP_LINUX_IMMUTABLE.
+    """
+    flags = bytearray(struct.pack("l", 0))
+    fcntl.ioctl(fd, FS_IOC_GETFLAGS, flags)
+    (found,) = struct.unpack("l", flags)
+    wanted = found | FS_IMMUTABLE_FL if immutable else found & ~FS_IMMUTABLE_FL
+    if wanted != found:
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("l", wanted))

@@ -41,10 +41,58 @@ class Progress:
     rate: float = 0.0
     seconds_left: float | None = None
 
+    @classmethod
+    def now(cls, done: int, estimate: int | None, seconds: float) -> Progress:
+        """What there is to say *seconds* after the begin."""
+        rate = done / max(seconds, 0.001)
+        left = None if estimate is None or rate == 0 else round(max(0, estimate - done) / rate, 1)
+        return cls(done, estimate, round(rate, 1), left)
+
     def __str__(self) -> str:
-        of = f" of about {self.estimate:,}" if self.estimate else ""
-        left = f", about {self.seconds_left:.0f} s left" if self.seconds_left is not None else ""
-        return f"{self.done:,}{of} entries{left}"
+        return f"{self.done:,} of about {self.estimate:,} entries" if self.estimate else f"{self.done:,} entries"
+
+    @property
+    def left(self) -> str:
+        """The time left, in words; empty where it is not known."""
+        if self.seconds_left is None:
+            return ""
+        if self.seconds_left < 90:
+            return f"{max(1, round(self.seconds_left))} s"
+        return f"{round(self.seconds_left / 60)} minutes"
+
+
+def begin(data: int, order: tree.Order, *, keep_open: tuple[int, ...] = ()) -> subprocess.Popen[str]:
+    """Start the process of a pass over the directory *data*. It has the descriptors *keep_open* too."""
+    return subprocess.Popen(
+        # -P and -S: nothing but this package and the standard library, whatever the working directory holds.
+        [sys.executable, "-P", "-S", "-m", "plugin.tree", str(data), json.dumps(asdict(order))],
+        env={"PYTHONPATH": _PACKAGE, "PATH": os.environ.get("PATH", "/usr/bin:/bin")},
+        pass_fds=(data, *keep_open),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
+
+
+def follow(begun: subprocess.Popen[str], report: Callable[[Progress], None]) -> tree.Outcome:
+    """Follow the process of a pass to its end.
+
+    Raises:
+        Unreadable: it failed, or was killed.
+    """
+    started, found = time.monotonic(), {}
+    with begun as child:
+        stdout, stderr = child.stdout, child.stderr
+        for line in stdout or ():
+            found = json.loads(line)
+            report(Progress.now(found["done"], found.get("estimate"), time.monotonic() - started))
+        said = stderr.read() if stderr else ""
+    if child.returncode != 0 or "changed" not in found:
+        last = said.strip().splitlines()[-1:] or [f"exit status {child.returncode}"]
+        raise Unreadable(printable(last[0].removeprefix("plugin.crew.Endless: ")))
+    return tree.Outcome(**found)
 
 
 class Pass:
@@ -78,33 +126,19 @@ class Pass:
         with self._guard:
             if self.cancelled.is_set():
                 return None
-            self._child = subprocess.Popen(
-                # -P and -S: nothing but this package and the standard library, whatever the working directory holds.
-                [sys.executable, "-P", "-S", "-m", "plugin.tree", str(data), json.dumps(asdict(order))],
-                env={"PYTHONPATH": _PACKAGE, "PATH": os.environ.get("PATH", "/usr/bin:/bin")},
-                pass_fds=(data, keep_open),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd="/",
-            )
-        started, found = time.monotonic(), {}
-        with self._child as child:
-            stdout, stderr = child.stdout, child.stderr
-            for line in stdout or ():
-                found = json.loads(line)
-                seconds = max(time.monotonic() - started, 0.001)
-                self.progress = Progress(found["done"], None, round(found["done"] / seconds, 1))
-                if not report(self.progress):
-                    self.cancel()
-            said = stderr.read() if stderr else ""
-        if self.cancelled.is_set():
-            return None
-        if child.returncode != 0 or "changed" not in found:
-            last = said.strip().splitlines()[-1:] or [f"exit status {child.returncode}"]
-            raise Unreadable(f"the pass over volume {self.name} failed: {printable(last[0])}")
-        return tree.Outcome(**found)
+            self._child = begin(data, order, keep_open=(keep_open,))
+
+        def told(progress: Progress) -> None:
+            self.progress = progress
+            if not report(progress):
+                self.cancel()
+
+        try:
+            return follow(self._child, told)
+        except Unreadable as exc:
+            if self.cancelled.is_set():
+                return None
+            raise Unreadable(f"the pass over volume {self.name} failed: {exc.message}") from None
 
 
 class Passes:

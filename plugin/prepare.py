@@ -23,15 +23,19 @@ class Want:
     recurse: Recurse = Recurse.MISMATCH
 
     @classmethod
-    def of(cls, options: Options, labels: Labels, *, adopted: bool) -> Want:
-        """What *options* declare on this host. An *adopted* directory without a declared label keeps its own."""
+    def of(cls, options: Options, labels: Labels, *, adopted: bool, narrowed: Mode | None = None) -> Want:
+        """What *options* declare on this host. An *adopted* directory without a declared label keeps its own.
+
+        *narrowed*: the mode from before a repair that was interrupted, which no option declares.
+        """
         label, type_only = None, False
         if labels.applied:
             if options.label is not None:
                 label = str(options.label) if options.label.type else None
             elif not adopted:
                 label, type_only = labels.default, True
-        return cls(options.uid, options.gid, options.mode, label, type_only, options.recurses)
+        mode = narrowed if options.mode is None else options.mode
+        return cls(options.uid, options.gid, mode, label, type_only, options.recurses)
 
     def first(self) -> Want:
         """What a directory that hostprep creates gets: root's and 0755 where nothing else is declared."""
@@ -89,13 +93,34 @@ def plan(found: Found, want: Want, labels: Labels) -> list[Change]:
     return changes
 
 
+def usable(found: Found, want: Want, labels: Labels, *, read_only: bool) -> bool:
+    """Whether the declared owner can use a directory as it is, though it is not as declared, by its mode and label.
+
+    An access control list is not looked at beyond what it leaves in the mode.
+    """
+    uid = found.uid if want.uid is None else want.uid
+    gid = found.gid if want.gid is None else want.gid
+    shift = 6 if uid == found.uid else 3 if gid == found.gid else 0
+    needed = 0o5 if read_only else 0o7
+    allowed = uid == 0 or found.mode >> shift & needed == needed
+    return allowed and all(change.what != "label" for change in plan(found, want, labels))
+
+
+def closes(changes: list[Change]) -> bool:
+    """Whether `apply` has to close the directory meanwhile, lest the new owner meet the old label.
+
+    It does so only where a mode is wanted, since a crash would lose one that is written down nowhere: who can write it
+    down puts the present one into what is wanted.
+    """
+    return {"owner", "label"} <= {change.what for change in changes}
+
+
 def apply(fd: int, changes: list[Change], found: Found, want: Want, labels: Labels) -> list[Change]:
     """Make the directory *fd* as planned, and return what was really changed.
 
     While it runs nobody may do more than both the old and the new state allow: the mode is narrowed first and widened
-    last. Where owner and label both change and a mode is declared, nobody but root gets in meanwhile. Where no mode is
-    declared it stays as it is throughout, so that a crash cannot lose it: then, between the change of owner and of
-    label, the new owner meets the old label.
+    last. Where owner and label both change, nobody but root gets in meanwhile; see `closes`. Where no mode is wanted
+    it stays as it is throughout, so that a crash cannot lose it.
 
     A file system without labels (ENOTSUP) is not an error: the label is missing from the answer.
 
@@ -106,7 +131,7 @@ def apply(fd: int, changes: list[Change], found: Found, want: Want, labels: Labe
     label = next((c for c in changes if c.what == "label"), None)
     mode = found.mode if want.mode is None else want.mode
     if want.mode is not None:
-        narrow = 0 if owner and label else found.mode & mode
+        narrow = 0 if closes(changes) else found.mode & mode
         if narrow != found.mode:
             os.fchmod(fd, narrow)
     done = list(changes)

@@ -7,6 +7,7 @@ is right, without a mark, means contents that are.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -19,7 +20,7 @@ from .errors import Busy, NotReady
 from .labels import Labels
 from .options import Recurse
 from .passes import MARK, Pass, Passes, Progress, write_mark
-from .prepare import Change, Found, Want, apply, plan
+from .prepare import Change, Found, Want, apply, closes, plan, usable
 from .record import Record
 from .store import RECORD, Store
 
@@ -40,24 +41,30 @@ class Readiness:
         self._owed: dict[str, float] = {}
         self._empty: set[str] = set()
         """Volumes last seen empty: copy-up may put the first container's categories on them, so the level counts."""
+        self._as_is: set[str] = set()
+        """Volumes whose root could not be changed when last tried, but is usable."""
 
-    def make(self, name: str, deadline: float, *, swept: bool = False) -> str:
+    def make(self, name: str, deadline: float, *, swept: bool = False, engine: int | None = None) -> str:
         """See `Driver.mount`. *swept*: the contents are not to be gone over only because of `recurse=always`."""
         owed = not swept
         swept = swept or time.monotonic() - self._owed.pop(name, -_OWED) < _OWED
+        as_is = False
         while True:
             with self.store.lock(name, deadline), self.store.volume(name) as volume:
-                record = self.store.record(volume, name)
-                with fds.held(self.store.open_data(volume, record)) as data:
-                    running = self._mend(volume, record, data, swept=swept)
-                if running is None:
-                    return self.store.mountpoint(record)
+                data, record = self.store.open_pinned(volume, self.store.record(volume, name))
+                with fds.held(data):
+                    running = None if as_is else self._mend(volume, record, data, swept=swept)
+                    if running is None:
+                        if engine is not None:
+                            self.store.pin(record, data, engine=engine)
+                        return self.store.mountpoint(record)
             try:
                 self._wait(running, deadline)
             except Busy:
                 if owed:
                     self._owed[name] = time.monotonic()
                 raise
+            as_is = name in self._as_is  # as the pass saw at its end: another look would only begin another pass
             swept = True
 
     def _mend(self, volume: int, record: Record, data: int, *, swept: bool) -> Pass | None:
@@ -80,23 +87,49 @@ class Readiness:
             if order.label is not None:
                 order = replace(order, label=self.labels.canonical(order.label))
             tree_of = os.fstat(data)
+            self._as_is.discard(record.name)
             return self.passes.start(
                 volume, record.name, data, order, lambda outcome: self._finish(record, tree_of, outcome)
             )
-        self._repair(record.name, data, changes, found, want)
+        self._repair(volume, record, data, changes, found, want)
         if want.label is not None and record.options.label is None:
             with os.scandir(data) as entries:
                 (self._empty.discard if any(entries) else self._empty.add)(record.name)
         return None
 
     def _want(self, record: Record) -> Want:
-        want = Want.of(record.options, self.labels, adopted=record.adopted)
+        want = Want.of(record.options, self.labels, adopted=record.adopted, narrowed=record.narrowed)
         return replace(want, type_only=False) if want.type_only and record.name in self._empty else want
 
-    def _repair(self, name: str, data: int, changes: list[Change], found: Found, want: Want) -> None:
-        if changes:
+    def _repair(
+        self, volume: int, record: Record, data: int, changes: list[Change], found: Found, want: Want
+    ) -> Record:
+        """Mend the root *data*, and return the record as it is on disk then.
+
+        What cannot be changed (a read-only file system, an NFS server that does not heed root) stays as it is, where
+        the declared owner can use it so.
+        """
+        if want.mode is None and closes(changes):
+            record = replace(record, narrowed=found.mode)
+            self.store.write(volume, RECORD, record.to_json())
+            want = replace(want, mode=found.mode)
+        self._as_is.discard(record.name)
+        try:
             for change in apply(data, changes, found, want, self.labels):
-                log.info("repaired %s: %s", name, change)
+                log.info("repaired %s: %s", record.name, change)
+        except OSError as exc:
+            read_only = exc.errno == errno.EROFS
+            if not (read_only or exc.errno == errno.EPERM) or not usable(
+                Found.at(data, self.labels), want, self.labels, read_only=read_only
+            ):
+                raise
+            self._as_is.add(record.name)
+            log.warning("%s stays as it is: %s", record.name, exc.strerror)
+        if record.narrowed is not None:
+            os.fsync(data)
+            record = replace(record, narrowed=None)
+            self.store.write(volume, RECORD, record.to_json())
+        return record
 
     def _finish(self, record: Record, tree_of: os.stat_result, outcome: tree.Outcome) -> None:
         """The tree *tree_of* is right: now the root, last of all, and then the mark.
@@ -112,9 +145,10 @@ class Readiness:
             with fds.held(self.store.open_data(volume, now_recorded)) as data:
                 if not os.path.samestat(os.fstat(data), tree_of):
                     return
-                want = self._want(record)
+                want = self._want(now_recorded)
                 found = Found.at(data, self.labels)
-                self._repair(name, data, plan(found, want, self.labels), found, want)
+                changes = plan(found, want, self.labels)
+                now_recorded = self._repair(volume, now_recorded, data, changes, found, want)
                 os.fsync(data)
             if outcome.sentences() != now_recorded.left_alone:
                 now_recorded = replace(now_recorded, left_alone=outcome.sentences())
@@ -144,9 +178,10 @@ class Readiness:
             finally:
                 self._waiting.release()
         if not running.over.is_set():
+            again = f"in about {running.progress.left}" if running.progress.left else "later"
             raise Busy(
                 f"preparing {running.name}: {running.progress} done",
-                hint="the pass goes on; start again later",
+                hint=f"it goes on; start the container again {again}",
             )
         if running.failure:
             raise NotReady(f"volume {running.name} could not be prepared: {running.failure}")

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from .errors import Invalid, Unreadable
-from .options import Options, check_name
+from .options import Mode, Options, check_name
 
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 LIMIT: Final = 65536  # bytes; a path and a label, the longest values, have at most 4096 and 1024
@@ -35,6 +35,10 @@ class Record:
     """When a retained volume was taken up again, RFC 3339; empty for any other."""
     left_alone: tuple[str, ...] = ()
     """What the last pass over the tree could not or would not change, a sentence each."""
+    narrowed: Mode | None = None
+    """The mode that is to come back: a repair has closed the directory, and is not over."""
+    pinned: bool = False
+    """Whether a mount of the `path` directory is answered instead of its name, which others could redirect."""
     options: Options = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +66,10 @@ class Record:
             shown["taken_up"] = self.taken_up
         if self.left_alone:
             shown["left_alone"] = list(self.left_alone)
+        if self.narrowed is not None:
+            shown["narrowed"] = str(self.narrowed)
+        if self.pinned:
+            shown["pinned"] = True
         return json.dumps(shown, indent=2).encode() + b"\n"
 
     @classmethod
@@ -82,7 +90,11 @@ class Record:
                 made=_flag(found, "made"),
                 taken_up=_time(found, "taken_up") if "taken_up" in found else "",
                 left_alone=_lines(found),
+                narrowed=Mode.parse(_text(found, "narrowed")) if "narrowed" in found else None,
+                pinned=_flag(found, "pinned"),
             )
+            if record.pinned and record.options.path is None:
+                raise ValueError("pinned stands without a path")
             if found:
                 raise ValueError(f"unknown key {min(found)!r}")
             if name is not None and record.name != name:

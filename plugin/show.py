@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from .directory import Prepared
 from .errors import printable
+from .passes import Progress
 
 
 def as_json(value: Any) -> None:
@@ -82,9 +82,18 @@ def one_volume(volume: dict[str, Any]) -> None:
         *(("warning", each) for each in status["warnings"]),
     ]
     if progress := status.get("progress"):
-        lines.append(("progress", f"{progress['done']:,} entries"))
+        lines.append(("progress", progress_line(progress)))
     for key, value in lines:
         print(f"{key + ':':<12}{printable(value)}")
+
+
+def progress_line(progress: dict[str, Any]) -> str:
+    """How far a pass is: a bar where the whole is known, entries, rate and time left."""
+    now = Progress(progress["done"], progress["estimate"], progress["rate"], progress["seconds_left"])
+    filled = min(20, 20 * now.done // now.estimate) if now.estimate else 0
+    bar = f"[{'#' * filled}{'.' * (20 - filled)}] " if now.estimate else ""
+    left = f", about {now.left} left" if now.left else ""
+    return f"{bar}{now}, {now.rate:,.0f}/s{left}"
 
 
 def prepared(done: Prepared, *, dry_run: bool) -> dict[str, Any]:
@@ -115,29 +124,39 @@ def _past(line: str) -> str:
 
 
 class Bar:
-    """The progress of a pass: a bar with rate on a terminal, nothing in a pipe."""
+    """The progress of a pass: a bar with rate and time left on a terminal, nothing in a pipe."""
 
     def __init__(self, what: str) -> None:
         self._what = what
         self._bar: Any = None
         self._task: Any = None
-        self._from = time.monotonic()
 
-    def __enter__(self) -> Callable[[int], None]:
+    def __enter__(self) -> Callable[[Progress], None]:
         if sys.stderr.isatty():
+            from rich import progress
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich.text import Text
 
-            text = TextColumn("{task.description} {task.completed:,.0f} entries, {task.fields[rate]:,.0f}/s")
-            self._bar = Progress(text, BarColumn(), TimeElapsedColumn(), console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(printable(self._what), total=None, rate=0.0)
+            class Entries(progress.ProgressColumn):
+                def render(self, task: progress.Task) -> Text:
+                    now: Progress = task.fields["now"]
+                    left = f", about {now.left} left" if now.left else ""
+                    return Text(f"{now}, {now.rate:,.0f}/s{left}")
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}", markup=False),
+                progress.BarColumn(bar_width=20),
+                Entries(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task(printable(self._what), total=None, now=Progress())
             self._bar.start()
         return self._update
 
-    def _update(self, done: int) -> None:
+    def _update(self, now: Progress) -> None:
         if self._bar is not None:
-            rate = done / max(time.monotonic() - self._from, 0.001)
-            self._bar.update(self._task, completed=done, rate=rate)
+            self._bar.update(self._task, completed=now.done, total=now.estimate, now=now)
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

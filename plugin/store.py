@@ -20,10 +20,11 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
-from . import fds
-from .errors import Busy, Conflict, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
+from . import fds, mounts
+from .errors import Busy, Conflict, NoSuchVolume, NotAllowed, NotReady, Redirectable, Unreadable, printable
 from .options import check_name, is_name
 from .record import LIMIT, Record
 from .root import Root
@@ -133,6 +134,11 @@ class Store(Root):
             return _names(volumes)
 
     def mountpoint(self, record: Record) -> str:
+        """What is answered to an engine: where the volume is, or where it will be mounted when one asks for it."""
+        return f"{self.root}/mounts/{record.name}" if record.pinned else self.place(record)
+
+    def place(self, record: Record) -> str:
+        """Where the data is."""
         return record.options.path or f"{self.root}/volumes/{record.name}/{DATA}"
 
     def open_data(self, volume: int, record: Record) -> int:
@@ -140,30 +146,63 @@ class Store(Root):
 
         Raises:
             NotReady: it is not there. It is never made here: an unmounted disk must not be papered over.
-            NotAllowed: a `path` that is no longer below an allowed prefix, or that others could redirect.
+            NotAllowed: a `path` that is no longer below an allowed prefix, or leads over a symlink.
+            Redirectable: a `path` that others could redirect, where its name is what is answered.
         """
         try:
             if record.options.path is None:
                 return fds.open_dir(volume, DATA)
-            parent, name = self.open_parent(record.options.path)
+            parent, name = self.open_parent(record.options.path, trusted=not record.pinned)
             with fds.held(parent):
-                return fds.open_dir(parent, name)
+                return fds.open_step(parent, name, record.options.path)
         except OSError as exc:
             if exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise
-            where = printable(self.mountpoint(record))
+            where = printable(self.place(record))
             raise NotReady(
                 f"the data of volume {record.name} is not there: {where} does not exist or is no directory",
                 hint="is its disk mounted? hostprep does not make it anew, which would hide the loss",
             ) from None
 
-    def open_parent(self, path: str) -> tuple[int, str]:
+    def open_pinned(self, volume: int, record: Record) -> tuple[int, Record]:
+        """`open_data`, and where others could redirect the name by now, answer a mount from now on, for good.
+
+        The volume's lock is held.
+        """
+        try:
+            return self.open_data(volume, record), record
+        except Redirectable as exc:
+            log.info("%s is answered as a mount from now on: %s", record.name, exc.message)
+        record = replace(record, pinned=True)
+        fd = self.open_data(volume, record)
+        try:
+            self.write(volume, RECORD, record.to_json())
+            with self.part("volumes") as volumes:
+                os.utime(volumes)  # what a List remembers is out of date
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, record
+
+    def pin(self, record: Record, data: int, *, engine: int) -> None:
+        """Mount the open directory *data* where the record's volume is answered to be, if a mount is answered; see
+        mounts.pin."""
+        if record.pinned:
+            with self.part("mounts") as places:
+                mounts.pin(places, record.name, data, place=self.mountpoint(record), engine=engine)
+
+    def release(self, name: str) -> None:
+        """Take away the mount of the volume *name*, whose lock is held, if there is one; see mounts.release."""
+        with self.part("mounts") as places:
+            mounts.release(places, name)
+
+    def open_parent(self, path: str, *, trusted: bool) -> tuple[int, str]:
         """Open the directory above a `path`, and tell the last component; the caller owns the descriptor.
 
         Raises:
-            NotAllowed: it is not strictly below a prefix of HOSTPREP_ALLOW, or a directory above it is a symlink, or
-                one in which somebody other than root could put another directory in its place: the engine opens the
-                answered path by name, later, following links.
+            NotAllowed: it is not strictly below a prefix of HOSTPREP_ALLOW, or a directory above it is a symlink.
+            Redirectable: (trusted) a directory above it is one in which somebody other than root could put another
+                directory in its place: the engine opens the answered path by name, later, following links.
             OSError: ENOENT and what else open(2) raises.
         """
         if not any(is_below(path, prefix) for prefix in self.allow):
@@ -175,9 +214,9 @@ class Store(Root):
                 else "HOSTPREP_ALLOW is empty: the administrator sets it",
             )
         parent, name = os.path.split(path)
-        fd = fds.walk(parent, trusted=True)
+        fd = fds.walk(parent, trusted=trusted)
         st = os.fstat(fd)
-        if st.st_uid != 0 or st.st_mode & 0o022:
+        if trusted and (st.st_uid != 0 or st.st_mode & 0o022):
             os.close(fd)
             raise fds.redirectable(path)
         return fd, name
@@ -244,7 +283,7 @@ class Store(Root):
     def sweep(self) -> None:
         """Remove what interrupted steps left, unless one is under way (of another process): then the next start does.
 
-        Never a `_data` that holds anything.
+        Never a `_data` that holds anything. Mounts go whose volume is gone.
         """
         with contextlib.suppress(Busy), self.lock(_STEPS, time.monotonic()):
             for part in ("volumes", "locks"):
@@ -253,6 +292,20 @@ class Store(Root):
                         if left.startswith(fds.TEMPORARY):
                             log.info("removing %s, which an interrupted step left", left)
                             _clear(where, left)
+        with self.part("mounts") as places:
+            for name in _names(places):
+                with contextlib.suppress(Busy, Unreadable), self.lock(name, time.monotonic()):
+                    self._sweep_mount(name)
+
+    def _sweep_mount(self, name: str) -> None:
+        try:
+            self.read(name)
+        except NoSuchVolume:
+            log.info("removing the mount of %s, which is gone", name)
+            try:
+                self.release(name)
+            except OSError as exc:
+                log.warning("the mount of %s stays: %s", name, exc.strerror)
 
     # -- List ----------------------------------------------------------------------------------------------------
 
@@ -351,7 +404,7 @@ def _unmake(temporary: int) -> None:
         record = Record.from_json(fds.read_file(temporary, RECORD, limit=LIMIT), name=None)
         if record.made and record.options.path:
             parent, name = os.path.split(record.options.path)
-            with fds.held(fds.walk(parent, trusted=True)) as above:
+            with fds.held(fds.walk(parent, trusted=not record.pinned)) as above:
                 os.rmdir(name, dir_fd=above)
     except (OSError, Unreadable, NotAllowed):
         return

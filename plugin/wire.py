@@ -9,6 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
+import socket
+import struct
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -37,6 +40,7 @@ log = logging.getLogger("hostprep")
 MEDIA_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
 ACTIVATE: Final = b'{"Implements": ["VolumeDriver"]}\n'
 _MAX_BODY: Final = 1 << 20
+_UCRED: Final = struct.calcsize("iII")
 _SHORT_PATIENCE: Final = 20  # seconds that Create and Unmount wait for a pass, which they do not depend on
 _STATUS: Final[Mapping[type[HostprepError], int]] = {
     Invalid: 400,
@@ -98,7 +102,7 @@ def create_app(driver: Driver) -> Flask:
         return _success({})
 
     def mount(body: Body, arrived: float) -> Response:
-        return _success({"Mountpoint": driver.mount(body["Name"], arrived + patience)})
+        return _success({"Mountpoint": driver.mount(body["Name"], arrived + patience, engine=_engine())})
 
     def unmount(body: Body, arrived: float) -> Response:
         driver.unmount(body["Name"], arrived + min(patience, _SHORT_PATIENCE))
@@ -169,6 +173,15 @@ def _body() -> dict[str, Any]:
     if not isinstance(body, dict):
         raise Invalid("the request's body is not a JSON object", hint='for example {"Name": "mongo"}')
     return body
+
+
+def _engine() -> int:
+    """The process that asks, and that will open what is answered; 0 if it is in another pid namespace (unix(7))."""
+    connection = request.environ.get("gunicorn.socket")
+    if connection is None:
+        return os.getpid()  # asked within this process
+    (pid,) = struct.unpack_from("i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED))
+    return int(pid)
 
 
 def _name(body: Body) -> str:

@@ -9,9 +9,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .guest import SOCKET, Docker, Hostprep, checked, command, eventually
+from .guest import ROOT, SOCKET, Docker, Hostprep, checked, command, eventually
 
-CAPABILITIES = {"chown": 0, "dac_override": 1, "fowner": 3, "fsetid": 4, "sys_admin": 21}  # capability.h
+CAPABILITIES = {
+    "chown": 0,
+    "dac_override": 1,
+    "fowner": 3,
+    "fsetid": 4,
+    "linux_immutable": 9,
+    "sys_admin": 21,
+}  # capability.h
 
 
 def test_units(hostprep: Hostprep) -> None:
@@ -46,10 +53,26 @@ def test_setgid(docker: Docker) -> None:
     assert stat.S_IMODE(directory.stat().st_mode) == 0o2770
 
 
+def test_mount(docker: Docker) -> None:
+    """A mount that the service makes, for a directory in a home, is what the container gets."""
+    directory = Path("/home/user/database")
+    directory.mkdir()
+    os.chown(directory, 1000, 1000)
+
+    mountpoint = docker.create("mongo", path=str(directory), label="container_file_t")
+
+    assert mountpoint == ROOT / "mounts/mongo"
+    assert docker.run("mongo:/data", "echo written > /data/file; cat /data/file") == "written"
+    assert (directory / "file").read_text() == "written\n"
+    docker("volume", "rm", "mongo")
+    assert not mountpoint.exists()
+    assert (directory / "file").exists()
+
+
 def test_command(hostprep: Hostprep) -> None:
     """The command line has the settings of the service."""
     assert hostprep.command("create", "mongo", "-o", "path=/srv/mongo").returncode == 0
-    done = hostprep.command("create", "other", "-o", "path=/srv/other", HOSTPREP_ALLOW="/home")
+    done = hostprep.command("create", "other", "-o", "path=/srv/other", HOSTPREP_ALLOW="/home/user")
 
     assert hostprep.command("rm", "mongo").returncode == 0
     assert (done.returncode, "HOSTPREP_ALLOW" in done.stderr) == (1, True)

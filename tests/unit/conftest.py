@@ -57,7 +57,7 @@ def _threads() -> Counter[str]:
 
 
 def _mounts() -> Counter[str]:
-    return Counter(Path("/proc/self/mountinfo").read_text().splitlines())
+    return Counter(Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines())
 
 
 _WATCHED: dict[str, Callable[[], Counter[str]]] = {

@@ -19,6 +19,7 @@ from typing import Any
 from flask.testing import FlaskClient
 
 from plugin.driver import Driver
+from plugin.mounts import mount_table
 from plugin.wire import NoAnswer
 
 from .unixhttp import Answer, Connection
@@ -274,10 +275,9 @@ class Server:
         return code
 
 
-def _mount_ids() -> dict[str, str]:
+def _mount_ids() -> dict[int, str]:
     """The mount points of this process by mount id."""
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return {line.split()[0]: line.split()[4] for line in lines}
+    return {mount.id: mount.point for mount in mount_table()}
 
 
 @contextlib.contextmanager
@@ -285,7 +285,8 @@ def mounted(*arguments: str) -> Iterator[None]:
     """`mount ARGUMENTS`, of which the last is the mount point, until the end, wherever it was moved to by then."""
     before = _mount_ids()
     subprocess.run(["mount", *arguments], check=True)
-    (made,) = _mount_ids().keys() - before.keys()
+    # Of those that came meanwhile, another's among them, the last at this place.
+    made = max(number for number, point in _mount_ids().items() if number not in before and point == arguments[-1])
     try:
         yield
     finally:

@@ -182,7 +182,7 @@ def test_contents_first(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(directory.tree, "run", interrupted)
+        patch.setattr(directory.passes.Progress, "now", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepared(tmp_path / "db", root, uid="184", mode="0777")
     assert (owner(tmp_path / "db"), mode(tmp_path / "db")) == ((5, 5), "0755")

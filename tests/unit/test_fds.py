@@ -360,6 +360,19 @@ class TestLocks:
         assert os.listdir(tmp_path) == ["held"]
 
 
+def test_a_mount_that_cannot_be_told(here: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no descriptor is left to find out which mount an entry is on, none is lost either (see nothing_left)."""
+
+    def no_descriptor_left(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    make_tree(tmp_path, "dir a")
+    monkeypatch.setattr(linux, "SYS_OPENAT2", 100_000)  # no kernel knows it: ENOSYS
+    monkeypatch.setattr(fds, "mount_id", no_descriptor_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        fds.open_below(here, "a", directory=True)
+
+
 def test_mount_ids_tell_bind_mounts_apart(tmp_path: Path) -> None:
     """Two mounts of one directory have different ids."""
     with mounted("--bind", str(tmp_path), str(tmp_path)):

@@ -117,6 +117,7 @@ def test_killed(volume: Volume, gate: Gate, caplog: pytest.LogCaptureFixture) ->
     assert begun.over.wait(5)
     assert "mongo" in begun.failure
     assert begun.failure in caplog.text
+    eventually(lambda: not volume.passes.runs_elsewhere("mongo"), "what the shell started is gone too")
     gate.open()
     assert volume.start().over.wait(20)
     assert len(volume.outcomes) == 1
@@ -210,9 +211,11 @@ class TestMark:
         assert read_mark(volume.fd) == Progress()
 
     def test_progress_in_words(self) -> None:
-        """Progress reads as entries, of how many where that is known, and the time left."""
-        assert str(Progress(1234)) == "1,234 entries"
-        assert str(Progress(1234, 5000, 10.0, 376.6)) == "1,234 of about 5,000 entries, about 377 s left"
+        """Progress reads as entries, of how many where that is known, and so does the time left."""
+        assert (str(Progress.now(1234, None, 2.0)), Progress.now(1234, None, 2.0).left) == ("1,234 entries", "")
+        assert str(Progress.now(1234, 5000, 10.0)) == "1,234 of about 5,000 entries"
+        assert [Progress.now(100, 200 * n, 10.0).left for n in (1, 4, 50)] == ["10 s", "70 s", "16 minutes"]
+        assert Progress.now(0, 200, 1.0).left == ""
 
 
 def test_waiting_costs_no_lock(volume: Volume, driver: Driver, gate: Gate) -> None:

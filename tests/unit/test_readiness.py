@@ -10,20 +10,124 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from plugin import linux
+from plugin import linux, prepare
 from plugin.driver import Driver
 from plugin.errors import Busy
 from plugin.wire import create_app
 
 from .conftest import Gate, OpenDriver
-from .host import LABEL, Docker, Host, eventually, label, mode, owner, set_label, soon, wait_for_passes
+from .host import (
+    LABEL,
+    PYTHON,
+    REPOSITORY,
+    Docker,
+    Host,
+    eventually,
+    label,
+    mode,
+    owner,
+    set_label,
+    soon,
+    wait_for_passes,
+)
 from .trees import make_tree, owners
 
 pytestmark = pytest.mark.root
 MONGO = {"uid": "184", "gid": "998"}
+
+
+_KILLED_AT = """
+import os, sys, time
+from plugin import linux, prepare
+from plugin.driver import Driver
+from plugin.settings import Settings
+
+driver = Driver.open(Settings.read(os.environ), create=True)
+left = int(sys.argv[1])
+
+def dies(module, name):
+    call = getattr(module, name)
+    def counted(*args, **kwargs):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), 9)
+        return call(*args, **kwargs)
+    setattr(module, name, counted)
+
+for module, name in ((os, "fchmod"), (linux, "fchown"), (prepare, "write_label"), (driver.store, "write")):
+    dies(module, name)
+driver.mount("mongo", time.monotonic() + 30)
+print(left)
+"""
+
+
+class TestUndeclaredMode:
+    """Where owner and label both change the directory is closed meanwhile, and no crash loses its mode."""
+
+    OPTIONS: ClassVar = {**MONGO, "label": "container_file_t"}
+
+    @pytest.fixture(params=["mismatch", "never"])
+    def volume(self, request: pytest.FixtureRequest, driver: Driver, host: Host) -> Path:
+        """The directory of a volume whose owner and label have become others."""
+        driver.create("mongo", {**self.OPTIONS, "recurse": request.param}, soon())
+        data = host.data("mongo")
+        os.chown(data, 55, 66)
+        os.chmod(data, 0o2771)
+        set_label(data, "a_u:b_r:c_t:s0")
+        return data
+
+    def test_closed_meanwhile(self, driver: Driver, volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """When the new owner is there and the old label still is, nobody but root gets in."""
+        seen: list[tuple[tuple[int, int], str | None, str]] = []
+
+        def noting(module: object, name: str) -> None:
+            call = getattr(module, name)
+
+            def noted(*args: object) -> None:
+                call(*args)
+                seen.append((owner(volume), label(volume), mode(volume)))
+
+            monkeypatch.setattr(module, name, noted)
+
+        noting(linux, "fchown")
+        noting(prepare, "write_label")
+        driver.mount("mongo", soon())
+        assert seen == [((184, 998), "a_u:b_r:c_t:s0", "0000"), ((184, 998), LABEL, "0000")]
+        assert (owner(volume), label(volume), mode(volume)) == ((184, 998), LABEL, "2771")
+        assert b"narrowed" not in (volume.parent / "volume.json").read_bytes()
+
+    def test_killed_at_each_step(self, driver: Driver, host: Host, volume: Path) -> None:
+        """SIGKILL before any step leaves a volume that the next Mount makes right, with the mode that it had."""
+        environ = {**os.environ, **host.environ, "HOSTPREP_SELINUX": "force", "PYTHONPATH": str(REPOSITORY)}
+        for step in range(1, 20):
+            argv = [PYTHON, "-c", _KILLED_AT, str(step)]
+            done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+            if done.returncode == 0:
+                break
+            assert done.returncode == -9, done.stderr
+            driver.mount("mongo", soon())
+            assert (owner(volume), label(volume), mode(volume)) == ((184, 998), LABEL, "2771"), f"step {step}"
+            assert driver.get("mongo")["Status"]["ready"]
+            os.chown(volume, 55, 66)
+            os.chmod(volume, 0o2771)
+            set_label(volume, "a_u:b_r:c_t:s0")
+        assert step > 6
+
+    def test_status_meanwhile(self, driver: Driver, host: Host, volume: Path) -> None:
+        """Until the mode is back the volume is not ready, and Status says what is missing."""
+        environ = {**os.environ, **host.environ, "HOSTPREP_SELINUX": "force", "PYTHONPATH": str(REPOSITORY)}
+        for step in range(1, 20):
+            subprocess.run([PYTHON, "-c", _KILLED_AT, str(step)], env=environ, timeout=60, check=False)
+            if mode(volume) == "0000":
+                break
+        status = driver.get("mongo")["Status"]
+        assert not status["ready"]
+        assert "mode is 0000, declared 02771" in status["drift"]
 
 
 class TestRepair:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.errors import Unreadable
+from plugin.options import Mode
 from plugin.record import Record, rfc3339
 
 GOOD: dict[str, Any] = {"name": "mongo", "options": {"uid": "184"}, "created_at": "2026-11-24T04:00:00Z"}
@@ -25,8 +27,11 @@ def damaged(data: bytes) -> str:
 def test_what_is_written_is_read() -> None:
     """A record reads back equal, with everything it may hold."""
     record = Record("mongo", {"uid": "184"}, rfc3339(), made=True, taken_up=rfc3339(), left_alone=("a: is a device",))
+    record = replace(record, narrowed=Mode(0o2750))
     assert Record.from_json(record.to_json(), name="mongo") == record
     assert record.options.uid == 184
+    pinned = Record("mongo", {"path": "/srv/db"}, rfc3339(), pinned=True)
+    assert Record.from_json(pinned.to_json(), name="mongo") == pinned
 
 
 def test_the_fields_of_the_file() -> None:
@@ -81,9 +86,13 @@ def test_another_shape(data: bytes) -> None:
         ({"colour": "red"}, "colour"),
         ({"made": "yes"}, "made"),
         ({"made": 1}, "made"),
+        ({"options": {"path": "/srv/db"}, "pinned": 1}, "pinned"),
+        ({"pinned": True}, "pinned"),
         ({"taken_up": ""}, ""),
         ({"left_alone": "a"}, "left_alone"),
         ({"left_alone": [1]}, "left_alone"),
+        ({"narrowed": 488}, "narrowed"),
+        ({"narrowed": "750"}, "mode"),
     ],
     ids=str,
 )

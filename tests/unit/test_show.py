@@ -6,12 +6,14 @@ import contextlib
 import os
 import pty
 import subprocess
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from plugin import show
 from plugin.directory import Prepared
+from plugin.passes import Progress
 from plugin.prepare import Change
 from plugin.tree import Outcome
 
@@ -95,13 +97,15 @@ class TestVolume:
 
     def test_all_of_one(self, capsys: pytest.CaptureFixture[str]) -> None:
         """All that is known is shown, a line each, with drift and warnings in words and nothing raw."""
-        show.one_volume(volume(drift=["mode is 0755"], warnings=["a\nb"], progress={"done": 1234}))
+        show.one_volume(
+            volume(drift=["mode is 0755"], warnings=["a\nb"], progress=asdict(Progress.now(1234, 5000, 10.0)))
+        )
         lines = capsys.readouterr().out.splitlines()
         assert [line.split(":")[0] for line in lines] == (
             "name state mountpoint created owner mode label options drift warning progress".split()
         )
         assert lines[9].endswith("a\\nb")
-        assert lines[10].endswith("1,234 entries")
+        assert lines[10].endswith("[####................] 1,234 of about 5,000 entries, 123/s, about 30 s left")
 
 
 class TestPrepared:
@@ -141,13 +145,15 @@ class TestBar:
     def test_in_a_pipe(self, capsys: pytest.CaptureFixture[str]) -> None:
         """In a pipe there is no bar."""
         with show.Bar("preparing mongo") as update:
-            update(100)
+            update(Progress.now(100, None, 1.0))
         assert capsys.readouterr() == ("", "")
 
     def test_on_a_terminal(self) -> None:
         """On a terminal it shows what is prepared and how many entries were looked at."""
         text = on_a_terminal(
-            "with show.Bar('preparing [b]mongo\\x1b') as update: update(1234); import time; time.sleep(.3)"
+            "import time; from plugin.passes import Progress\n"
+            "with show.Bar('preparing [b]mongo\\x1b') as update:\n"
+            "    update(Progress.now(412_000, 980_000, 10.0)); time.sleep(.3)"
         )
         assert "mongo\\x1b" in text
-        assert "entries" in text
+        assert "412,000 of about 980,000 entries, 41,200/s, about 14 s left" in text

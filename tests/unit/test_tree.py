@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from plugin import linux, tree
+from plugin import crew, fds, linux, tree, walk
+from plugin.crew import Endless
 from plugin.fds import held
 from plugin.tree import Order, Outcome
 
@@ -24,11 +25,13 @@ pytestmark = pytest.mark.root
 MONGO = Order(184, 998, None)
 
 
-@pytest.fixture(params=["openat2", "before Linux 5.6"], autouse=True)
-def either_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With and without the system call openat2."""
-    if request.param != "openat2":
-        monkeypatch.setattr(linux, "SYS_OPENAT2", 100_000)  # no kernel knows it: ENOSYS
+@pytest.fixture(params=["Linux 5.12", "before Linux 5.12", "before Linux 5.6"], autouse=True)
+def any_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all system calls; without mount_setattr, so that there is no clone of a mount; without openat2 too."""
+    if request.param != "Linux 5.12":
+        monkeypatch.setattr(linux, "SYS_MOUNT_SETATTR", 100_000)  # no kernel knows it: ENOSYS
+    if request.param == "before Linux 5.6":
+        monkeypatch.setattr(linux, "SYS_OPENAT2", 100_000)
 
 
 @pytest.fixture
@@ -213,13 +216,13 @@ class TestPass:
     def test_progress(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is told how many entries were looked at."""
         make_tree(root, *(f"file {number}" for number in range(200)))
-        monkeypatch.setattr(tree, "_TICK", 0.0)
-        told: list[int] = []
+        monkeypatch.setattr(crew, "_TICK", 0.0)
+        told: list[tuple[int, int | None]] = []
         with held(os.open(root, os.O_RDONLY)) as fd:
-            tree.run(fd, MONGO, told.append)
+            tree.run(fd, MONGO, lambda done, estimate: told.append((done, estimate)))
         assert told
         assert told == sorted(told)
-        assert told[-1] <= 200
+        assert told[-1] == (200, None)
 
 
 class TestRaces:
@@ -232,20 +235,109 @@ class TestRaces:
     ) -> None:
         """Whatever takes an entry's place between look and open, nothing outside is reached."""
         make_tree(root, f"{kind} a")
-        open_below = tree.fds.open_below
+        swapped: list[str] = []
 
-        def swapping(dirfd: int, name: str, *, directory: bool) -> int:
-            if name == "a" and not os.path.lexists(root.parent / "moved"):
-                (root / "a").rename(root.parent / "moved")
-                if what == "symlink":
-                    (root / "a").symlink_to(outside if kind == "dir" else outside / "file")
-                elif what == "other":
-                    make_tree(root, f"{'file' if kind == 'dir' else 'dir'} a")
-            return open_below(dirfd, name, directory=directory)
+        def swapping(module: object, name: str) -> None:
+            call = getattr(module, name)
 
-        monkeypatch.setattr(tree.fds, "open_below", swapping)
+            def swap(*args: Any, **kwargs: Any) -> Any:
+                if args[-1 if module is walk.Walk else 1 if name == "open_below" else 0] in ("a", b"a") and not swapped:
+                    swapped.append(name)
+                    (root / "a").rename(root.parent / "moved")
+                    if what == "symlink":
+                        (root / "a").symlink_to(outside if kind == "dir" else outside / "file")
+                    elif what == "other":
+                        make_tree(root, f"{'file' if kind == 'dir' else 'dir'} a")
+                return call(*args, **kwargs)
+
+            monkeypatch.setattr(module, name, swap)
+
+        swapping(walk.Walk, "_open")
+        swapping(fds, "open_below")
+        swapping(os, "lchown")
         outcome = over(root)
+        assert swapped
         assert outcome.left == 0
+
+
+class TestDepth:
+    """However deep a tree is, few directories are open, and those closed meanwhile are found again or told of."""
+
+    def comb(self, root: Path, levels: int) -> None:
+        """A chain of directories, each with a second directory and a file beside the one that goes on."""
+        for level in range(levels):
+            chain = "/".join("d" * (level + 1))
+            make_tree(root, f"dir {chain}", f"dir {chain}/e", f"file {chain}/e/f", f"file {chain}/g")
+
+    @pytest.fixture
+    def few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Only four directories may be open."""
+        monkeypatch.setattr(walk, "_OPEN", 4)
+
+    @pytest.mark.usefixtures("few")
+    def test_a_comb(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All entries of a deep tree that forks at each level are mended, with few descriptors."""
+        self.comb(root, 60)
+        most = 0
+        enter = walk.Walk._enter
+
+        def counting(*args: Any) -> None:
+            nonlocal most
+            enter(*args)
+            most = max(most, len(os.listdir("/proc/self/fd")))
+
+        monkeypatch.setattr(walk.Walk, "_enter", counting)
+        before = len(os.listdir("/proc/self/fd"))
+        outcome = over(root)
+        assert set(owners(root).values()) == {(184, 998)}
+        assert (outcome.done, outcome.changed, outcome.left) == (240, 240, 0)
+        assert most - before < 20
+
+    @pytest.mark.usefixtures("few")
+    def test_moved_while_closed(self, root: Path, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A directory that is not where it was when it is to be opened again is told of, and nothing else is opened."""
+        self.comb(root, 20)
+        enter = walk.Walk._enter
+
+        def moving(each: walk.Walk, above: Any, name: bytes) -> None:
+            enter(each, above, name)
+            if above.depth == 18 and not (root / "moved").exists():
+                (root / "d/d/d").rename(root / "moved")
+                (root / "d/d/d").symlink_to(outside)
+
+        monkeypatch.setattr(walk.Walk, "_enter", moving)
+        outcome = over(root)
+        assert outcome.left > 0
+        assert "d/d/d: was moved while the pass was in it" in outcome.examples or outcome.left > len(outcome.examples)
+
+    def test_too_deep(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """There is an end to it: what is deeper is told of."""
+        monkeypatch.setattr(walk, "_DEEPEST", 3)
+        make_tree(root, "dir d/d/d/d/d")
+        outcome = over(root)
+        assert outcome.sentences() == ("d/d/d/d: is 3 levels deep, what is in it was not looked at",)
+
+    def test_many_directories_in_one(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A directory is read on after some of those in it were entered."""
+        monkeypatch.setattr(walk, "_PENDING", 3)
+        make_tree(root, *(f"dir {n}/{m}" for n in range(10) for m in range(10)))
+        assert over(root).done == 110
+        assert set(owners(root).values()) == {(184, 998)}
+
+    def test_endless(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A pass that has met more entries than the file system had when it began gives up, in words."""
+        make_tree(root, *(f"file {n}" for n in range(600)))
+        monkeypatch.setattr(crew, "_TICK", 0.0)
+        monkeypatch.setattr(crew, "_most", lambda _: 300)
+        with pytest.raises(Endless, match="stop what writes to it"):
+            over(root)
+
+    def test_more_names_than_files(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another name of a file is not another file: trees with many hard links are no endless ones."""
+        make_tree(root, "file a", *(f"link l{n} a" for n in range(600)))
+        monkeypatch.setattr(crew, "_TICK", 0.0)
+        monkeypatch.setattr(crew, "_most", lambda _: 300)
+        assert over(root).done == 601
 
 
 class TestRemove:
@@ -266,7 +358,7 @@ class TestRemove:
         assert sorted(os.listdir(root)) == ["a", "c"]
 
     def test_more_than_one_directory_read(self, root: Path) -> None:
-        """Removing entries while reading their directory misses none."""
+        """Removing entries while reading their directory misses none, in a directory of any size."""
         make_tree(root, *(f"file {'n' * 100}{number}" for number in range(3000)))
         assert removed(root).done == 3000
         assert os.listdir(root) == []

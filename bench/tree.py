@@ -1,0 +1,238 @@
+"""Whole trees: hostprep's pass against `chown -R -h` followed by `chcon -R -h`, and what a large tree costs the verbs.
+
+`python -m bench tree [ENTRIES]`. All in one run, in turns, on one tree. The label is a plain attribute on a kernel
+without SELinux, for both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .client import HOSTPREP, TOP, Client, scratch, served
+
+_ROUNDS = 5
+_COLD_ROUNDS = 3
+_PER_DIRECTORY = 32
+_LABEL = "system_u:object_r:container_file_t:s0"
+
+Times = dict[str, list[float]]
+
+
+def build(root: Path, entries: int) -> None:
+    """A tree of so many files, 32 a directory, 100 directories in one above."""
+    for number in range((entries + _PER_DIRECTORY - 1) // _PER_DIRECTORY):
+        directory = root / f"{number // 100:05d}" / f"{number % 100:02d}"
+        directory.mkdir(parents=True)
+        for file in range(min(_PER_DIRECTORY, entries - number * _PER_DIRECTORY)):
+            os.close(os.open(directory / f"file-{file:02d}.dat", os.O_CREAT | os.O_WRONLY, 0o644))
+
+
+def hostprep(root: Path, uid: int) -> float:
+    """A pass as the server begins one; seconds."""
+    order = json.dumps({"uid": uid, "gid": uid, "label": _LABEL + f":c{uid % 1000}"})
+    fd = os.open(root, os.O_RDONLY)
+    try:
+        begun = time.perf_counter()
+        argv = [sys.executable, "-P", "-S", "-m", "plugin.tree", str(fd), order]
+        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(TOP)}
+        done = subprocess.run(argv, env=environ, pass_fds=[fd], capture_output=True, text=True, check=True)
+        taken = time.perf_counter() - begun
+    finally:
+        os.close(fd)
+    assert json.loads(done.stdout.splitlines()[-1])["left"] == 0
+    return taken
+
+
+def coreutils(root: Path, uid: int) -> float:
+    """The two commands; seconds."""
+    begun = time.perf_counter()
+    subprocess.run(["chown", "-R", "-h", f"{uid}:{uid}", root], check=True)
+    subprocess.run(["chcon", "-R", "-h", f"{_LABEL}:c{uid % 1000}", root], check=True)
+    return time.perf_counter() - begun
+
+
+TOOLS: dict[str, Callable[[Path, int], float]] = {"hostprep": hostprep, "chown+chcon": coreutils}
+
+
+def passes(root: Path, rounds: int, *, cold: bool) -> dict[str, Times]:
+    """Seconds by state and tool: each has the tree wrong for it first, and right then."""
+    found: dict[str, Times] = {state: {tool: [] for tool in TOOLS} for state in ("wrong", "right")}
+    uid = 1000
+    for _ in range(rounds):
+        for tool, run in TOOLS.items():
+            uid += 1
+            for state in ("wrong", "right"):
+                if cold:
+                    forget()
+                found[state][tool].append(run(root, uid))
+    return found
+
+
+def forget() -> None:
+    """Have the kernel drop what it has cached of the disk."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def writes(root: Path, uid: int) -> int:
+    """How many system calls that change anything a pass over a right tree makes, as strace counts them."""
+    hostprep(root, uid)
+    log = root.parent / "strace"
+    calls = "chown,lchown,fchown,fchownat,chmod,fchmod,fchmodat,setxattr,lsetxattr,fsetxattr,rename,unlink,mkdir"
+    fd = os.open(root, os.O_RDONLY)
+    order = json.dumps({"uid": uid, "gid": uid, "label": _LABEL + f":c{uid % 1000}"})
+    argv = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        str(log),
+        "-e",
+        f"trace={calls}",
+        sys.executable,
+        "-P",
+        "-S",
+        "-m",
+        "plugin.tree",
+    ]
+    try:
+        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(TOP), "PYTHONDONTWRITEBYTECODE": "1"}
+        subprocess.run([*argv, str(fd), order], env=environ, pass_fds=[fd], stdout=subprocess.DEVNULL, check=True)
+    finally:
+        os.close(fd)
+    return sum("+++" not in line and "---" not in line for line in log.read_text().splitlines())
+
+
+_PEAK = """
+import re, sys
+from plugin import tree
+tree.main(sys.argv[1:])
+print(re.search("VmHWM:[^0-9]*([0-9]+) kB", open("/proc/self/status").read()).group(1))
+"""
+
+
+def memory(entries: int, make: Callable[[str], None]) -> float:
+    """MB that the leader of a pass holds at its peak, over one directory in which *make* has made so many entries."""
+    with scratch() as directory:
+        for number in range(entries):
+            make(f"{directory}/{number:07d}")
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            order = json.dumps({"uid": 1, "gid": 1, "label": None})
+            argv, environ = [sys.executable, "-c", _PEAK, str(fd), order], {"PYTHONPATH": str(TOP)}
+            done = subprocess.run(argv, env=environ, pass_fds=[fd], capture_output=True, text=True, check=True)
+        finally:
+            os.close(fd)
+        return int(done.stdout.splitlines()[-1]) / 1e3
+
+
+def verbs(entries: int) -> dict[str, float]:
+    """Median microseconds of verbs: Mount of a large and an empty volume, Mount of another during a pass, Remove."""
+    with scratch() as directory, served(HOSTPREP, directory) as (path, _, _), Client(path) as client:
+        options = {"uid": "184", "gid": "998"}
+        for name in ("large", "empty", "other"):
+            client.call("VolumeDriver.Create", {"Name": name, "Opts": options})
+        data = Path(json.loads(client.call("VolumeDriver.Path", {"Name": "large"})[1])["Mountpoint"])
+        build(data, entries)
+        client.call("VolumeDriver.Mount", {"Name": "large", "ID": "x"})
+
+        def mounts(name: str, count: int = 2000) -> list[float]:
+            return [client.call("VolumeDriver.Mount", {"Name": name, "ID": "x"})[0] * 1e6 for _ in range(count)]
+
+        mounts("empty"), mounts("large")
+        pairs = [(each, mounts(each, 200)) for _ in range(10) for each in ("large", "empty")]
+        found = {f"Mount, {name}": _median(pairs, name) for name in ("large", "empty")}
+        found["Mount, other"] = statistics.median(mounts("other"))
+        os.chown(data, 55, 66)
+        with Client(path) as waiting:
+            pass_ = threading.Thread(target=waiting.call, args=("VolumeDriver.Mount", {"Name": "large", "ID": "x"}))
+            pass_.start()
+            time.sleep(0.15)
+            during = []
+            while pass_.is_alive():
+                during += mounts("other", 20)
+            pass_.join()
+        found["Mount, other, during a pass"] = statistics.median(during)
+        removals: dict[str, list[float]] = {"large": [], "empty": []}
+        for _ in range(_ROUNDS):
+            for name, taken in removals.items():
+                taken.append(client.call("VolumeDriver.Remove", {"Name": name})[0] * 1e6)
+                restore(directory, name)
+        found |= {f"Remove, {name}": statistics.median(taken) for name, taken in removals.items()}
+        return found
+
+
+def restore(directory: Path, name: str) -> None:
+    argv = [sys.executable, "-m", "plugin", "--root", str(directory / "r"), "restore", name]
+    subprocess.run(argv, cwd=TOP, check=True, capture_output=True)
+
+
+def _median(pairs: list[tuple[str, list[float]]], name: str) -> float:
+    return statistics.median([each for which, times in pairs if which == name for each in times])
+
+
+def table(entries: int) -> str:
+    """Measure, and say."""
+    lines = [
+        f"| a tree of {entries:,} files | hostprep, best / median | chown -R; chcon -R | times as fast |",
+        "|---|---:|---:|---:|",
+    ]
+    with scratch() as directory:
+        root = directory / "tree"
+        root.mkdir()
+        build(root, entries)
+        for where, cold, around in (
+            ("warm", False, contextlib.nullcontext()),
+            ("warm, on one core", False, one_core()),
+            ("cold", True, contextlib.nullcontext()),
+        ):
+            with around:
+                measured = passes(root, _COLD_ROUNDS if cold else _ROUNDS, cold=cold)
+            for state, times in measured.items():
+                ours, theirs = times["hostprep"], times["chown+chcon"]
+                ratio = statistics.median(theirs) / statistics.median(ours)
+                what = "wrong → right" if state == "wrong" else "already right"
+                lines.append(f"| {what}, {where} | {_seconds(ours)} | {_seconds(theirs)} | {ratio:.2f} |")
+        changed = writes(root, 4000) if shutil.which("strace") else None
+        shutil.rmtree(root)
+    lines += ["", "| verbs, µs, median | | | ratio |", "|---|---:|---:|---:|"]
+    found = verbs(entries)
+    for one, other in (
+        ("Mount, large", "Mount, empty"),
+        ("Mount, other, during a pass", "Mount, other"),
+        ("Remove, large", "Remove, empty"),
+    ):
+        ratio = found[one] / found[other]
+        lines.append(f"| {one}; {other} | {found[one]:.0f} | {found[other]:.0f} | {ratio:.2f} |")
+    files = memory(entries, lambda path: os.close(os.open(path, os.O_CREAT | os.O_WRONLY)))
+    directories = memory(entries, os.mkdir)
+    written = "not counted, strace is missing" if changed is None else f"{changed}"
+    lines += ["", f"System calls that change anything, in a pass over a right tree: {written}."]
+    lines += [
+        f"Memory of a pass: {files:.0f} MB over so many files in one directory, {directories:.0f} MB directories."
+    ]
+    return "\n".join(lines)
+
+
+def _seconds(times: list[float]) -> str:
+    return f"{min(times):.2f} / {statistics.median(times):.2f} s"

@@ -1,0 +1,37 @@
+"""What docs/safety.md promises names tests that are there."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from .host import REPOSITORY
+
+_NAMED = re.compile(r"`(test_\w+\.py)::([\w:]+)`")
+
+
+def defined_in(module: str) -> set[str]:
+    """The tests of a module as pytest calls them, `test_it` and `TestThing::test_it`."""
+    (file,) = (REPOSITORY / "tests").glob(f"*/{module}")
+    tree = ast.parse(file.read_text())
+    found = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}::{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
+    return found
+
+
+def test_every_test_that_is_named_is_there() -> None:
+    """Each promise in docs/safety.md names tests, and each of them exists."""
+    text = (REPOSITORY / "docs" / "safety.md").read_text()
+    named = _NAMED.findall(text)
+    assert len(named) > 40
+    assert len(named) == text.count("test_") - text.count("::test_")  # none is spelled in another way
+    assert [f"{module}::{test}" for module, test in named if test not in defined_in(module)] == []
+
+
+def test_every_attack_is_in_it() -> None:
+    """No attack is without the promise that it tries."""
+    named = {test for module, test in _NAMED.findall((REPOSITORY / "docs" / "safety.md").read_text())}
+    attacks = {test for test in defined_in("test_attacks.py") if test.rpartition("::")[2].startswith("test_")}
+    assert attacks - named == {"TestShapes::test_a_chain_of_4000_directories_is_removed"}
