@@ -190,6 +190,15 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
                 break
         return kept
 
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        sock, conn.sock = conn.sock, _InOnePiece(conn.sock)
+        try:
+            kept = super().handle_request(req, conn)
+            conn.sock.flush()
+            return kept
+        finally:
+            conn.sock = sock
+
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what is no HTTP, as JSON: gunicorn would send a page, and an engine shows it to its user as it is.
 
@@ -217,6 +226,33 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
         with contextlib.suppress(FileNotFoundError):
             if self._made is not None and os.path.samestat(os.lstat(self.path), self._made):
                 os.unlink(self.path)
+
+
+class _InOnePiece:
+    """A connection on which the head of an answer waits for the body.
+
+    gunicorn sends them apart. An engine asks again when a server dies without a word, but not after the head alone:
+    to its user that is an "unexpected EOF".
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def sendall(self, data: bytes) -> None:
+        if not self._head and data.startswith(b"HTTP/") and data.endswith(b"\r\n\r\n"):
+            self._head = data
+            return
+        head, self._head = self._head, b""
+        self._sock.sendall(head + data)
+
+    def flush(self) -> None:
+        """Send a head that no body follows."""
+        if self._head:
+            self.sendall(b"")
 
 
 def _purge_now_and_then(driver: Driver) -> None:

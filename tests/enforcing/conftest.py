@@ -31,7 +31,7 @@ def server(engine: None) -> Iterator[Hostprep]:
     hostprep = Hostprep(Path("/var/log/hostprep.log"))
     hostprep.start()
     yield hostprep
-    hostprep.stop()
+    assert hostprep.show("Result") == "success", hostprep.log()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,31 +92,48 @@ class Docker:
 
 
 class Hostprep:
-    """A `hostprep serve` run by systemd, in the domain that the policy gives it, for the guest's dockerd."""
+    """The service as `make install` leaves it, in the domain that the policy gives it, for the guest's dockerd."""
 
-    _UNIT = "hostprep-test-server.service"
+    UNIT = "hostprep.service"
+    LIB = Path("/usr/local/lib/hostprep")
+    SETTINGS = Path("/etc/hostprep/hostprep.env")
 
     def __init__(self, log: Path) -> None:
         self._log = log
         # HOSTPREP_SELINUX=off in the environment of the tests shows which of them witness hostprep's labels.
-        self.environ = {k: v for k, v in os.environ.items() if k.startswith("HOSTPREP_")}
-        self.environ["HOSTPREP_ALLOW"] = str(SRV)
+        self.settings = {k: v for k, v in os.environ.items() if k.startswith("HOSTPREP_")}
+        self.settings["HOSTPREP_ALLOW"] = f"{SRV}:/home"
 
     def start(self) -> None:
-        flags = [f"--setenv={key}={value}" for key, value in self.environ.items()]
-        flags += [f"--unit={self._UNIT}", "--service-type=exec", f"--working-directory={TOP}"]
-        flags += [f"--property=StandardError=append:{self._log}"]
-        checked("systemd-run", *flags, sys.executable, "-m", "plugin", "serve")
+        """Install it, over settings that are there and a drop-in of the administrator's."""
+        drop_in = Path(f"/etc/systemd/system/{self.UNIT}.d/log.conf")
+        drop_in.parent.mkdir(parents=True)
+        drop_in.write_text(f"[Service]\nStandardError=append:{self._log}\n")
+        self.SETTINGS.parent.mkdir()
+        self.set()
+        self.install()
         eventually(self._answers, "hostprep answers")
 
-    def stop(self) -> None:
-        checked("systemctl", "stop", self._UNIT)
-        assert command("systemctl", "is-failed", self._UNIT).returncode != 0, self.log()
+    def set(self, **more: str) -> None:
+        """Write the settings; the next start of the service has them."""
+        lines = [f"{key}={value}\n" for key, value in {**self.settings, **more}.items()]
+        self.SETTINGS.write_text("".join(lines))
+
+    def install(self) -> str:
+        """The guest has no network: Flask and the others are Debian's."""
+        return checked("make", "--silent", "install", "SYSTEM_PACKAGES=1")
+
+    def show(self, name: str) -> str:
+        """A property of the service."""
+        return checked("systemctl", "show", f"--property={name}", "--value", self.UNIT)
+
+    def process(self) -> Path:
+        """Where /proc has the server."""
+        return Path("/proc", self.show("MainPID"))
 
     def domain(self) -> str:
         """The context that the server runs in."""
-        pid = checked("systemctl", "show", "--property=MainPID", "--value", self._UNIT)
-        return Path(f"/proc/{pid}/attr/current").read_text().rstrip("\0\n")
+        return (self.process() / "attr/current").read_text().rstrip("\0\n")
 
     def log(self) -> str:
         return self._log.read_text()
@@ -157,8 +173,8 @@ class Hostprep:
         return status
 
     def command(self, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """The command line, as a process of its own."""
-        return command(sys.executable, "-m", "plugin", *args, env={**os.environ, **self.environ, **environ})
+        """The installed command line."""
+        return command("hostprep", *args, env={**os.environ, **environ})
 
 
 @dataclass(frozen=True)

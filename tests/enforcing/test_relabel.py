@@ -57,6 +57,19 @@ def test_relabel_declared(docker: Docker, hostprep: Hostprep, audit: Audit) -> N
     assert audit.denials() == []
 
 
+def test_relabel_shared(docker: Docker, hostprep: Hostprep, audit: Audit) -> None:
+    """A :z takes the categories away that were declared: they come back when the container ends, contents too."""
+    mountpoint = docker.create("mongo", label="container_file_t:s0:c1,c2")
+    (mountpoint / "old").touch()
+    assert docker.run("mongo:/data:z", "echo written > /data/file", LEVEL) == ""
+    assert f"repaired mongo: label {CONTAINER_FILE} -> {PRIVATE}\n" in hostprep.log()
+
+    assert docker.run("mongo:/data", "cat /data/file; echo more >> /data/file", LEVEL) == "written"
+
+    assert {label(path) for path in (mountpoint, *mountpoint.rglob("*"))} == {PRIVATE}
+    assert audit.denials() == []
+
+
 def test_relabel_default(docker: Docker, hostprep: Hostprep) -> None:
     """Where no label was declared, the categories of a :Z stay, and are no drift."""
     mountpoint = docker.create("mongo")

@@ -41,25 +41,26 @@ def test_after(docker: Docker, audit: Audit) -> None:
 
 
 def test_domain(hostprep: Hostprep) -> None:
-    """All this is done by a hostprep that systemd runs, in the domain of services without a policy."""
+    """All this is done by the shipped unit, in the domain of services without a policy of their own."""
     assert hostprep.domain().split(":")[2] == "initrc_t"
 
 
-def test_restorecon(docker: Docker, hostprep: Hostprep, audit: Audit) -> None:
+def test_restorecon(docker: Docker, hostprep: Hostprep, srv: Path, audit: Audit) -> None:
     """After somebody's restorecon the running container is denied; its next start has the labels back."""
-    mountpoint = docker.create("mongo")
+    tree = srv / "mongodb"  # for what is below the root the installation has a rule (test_lasting)
+    docker.create("mongo", path=str(tree), label="container_file_t", recurse="mismatch")
     docker.daemon("db", "mongo:/data")
     docker.exec("db", "echo written > /data/file")
-    checked("restorecon", "-R", "-F", str(mountpoint))
+    checked("restorecon", "-R", "-F", str(tree))
     assert "Permission denied" in docker.exec("db", "cat /data/file")
-    assert {denial.target.split(":")[2] for denial in audit.denials()} == {"var_lib_t"}
+    assert {denial.target.split(":")[2] for denial in audit.denials()} == {"var_t"}
 
     docker("restart", "db")
 
     assert docker.exec("db", "echo more >> /data/file; cat /data/file") == "written\nmore"
     assert audit.denials() == []
-    assert label(mountpoint / "file") == CONTAINER_FILE
-    assert f"repaired mongo: label system_u:object_r:var_lib_t:s0 -> {CONTAINER_FILE}" in hostprep.log()
+    assert label(tree / "file") == CONTAINER_FILE
+    assert f"repaired mongo: label system_u:object_r:var_t:s0 -> {CONTAINER_FILE}" in hostprep.log()
 
 
 def test_adopted_tree(docker: Docker, srv: Path, audit: Audit) -> None:
@@ -83,6 +84,26 @@ def test_adopted_tree(docker: Docker, srv: Path, audit: Audit) -> None:
     assert {label(path) for path in (tree, *tree.rglob("*"))} == {CONTAINER_FILE}
     assert {owner(path) for path in (tree, *tree.rglob("*"))} == {"184:998"}
     assert shadow == (label(Path("/etc/shadow")), owner(Path("/etc/shadow")))
+
+
+def test_home(docker: Docker, audit: Audit) -> None:
+    """The case of the old guides, `~/mongodb` below the user's own home with what he had put into it: all follows."""
+    tree = Path("/home/user/mongo")
+    tree.mkdir()
+    (tree / "from_outside").write_text("from outside\n")
+    for path in (tree, tree / "from_outside"):
+        os.chown(path, 1000, 1000)
+    checked("restorecon", "-R", "-F", str(tree))
+    assert ":user_home_t:" in label(tree / "from_outside")
+
+    docker.create("mongo", path=str(tree), label="container_file_t", recurse="mismatch")
+
+    script = "cat /data/from_outside; echo more >> /data/from_outside; echo new > /data/file"
+    assert docker.run("mongo:/data", script) == "from outside"
+    assert audit.denials() == []
+    assert (tree / "from_outside").read_text() == "from outside\nmore\n"
+    assert {label(path) for path in (tree, *tree.rglob("*"))} == {CONTAINER_FILE}
+    assert {owner(path) for path in (tree, *tree.rglob("*"))} == {"184:998"}
 
 
 def test_adopted_root(docker: Docker, srv: Path) -> None:

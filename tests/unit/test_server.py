@@ -151,10 +151,10 @@ class TestStart:
 
 
 class TestSystemd:
-    @pytest.fixture
-    def passed(self, host: Host) -> Iterator[Server]:
+    @contextlib.contextmanager
+    def activated(self, host: Host, kind: socket.SocketKind) -> Iterator[Server]:
         """A server with a socket that was made for it, as systemd's socket activation does."""
-        with socket.socket(socket.AF_UNIX) as listener:
+        with socket.socket(socket.AF_UNIX, kind) as listener:
             listener.bind(str(host.socket))
             listener.listen(16)
             script = (
@@ -172,9 +172,29 @@ class TestSystemd:
                 text=True,
             )
             host.started.append(process)
-            server = Server(process, host.socket)
+            yield Server(process, host.socket)
+
+    @pytest.fixture
+    def passed(self, host: Host) -> Iterator[Server]:
+        with self.activated(host, socket.SOCK_STREAM) as server:
             server.wait()
             yield server
+
+    @pytest.mark.parametrize("path", ["/VolumeDriver.Capabilities", "/nowhere"])
+    def test_in_one_piece(self, host: Host, path: str) -> None:
+        """Head and body of an answer leave together: a server killed in between would be an error to the engine."""
+        # A socket that keeps packets apart shows what was sent at once.
+        with (
+            self.activated(host, socket.SOCK_SEQPACKET),
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client,
+        ):
+            client.settimeout(20)
+            client.connect(str(host.socket))
+            client.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n{{}}\n".encode())
+            head, _, body = client.recv(65536).partition(b"\r\n\r\n")
+
+        assert head.startswith(b"HTTP/1.1 ")
+        assert json.loads(body)
 
     def test_it_serves(self, passed: Server) -> None:
         """A socket that systemd passed takes the place of HOSTPREP_SOCKET."""

@@ -1,0 +1,160 @@
+"""The service as it is installed: its sandbox, and that no engine notices a crash or an upgrade of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from .guest import ROOT, SOCKET, Docker, Hostprep, checked, command, eventually
+
+CAPABILITIES = {
+    "chown": 0,
+    "dac_override": 1,
+    "fowner": 3,
+    "fsetid": 4,
+    "linux_immutable": 9,
+    "sys_admin": 21,
+}  # capability.h
+
+
+def test_units(hostprep: Hostprep) -> None:
+    """systemd has nothing to object to in the units, and at boot starts them by itself."""
+    done = command("systemd-analyze", "verify", "hostprep.socket", hostprep.UNIT)
+
+    assert (done.returncode, [line for line in done.stderr.splitlines() if "hostprep" in line]) == (0, [])
+    assert checked("systemctl", "is-enabled", "hostprep.socket", hostprep.UNIT) == "enabled\nenabled"
+
+
+def test_socket(hostprep: Hostprep) -> None:
+    """The socket is systemd's, and root's alone."""
+    found = os.stat(SOCKET)
+
+    assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o600, 0)
+    assert "at the socket that systemd passed" in hostprep.log()
+
+
+def test_sandbox(hostprep: Hostprep) -> None:
+    """The server shares the host's mounts, has the named capabilities and no others, and a filter of system calls."""
+    status = dict(line.split(":\t", 1) for line in (hostprep.process() / "status").read_text().splitlines())
+
+    assert os.readlink(hostprep.process() / "ns/mnt") == os.readlink("/proc/1/ns/mnt")
+    expected = sum(1 << number for number in CAPABILITIES.values())
+    assert int(status["CapBnd"], 16) == int(status["CapEff"], 16) == expected
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+
+
+def test_setgid(docker: Docker) -> None:
+    """What the sandbox must not take away: setgid for a group that is not root's."""
+    directory = docker.create("mongo", mode="02770")
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o2770
+
+
+def test_mount(docker: Docker) -> None:
+    """A mount that the service makes, for a directory in a home, is what the container gets."""
+    directory = Path("/home/user/database")
+    directory.mkdir()
+    os.chown(directory, 1000, 1000)
+
+    mountpoint = docker.create("mongo", path=str(directory), label="container_file_t")
+
+    assert mountpoint == ROOT / "mounts/mongo"
+    assert docker.run("mongo:/data", "echo written > /data/file; cat /data/file") == "written"
+    assert (directory / "file").read_text() == "written\n"
+    docker("volume", "rm", "mongo")
+    assert not mountpoint.exists()
+    assert (directory / "file").exists()
+
+
+def test_command(hostprep: Hostprep) -> None:
+    """The command line has the settings of the service."""
+    assert hostprep.command("create", "mongo", "-o", "path=/srv/mongo").returncode == 0
+    done = hostprep.command("create", "other", "-o", "path=/srv/other", HOSTPREP_ALLOW="/home/user")
+
+    assert hostprep.command("rm", "mongo").returncode == 0
+    assert (done.returncode, "HOSTPREP_ALLOW" in done.stderr) == (1, True)
+
+
+def test_killed(docker: Docker, hostprep: Hostprep) -> None:
+    """The server is killed again and again while containers start and end: none fails, each has what it wrote."""
+    docker.create("mongo")
+    before, done = int(hostprep.show("NRestarts")), threading.Event()
+
+    def kill() -> int:
+        kills = 0
+        while not done.wait(3.5):  # ten starts in 30 s would be a service that cannot start
+            checked("systemctl", "kill", "--kill-whom=main", "--signal=KILL", hostprep.UNIT)
+            kills += 1
+        return kills
+
+    with ThreadPoolExecutor() as threads:
+        kills = threads.submit(kill)
+        try:
+            runs = [threads.submit(docker.run, "mongo:/data", f"echo {n} > /data/{n}; cat /data/{n}") for n in range(2)]
+            printed = [run.result() for run in runs]
+            printed += [docker.run("mongo:/data", "cat /data/*")]
+        finally:
+            done.set()
+
+    assert printed == ["0", "1", "0\n1"]
+    assert kills.result() >= 2
+    assert int(hostprep.show("NRestarts")) - before == kills.result()
+
+
+def test_upgrade(docker: Docker, hostprep: Hostprep) -> None:
+    """While it is installed anew a container goes on, and whoever asks is answered, as an engine if need be twice.
+
+    gunicorn before 24 drops a connection that it has accepted, and not read from, when SIGTERM comes.
+    """
+    docker.create("mongo")
+    docker.daemon("db", "mongo:/data")
+    old, settings, process = os.readlink(hostprep.LIB / "current"), hostprep.SETTINGS.read_text(), hostprep.process()
+    done = threading.Event()
+
+    def ask() -> tuple[int, int]:
+        answered = dropped = 0
+        while not done.wait(0.05):
+            try:
+                hostprep.mount("mongo")
+                answered += 1
+            except ConnectionResetError:
+                dropped += 1
+        return answered, dropped
+
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(ask)
+        try:
+            hostprep.install()
+        finally:
+            done.set()
+
+    answered, dropped = asked.result()
+    assert answered > 20
+    assert dropped <= 1
+    assert hostprep.process() != process
+    assert {path.name for path in hostprep.LIB.iterdir()} == {"current", old, os.readlink(hostprep.LIB / "current")}
+    assert hostprep.SETTINGS.read_text() == settings
+    assert docker.exec("db", "echo written > /data/file; cat /data/file") == "written"
+    assert docker.run("mongo:/data", "cat /data/file") == "written"
+
+
+def test_wrong_setting(docker: Docker, hostprep: Hostprep) -> None:
+    """A wrong setting is said, and the engine gets an error after a while instead of waiting for ever."""
+    docker.create("mongo")
+    hostprep.set(HOSTPREP_PATIENCE="soon")
+    try:
+        assert command("systemctl", "restart", hostprep.UNIT).returncode != 0
+        begun = time.monotonic()
+        docker.fails("volume", "inspect", "mongo")
+        assert time.monotonic() - begun < 60
+        assert 'HOSTPREP_PATIENCE="soon" is not 0 or a number' in hostprep.log()
+        assert not Path(SOCKET).exists()
+    finally:
+        hostprep.set()
+        checked("systemctl", "reset-failed", "hostprep.socket", hostprep.UNIT)
+        checked("systemctl", "restart", hostprep.UNIT)
+
+    eventually(lambda: docker("volume", "inspect", "-f", "{{.Name}}", "mongo") == "mongo", "the volume is back")
