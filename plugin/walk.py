@@ -12,6 +12,7 @@ then, inside the tree. Mounts are kept out in one of two ways:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -30,6 +31,7 @@ _OPEN: Final = 256  # directories that stay open; those above them are found aga
 _DEEPEST: Final = 32_768  # levels; an attacker can make directories as fast as they are entered
 _LOOK_UP: Final = 255  # entries between two looks at the clock, less one: a mask
 _BATCH: Final = 32_768  # bytes of names given away at once
+_LONG: Final = 8192  # bytes; deeper than that nothing is mounted (PATH_MAX), and a path is for messages only
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,10 @@ class Walk:
                     size += len(each.pending[count]) + 1
                     count += 1
                 names, each.pending[:count] = each.pending[:count], []
-                return Part(each.fd, self._path(each), each.depth, names)
+                path = self._path(each)
+                if len(path) > _LONG:
+                    path = b"..." + path[-_SHOWN:]
+                return Part(each.fd, path, each.depth, names)
         return None
 
     # -- directories -----------------------------------------------------------------------------------------------
@@ -397,13 +402,15 @@ class Count(Walk):
 
     def _read(self, here: _Directory, *, everything: bool = False) -> None:
         os.fchdir(here.fd)  # where the file system does not tell what is a directory, a look is by name
-        for entry in here.entries:
-            if entry.is_dir(follow_symlinks=False):
-                here.pending.append(entry.name)
-                if len(here.pending) == _PENDING and not everything:
-                    return
-            else:
-                self.outcome.done += 1
+        with contextlib.suppress(OSError):
+            for entry in here.entries:
+                if entry.is_dir(follow_symlinks=False):
+                    here.pending.append(entry.name)
+                    if len(here.pending) == _PENDING and not everything:
+                        return
+                else:
+                    self.outcome.done += 1
+        here.entries.close()
         here.entries = None
 
 

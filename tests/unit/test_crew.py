@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from plugin.fds import held
+from plugin.tree import remove
 
 from .host import REPOSITORY, children_of, eventually
 from .trees import make_tree, many, owners
@@ -168,3 +169,23 @@ def test_a_chain_is_not_handed_to_and_fro(tmp_path: Path) -> None:
     assert os.fstat(here).st_uid == 184
     os.close(here)
     assert time.monotonic() - begun < 30
+    with held(os.open(tmp_path, os.O_RDONLY)) as fd:
+        assert remove(fd).done == 4000
+
+
+def test_parts_of_a_deep_tree(tmp_path: Path) -> None:
+    """Parts are given away at any depth: of a path too long for a message its end does."""
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1200):
+        for name in ("d" * 200, "e", "f", "g"):
+            os.mkdir(name, dir_fd=here)
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    with eager(tmp_path) as child:
+        out, err = child.communicate(timeout=60)
+    assert (child.returncode, err) == (0, "")
+    assert json.loads(out.splitlines()[-1])["changed"] == 4800
+    with held(os.open(tmp_path, os.O_RDONLY)) as fd:
+        assert remove(fd).done == 4800
