@@ -52,7 +52,7 @@ class TestStart:
             [("/VolumeDriver.List", b""), ("/VolumeDriver.Create", b'{"Name": "mongo"}'), ("/nowhere", b"")]
         ):
             process = host.begin("serve")
-            eventually(host.socket.exists, "the socket is there")
+            eventually(lambda: listens(host.socket), "it listens")
             with contextlib.closing(Connection(host.socket)) as connection:
                 assert connection.ask(path, body).status == (404 if number == 2 else 200)
             process.send_signal(signal.SIGTERM)
@@ -359,6 +359,12 @@ class TestEnd:
         assert server("Mount", Name="mongo").status == 200
         assert set(owners(host.data("mongo")).values()) == {(184, 998)}
         assert owner(host.data("mongo")) == (184, 998)
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody accepts connections there: a socket is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 def _ask_to_mount(server: Server) -> None:
