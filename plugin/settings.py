@@ -140,7 +140,7 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "trash_keep": duration,
     "require_marker": lambda text: _word("0", "1")(text) == "1",
     "log_level": _word("debug", "info", "warning", "error"),
-    "docker_host": engine_socket,
+    "docker_host": lambda text: engine_socket(text) if text else "",
 }
 
 

@@ -110,7 +110,6 @@ def test_wrong_durations(variable: str, text: str) -> None:
         ("HOSTPREP_REQUIRE_MARKER", "", "0 or 1"),
         ("HOSTPREP_LOG_LEVEL", "verbose", "debug or info or warning or error"),
         ("HOSTPREP_LOG_LEVEL", "INFO", "debug or info or warning or error"),
-        ("HOSTPREP_DOCKER_HOST", "", "no engine over a network"),
         ("HOSTPREP_DOCKER_HOST", "/run/docker.sock", "unix:///run/docker.sock"),
         ("HOSTPREP_DOCKER_HOST", "unix://run/docker.sock", "unix:///run/docker.sock"),
         ("HOSTPREP_DOCKER_HOST", "tcp://127.0.0.1:2375", "no engine over a network"),
