@@ -28,7 +28,8 @@ from . import linux
 from .walk import Count, Outcome, Part, Walk
 
 _ALONE: Final = 0.02  # seconds before others are forked
-_PROCESSES: Final = 4  # more than there may be processors: on a cold disk they wait
+_PROCESSES: Final = 4  # for each processor, since on a cold disk they wait; and at most
+_MOST_PROCESSES: Final = 16
 _TICK: Final = 0.25  # seconds between two reports
 _COUNTED_AFTER: Final = 2.0  # seconds before the tree is counted, for the time left
 _MESSAGE: Final = 131_072  # bytes
@@ -90,7 +91,8 @@ class Crew:
         now = time.monotonic()
         if self._table is not None and not self._forked and now > self._begun + _ALONE:
             self._forked = True
-            self._others = {self._fork(self._help) for _ in range(_PROCESSES - 1)}
+            count = min(_PROCESSES * len(os.sched_getaffinity(0)), _MOST_PROCESSES)
+            self._others = {self._fork(self._help) for _ in range(count - 1)}
         if now < self._next:
             return
         self._next = now + _TICK

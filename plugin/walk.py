@@ -29,7 +29,7 @@ _SHOWN: Final = 500  # characters of a path in a report, which a record has to h
 _PENDING: Final = 4096  # directories read from one before they are entered: what bounds memory
 _OPEN: Final = 256  # directories that stay open; those above them are found again when it is their turn
 _DEEPEST: Final = 32_768  # levels; an attacker can make directories as fast as they are entered
-_LOOK_UP: Final = 255  # entries between two looks at the clock, less one: a mask
+_LOOK_UP: Final = 256  # entries between two looks at the clock
 _BATCH: Final = 32_768  # bytes of names given away at once
 _LONG: Final = 8192  # bytes; deeper than that nothing is mounted (PATH_MAX), and a path is for messages only
 
@@ -291,8 +291,9 @@ class Walk:
         lstat, getxattr, pending = os.lstat, os.getxattr, here.pending
         order, outcome, covered = self._order, self.outcome, self._covered_in(here)
         any_uid, uid, any_gid, gid = order.uid is None, order.uid, order.gid is None, order.gid
-        by_name = self._cloned and not order.guarded and not order.dry_run
-        most = None if everything else _PENDING
+        lchown, setxattr, new_uid, new_gid = os.lchown, os.setxattr, self._uid, self._gid
+        type_only, by_name = order.type_only, self._cloned and not order.guarded and not order.dry_run
+        most, seen = None if everything else _PENDING, 0
         try:
             for entry in here.entries:
                 name = entry.name
@@ -304,8 +305,10 @@ class Walk:
                     if len(pending) == most:
                         return
                     continue
-                outcome.done += 1
-                if not outcome.done & _LOOK_UP:
+                seen += 1
+                if seen == _LOOK_UP:
+                    outcome.done += seen
+                    seen = 0
                     self._tick()
                 try:
                     st = lstat(name)
@@ -318,7 +321,8 @@ class Walk:
                             found = getxattr(name, _ATTRIBUTE, follow_symlinks=False)
                         except OSError as exc:
                             found = self._unlabelled(exc)
-                        labelled = found == label or self._is(found)
+                        # Two whole labels that differ, and end as they should, are different.
+                        labelled = found == label or ((type_only or found[-1:] != b"\0") and self._is(found))
                     if owned and labelled:
                         continue
                     if not by_name:
@@ -326,14 +330,16 @@ class Walk:
                             outcome.leave(self._shown(here, name), reason)
                         continue
                     if not owned:
-                        os.lchown(name, self._uid, self._gid)
+                        lchown(name, new_uid, new_gid)
                     if label is not None and not labelled:
-                        os.setxattr(name, _ATTRIBUTE, label, follow_symlinks=False)
+                        setxattr(name, _ATTRIBUTE, label, follow_symlinks=False)
                     outcome.changed += 1
                 except OSError as exc:
                     self._failed(here, name, exc)
         except OSError as exc:  # the directory itself cannot be read on
             self._failed(here, b"", exc)
+        finally:
+            outcome.done += seen
         here.entries.close()
         here.entries = None
 

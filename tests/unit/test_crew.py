@@ -28,6 +28,7 @@ _EAGER = """
 import sys
 from plugin import crew, tree, walk
 crew._ALONE = 0.0
+crew._PROCESSES = 2
 crew._TICK = 0.001
 crew._COUNTED_AFTER = 0.0
 walk._LOOK_UP = 7
