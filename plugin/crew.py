@@ -28,7 +28,7 @@ from . import linux
 from .walk import Count, Outcome, Part, Walk
 
 _ALONE: Final = 0.02  # seconds before others are forked
-_PROCESSES: Final = 4  # for each processor, since on a cold disk they wait; and at most
+_PROCESSES: Final = 2  # for each processor, since on a cold disk they wait; and at most
 _MOST_PROCESSES: Final = 16
 _TICK: Final = 0.25  # seconds between two reports
 _COUNTED_AFTER: Final = 2.0  # seconds before the tree is counted, for the time left

@@ -23,6 +23,7 @@ from .walk import Order, Outcome, Walk, why
 
 __all__ = ["Order", "Outcome", "remove", "run"]
 
+_NICE: Final = 5  # a pass can wait a little; the starts of other containers should not
 _DEEP: Final = 128  # levels that a removal goes down before it moves what is there up
 
 
@@ -142,6 +143,7 @@ def _remove(root: int, outcome: Outcome) -> bool:
 def main(arguments: list[str]) -> None:
     """Run a pass over the directory open as descriptor *arguments[0]*; a line of JSON for each report on stdout."""
     root, order = int(arguments[0]), Order(**json.loads(arguments[1]))
+    os.nice(_NICE)
 
     def report(done: int, estimate: int | None) -> None:
         print(json.dumps({"done": done, "estimate": estimate}), flush=True)
