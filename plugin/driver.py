@@ -101,7 +101,7 @@ class Driver:
             # Before the volume's own lock, for which an engine that does not answer would make others wait. A volume
             # that is there keeps what was found when it was made.
             if options.image is not None and not self._is_there(name):
-                resolved = self._resolve(options, deadline)
+                resolved = self.resolve(options, deadline)
                 options = Options.parse({**resolved, **given})
             self._create(name, given, resolved, options, deadline)
 
@@ -112,8 +112,12 @@ class Driver:
             return False
         return True
 
-    def _resolve(self, options: Options, deadline: float) -> Mapping[str, str]:
-        """What the image of *options* says, as further options."""
+    def resolve(self, options: Options, deadline: float) -> Mapping[str, str]:
+        """What the image of *options* says, as further options.
+
+        Raises:
+            NotAllowed, NoImage, Busy: as for Create.
+        """
         if options.image is None:
             return {}
         if self._images is None:
@@ -341,7 +345,7 @@ class Driver:
                 raise Invalid(f'unknown option "{printable(key)}"', hint=f"known are {', '.join(KNOWN)}")
         if options.image is not None:
             self.store.read(check_name(name))  # who asks for a volume that is not there need not wait for an engine
-        resolved = self._resolve(options, deadline)
+        resolved = self.resolve(options, deadline)
         with self.store.lock(name, deadline), self.store.volume(name) as volume:
             record = self.store.record(volume, name)
             changed = _merge(record, given, unset, resolved)
