@@ -238,8 +238,9 @@ def _check_options(driver: Driver, given: Mapping[str, str]) -> Options:
 
 def _check_place(directory: str, root: str) -> None:
     """Refuse what nobody can have meant: system directories, an engine's own, hostprep's root."""
-    touched = root if overlap(os.path.realpath(directory), root) else None
-    if touched is None and not is_engine_volume(directory):
+    if is_engine_volume(directory):
+        touched = root if overlap(os.path.realpath(directory), root) else None
+    else:
         touched = system_directory(directory, root)
     if touched:
         raise NotAllowed(

@@ -51,8 +51,9 @@ class TestLocalPersist:
         assert owner(host.srv / "mongo" / "file") == (55, 66)
 
     def test_contents_where_asked(self, hostprep: Command, host: Host, state: str) -> None:
-        """With recurse=mismatch the contents have followed when import ends."""
-        succeeds(hostprep("import", "--local-persist", state, *MONGO, "-o", "recurse=mismatch"))
+        """With recurse=mismatch the contents have followed when import ends, however long that takes."""
+        arguments = ("import", "--local-persist", state, *MONGO, "-o", "recurse=mismatch")
+        succeeds(hostprep(*arguments, HOSTPREP_PATIENCE="0"))
         assert set(owners(host.srv).values()) == {(184, 998)}
 
     def test_again(self, hostprep: Command, host: Host, state: str) -> None:
@@ -253,8 +254,16 @@ class TestFrom:
         with pytest.raises((NotAllowed, Invalid)):
             from_directory(driver, "mongo", path, {}, soon(), dry_run=False)
 
-    def test_hostpreps_own(self, driver: Driver, host: Host) -> None:
-        """Neither hostprep's root, nor what is in it or contains it, becomes a volume."""
+    @pytest.mark.parametrize("engines", [False, True], ids=["anywhere", "as-if-an-engine's"])
+    def test_hostpreps_own(
+        self,
+        driver: Driver,
+        host: Host,
+        monkeypatch: pytest.MonkeyPatch,
+        engines: bool,  # noqa: FBT001
+    ) -> None:
+        """Neither hostprep's root, nor what is in it or contains it, becomes a volume, wherever the root is."""
+        monkeypatch.setattr("plugin.migration.is_engine_volume", lambda path: engines)
         driver.create("mongo", {}, soon())
         for path in (host.root, host.root.parent, host.data("mongo")):
             with pytest.raises(NotAllowed, match="is, contains or lies in"):
@@ -264,7 +273,7 @@ class TestFrom:
         """Of an engine's directories only the data of its local volumes can be taken over."""
         assert is_engine_volume("/var/lib/docker/volumes/db/_data")
         assert is_engine_volume("/var/lib/containers/storage/volumes/db/_data")
-        for other in ("volumes/db", "volumes/_data", "volumes/a/b/_data", "overlay2/db/_data"):
+        for other in ("volumes/db", "volumes/db/data", "volumes/_data", "volumes/a/b/_data", "overlay2/db/_data"):
             assert not is_engine_volume(f"/var/lib/docker/{other}")
 
     @pytest.fixture
@@ -276,16 +285,22 @@ class TestFrom:
 
     def test_another_file_system(self, hostprep: Command, host: Host, tmpfs: Path) -> None:
         """From another file system nothing is copied: it is refused with what to do, and no volume is left."""
-        fails(hostprep("import", "--from", f"{tmpfs}/db", "mongo"), "not on one file system", "path", "cp -a")
+        succeeds(hostprep("create", "other"))
+        for more in ([], ["--dry-run"]):
+            done = hostprep("import", "--from", f"{tmpfs}/db", "mongo", *more)
+            fails(done, "not on one file system", "path", "cp -a")
         fails(hostprep("import", "--from", str(tmpfs), "mongo"), "is a mount point")
         assert (tmpfs / "db" / "file").exists()
-        assert host.left_in_volumes() == []
+        assert host.left_in_volumes() == ["other"]
 
     def test_another_mount(self, hostprep: Command, host: Host, source: Path) -> None:
-        """A bind mount of the same file system is refused: rename(2) does not go across."""
+        """A bind mount of the same file system is refused, as the plan says: rename(2) does not go across."""
         (host.srv / "bind").mkdir()
+        succeeds(hostprep("create", "other"))
         with mounted("--bind", str(source.parents[1]), str(host.srv / "bind")):
-            fails(hostprep("import", "--from", f"{host.srv}/bind/db/_data", "mongo"), "not on one file system")
+            for more in ([], ["--dry-run"]):
+                done = hostprep("import", "--from", f"{host.srv}/bind/db/_data", "mongo", *more)
+                fails(done, "not on one file system")
         assert source.exists()
 
     def test_mounted_elsewhere(self, hostprep: Command, host: Host, source: Path) -> None:
