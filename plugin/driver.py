@@ -502,7 +502,7 @@ def _merge(record: Record, given: Mapping[str, str], unset: tuple[str, ...], res
         Conflict: its path would be another.
     """
     kept = dict(record.given)
-    if "path" in given or ALIAS in given:  # one option by two names
+    if not {"path", ALIAS}.isdisjoint({*given, *unset}):  # one option by two names
         kept.pop(path_key(kept), None)
     merged = {key: value for key, value in {**kept, **given}.items() if key not in unset}
     if "image" not in merged or ("image" in given and "at" not in given):

@@ -177,7 +177,7 @@ def from_directory(
     Who has the directory mounted is looked for in every process's mounts; see mounts.uses for what that misses.
 
     Args:
-        dry_run: change nothing.
+        dry_run: change nothing. The engine is not asked about an `image` then.
 
     Raises:
         Invalid: the name or an option is malformed.
@@ -287,7 +287,8 @@ def _open(directory: str, stack: contextlib.ExitStack) -> tuple[int, str, int]:
 
 
 def _check_movable(store: Store, directory: str, parent: int, data: int) -> None:
-    if is_engine_volume(directory) and fds.exists(parent, "opts.json"):
+    # Wherever the engine's data-root is: github.com/moby/moby, volume/local/local.go, saveOpts.
+    if os.path.basename(directory) == DATA and fds.exists(parent, "opts.json"):
         raise NotAllowed(
             f"the volume of {printable(directory)} was made with options of Docker's local driver",
             hint="what it mounts there, or limits, would not come along: see docker volume inspect",

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from . import fds, linux
-from .errors import NotAllowed, NotReady
+from .errors import NotAllowed, NotReady, printable
 from .settings import is_below
 
 log = logging.getLogger("hostprep")
@@ -221,10 +221,15 @@ def uses(data: int, path: str) -> list[str]:
     Looked at are the mounts of all processes, so a container that runs is found, whatever engine started it. Not
     found are containers that do not run, a process that only has files in it open, and who is on another machine or
     in a virtual one.
+
+    Raises:
+        NotAllowed: it cannot be told, since this process's root directory hides the mount that the directory is on.
     """
     own = mount_table()
     under = fds.mount_id(data)
-    mount = next(mount for mount in own if mount.id == under)
+    mount = next((mount for mount in own if mount.id == under), None)
+    if mount is None:
+        raise NotAllowed(f"who uses {printable(path)} cannot be told", hint="run this outside of the chroot")
     root = os.path.normpath(os.path.join(mount.root, os.path.relpath(path, mount.point)))
     found = [f"{each.point} is a mount point" for each in own if is_below(each.point, path)]
     for process, table in [("self", own), *_other_tables()]:

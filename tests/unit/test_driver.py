@@ -73,6 +73,8 @@ class TestByPath:
         driver.create("mongo", {"path": f"{host.srv}/db"}, soon())
         driver.change("mongo", {"path": f"{host.srv}/db", "uid": "184"}, (), soon())
         assert driver.get("mongo")["Status"]["options"] == {"path": f"{host.srv}/db", "uid": "184"}
+        with pytest.raises(Conflict, match="cannot be changed"):
+            driver.change("mongo", {}, ("mountpoint",), soon())
         with pytest.raises(NotAllowed, match="^option mountpoint: "):
             driver.create("other", {"mountpoint": "/opt/db"}, soon())
         with pytest.raises(NotReady, match="^option mountpoint: "):

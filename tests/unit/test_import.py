@@ -328,10 +328,15 @@ class TestFrom:
         assert source.exists()
         succeeds(hostprep("import", "--from", str(source), "mongo"))
 
-    def test_options_of_the_local_driver(self, driver: Driver, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_in_a_chroot(self, driver: Driver, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the mount that the directory is on cannot be seen, it is refused: who uses it cannot be told."""
+        monkeypatch.setattr("plugin.mounts.mount_table", lambda process="self": [])
+        with pytest.raises(NotAllowed, match="cannot be told"):
+            from_directory(driver, "mongo", str(source), {}, soon(), dry_run=False)
+
+    def test_options_of_the_local_driver(self, driver: Driver, host: Host) -> None:
         """A volume that Docker made with options (a disk, NFS, a quota) is refused: its data may be elsewhere."""
         make_tree(host.srv, "dir volumes/db/_data", "file volumes/db/opts.json")
-        monkeypatch.setattr("plugin.migration.is_engine_volume", lambda path: path.endswith("/_data"))
         with pytest.raises(NotAllowed, match="options of Docker's local driver"):
             from_directory(driver, "mongo", f"{host.srv}/volumes/db/_data", {}, soon(), dry_run=False)
 
