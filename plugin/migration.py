@@ -287,7 +287,7 @@ def _open(directory: str, stack: contextlib.ExitStack) -> tuple[int, str, int]:
 
 
 def _check_movable(store: Store, directory: str, parent: int, data: int) -> None:
-    # Wherever the engine's data-root is: github.com/moby/moby, volume/local/local.go, saveOpts.
+    # Docker writes it where a volume has options (seen in tests/engine), wherever its data-root is.
     if os.path.basename(directory) == DATA and fds.exists(parent, "opts.json"):
         raise NotAllowed(
             f"the volume of {printable(directory)} was made with options of Docker's local driver",

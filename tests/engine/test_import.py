@@ -53,3 +53,15 @@ def test_local_persist(docker: Docker, hostprep: Hostprep, allowed: Path) -> Non
     docker("volume", "create", "-d", "hostprep", "-o", f"mountpoint={directory}", *OPTIONS, "persisted")
     docker("volume", "rm", "persisted")
     assert (directory / "file").exists()
+
+
+def test_a_local_volume_with_options(docker: Docker, hostprep: Hostprep) -> None:
+    """A local volume that mounts something leaves opts.json beside its directory, by which an import refuses it."""
+    docker("volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "mounting")
+    source = str(docker.inspect("mounting")["Mountpoint"])
+
+    refused = hostprep.command("import", "--from", source, "mounting")
+
+    assert refused.returncode == 1
+    assert "options of Docker's local driver" in refused.stderr
+    assert Path(source).exists()
