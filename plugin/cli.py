@@ -9,13 +9,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from . import show
 from .driver import Driver, Images
-from .errors import BadSetting, Busy, HostprepError, Invalid, NoImage, printable
+from .errors import BadSetting, Busy, Conflict, HostprepError, Invalid, NoImage, in_words, printable
 from .options import parse_image, parse_path
 from .settings import Settings, engine_socket
 from .tree import raise_open_files
@@ -269,6 +270,59 @@ def prepare(settings: Settings, path: str, given: tuple[str, ...], dry_run: bool
     else:
         for line in show.plan_lines(done, dry_run=dry_run):
             print(printable(line))
+
+
+@group.command("import")
+@click.argument("name", required=False)
+@click.option("--local-persist", "state", metavar="FILE", help="each volume of local-persist's, left where it is")
+@click.option("--from", "source", metavar="DIR", help="a directory, moved here to be the volume NAME")
+@_options
+@click.option("--dry-run", is_flag=True, help="print the plan, change nothing")
+@click.pass_obj
+def import_volumes(
+    settings: Settings,
+    name: str | None,
+    state: str | None,
+    source: str | None,
+    given: tuple[str, ...],
+    dry_run: bool,  # noqa: FBT001
+) -> None:
+    """Take over volumes of another driver. Options given with -o are for all of them."""
+    from .migration import from_directory, read_local_persist
+
+    if (state is None) == (source is None):
+        raise click.UsageError("Give --local-persist FILE, or --from DIR NAME.")
+    if (source is None) == (name is not None):
+        raise click.UsageError("--from DIR takes a NAME, --local-persist takes the names from FILE.")
+    pairs = _pairs(given)
+    found = {} if state is None else read_local_persist(state)
+    driver = Driver.open(settings, create=not dry_run, images=_images(settings, pairs))
+    if source is None or name is None:
+        _import_paths(driver, found, pairs, dry_run=dry_run)
+        return
+    moved = from_directory(driver, name, os.path.abspath(source), pairs, _soon(settings), dry_run=dry_run)
+    for line in show.move_lines(name, moved, dry_run=dry_run):
+        print(printable(line))
+    if not dry_run:
+        _wait(driver, name)
+
+
+def _import_paths(driver: Driver, state: Mapping[str, str], pairs: Mapping[str, str], *, dry_run: bool) -> None:
+    from .migration import Outcome, from_local_persist
+
+    steps = []
+    for step in from_local_persist(driver, state, pairs, lambda: _soon(driver.settings), dry_run=dry_run):
+        steps.append(step)
+        print(printable(show.step_line(step, dry_run=dry_run)), flush=True)
+        if step.outcome is Outcome.IMPORTED and not dry_run:
+            try:
+                _wait(driver, step.name)
+            except (HostprepError, OSError) as exc:
+                print(printable(f"{step.name}: not ready: {in_words(exc)}"))
+                steps[-1] = replace(step, outcome=Outcome.REFUSED)
+    if refused := sum(step.outcome is Outcome.REFUSED for step in steps):
+        could = "could not be imported" if dry_run else "were not imported, or are not ready"
+        raise Conflict(f"{refused} of {len(steps)} volumes {could}", hint="the lines above say why")
 
 
 @group.command()

@@ -29,7 +29,7 @@ from .errors import (
     printable,
 )
 from .labels import Labels
-from .options import KNOWN, Options, Recurse, check_name, differences
+from .options import ALIAS, KNOWN, Options, Recurse, check_name, differences, path_key
 from .passes import read_mark
 from .prepare import Found, Want, apply, plan
 from .readiness import Readiness
@@ -101,7 +101,7 @@ class Driver:
             # Before the volume's own lock, for which an engine that does not answer would make others wait. A volume
             # that is there keeps what was found when it was made.
             if options.image is not None and not self._is_there(name):
-                resolved = self._resolve(options, deadline)
+                resolved = self.resolve(options, deadline)
                 options = Options.parse({**resolved, **given})
             self._create(name, given, resolved, options, deadline)
 
@@ -112,8 +112,12 @@ class Driver:
             return False
         return True
 
-    def _resolve(self, options: Options, deadline: float) -> Mapping[str, str]:
-        """What the image of *options* says, as further options."""
+    def resolve(self, options: Options, deadline: float) -> Mapping[str, str]:
+        """What the image of *options* says, as further options.
+
+        Raises:
+            NotAllowed, NoImage, Busy: as for Create.
+        """
         if options.image is None:
             return {}
         if self._images is None:
@@ -219,11 +223,12 @@ class Driver:
         with contextlib.ExitStack() as stack:
             if path is not None:
                 self.store.check_claim(path, name=name)
-                parent, last, pinned = self._parent(path)
+                parent, last, pinned = self._parent(path, path_key(given))
                 stack.callback(os.close, parent)
                 made = not fds.exists(parent, last)
                 if not made and (kind := fds.kind(parent, last)) != "a directory":
-                    raise NotAllowed(f"option path: {printable(path)} is {kind}", hint="give a directory or a new name")
+                    where = f"option {path_key(given)}: {printable(path)}"
+                    raise NotAllowed(f"{where} is {kind}", hint="give a directory or a new name")
                 if pinned:
                     mounts.check(parent)
             record = Record(name, dict(given), rfc3339(), made, pinned=pinned, resolved=dict(resolved))
@@ -246,18 +251,22 @@ class Driver:
             self.store.appear(temporary, name)
         return record.adopted
 
-    def _parent(self, path: str) -> tuple[int, str, bool]:
-        """The open directory above *path*, the last component, and whether somebody could redirect it."""
+    def _parent(self, path: str, key: str) -> tuple[int, str, bool]:
+        """The open directory above *path*, the last component, and whether somebody could redirect it.
+
+        Args:
+            key: the option that names it, for messages.
+        """
         try:
             try:
                 return *self.store.open_parent(path, trusted=True), False
             except Redirectable:
                 return *self.store.open_parent(path, trusted=False), True
         except NotAllowed as exc:
-            raise NotAllowed(f"option path: {exc.message}", hint=exc.hint) from None
+            raise NotAllowed(f"option {key}: {exc.message}", hint=exc.hint) from None
         except FileNotFoundError as exc:
             raise NotReady(
-                f"option path: {printable(str(exc.filename))} does not exist",
+                f"option {key}: {printable(str(exc.filename))} does not exist",
                 hint="hostprep makes the last component only; make the directory above it",
             ) from None
 
@@ -336,7 +345,7 @@ class Driver:
                 raise Invalid(f'unknown option "{printable(key)}"', hint=f"known are {', '.join(KNOWN)}")
         if options.image is not None:
             self.store.read(check_name(name))  # who asks for a volume that is not there need not wait for an engine
-        resolved = self._resolve(options, deadline)
+        resolved = self.resolve(options, deadline)
         with self.store.lock(name, deadline), self.store.volume(name) as volume:
             record = self.store.record(volume, name)
             changed = _merge(record, given, unset, resolved)
@@ -492,7 +501,10 @@ def _merge(record: Record, given: Mapping[str, str], unset: tuple[str, ...], res
         Invalid: the result is contradictory.
         Conflict: its path would be another.
     """
-    merged = {key: value for key, value in {**record.given, **given}.items() if key not in unset}
+    kept = dict(record.given)
+    if not {"path", ALIAS}.isdisjoint({*given, *unset}):  # one option by two names
+        kept.pop(path_key(kept), None)
+    merged = {key: value for key, value in {**kept, **given}.items() if key not in unset}
     if "image" not in merged or ("image" in given and "at" not in given):
         merged.pop("at", None)  # it says where in that image
     if "image" not in given:

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from . import fds, linux
-from .errors import NotAllowed, NotReady
+from .errors import NotAllowed, NotReady, printable
+from .settings import is_below
 
 log = logging.getLogger("hostprep")
 
@@ -208,21 +209,60 @@ class Mount:
     point: str
     shared: bool
     slave: bool
+    device: str
+    root: str
+    """What of the file system is mounted there, as a path from the file system's own root."""
 
 
-def mount_table() -> list[Mount]:
-    """The mounts of this process's namespace below its root directory, in the order in which they cover each other."""
-    with open("/proc/self/mountinfo", "rb") as table:
+def uses(data: int, path: str) -> list[str]:
+    """Who has the open directory *data*, which is at *path*, or something in it, mounted, a phrase each; and what is
+    mounted in it.
+
+    Looked at are the mounts of all processes, so a container that runs is found, whatever engine started it. Not
+    found are containers that do not run, a process that only has files in it open, and who is on another machine or
+    in a virtual one.
+
+    Raises:
+        NotAllowed: it cannot be told, since this process's root directory hides the mount that the directory is on.
+    """
+    own = mount_table()
+    under = fds.mount_id(data)
+    mount = next((mount for mount in own if mount.id == under), None)
+    if mount is None:
+        raise NotAllowed(f"who uses {printable(path)} cannot be told", hint="run this outside of the chroot")
+    root = os.path.normpath(os.path.join(mount.root, os.path.relpath(path, mount.point)))
+    found = [f"{each.point} is a mount point" for each in own if is_below(each.point, path)]
+    for process, table in [("self", own), *_other_tables()]:
+        for each in table:
+            if each.device == mount.device and (each.root == root or is_below(each.root, root)):
+                who = "it" if process == "self" else f"process {process} has it"
+                found.append(f"{who} {'is ' if process == 'self' else ''}mounted at {each.point}")
+    return found
+
+
+def _other_tables() -> Iterator[tuple[str, list[Mount]]]:
+    """A process and the mounts of each other mount namespace that a process is in."""
+    seen = {os.readlink("/proc/self/ns/mnt")}
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if (namespace := os.readlink(f"/proc/{process}/ns/mnt")) not in seen:
+                yield process, mount_table(process)
+                seen.add(namespace)
+
+
+def mount_table(process: str = "self") -> list[Mount]:
+    """The mounts of a process's namespace below its root directory, in the order in which they cover each other."""
+    with open(f"/proc/{process}/mountinfo", "rb") as table:
         return [_mount(os.fsdecode(line)) for line in table.read().split(b"\n") if line]
 
 
 def _mount(line: str) -> Mount:
     # id, parent, device, root, mount point, options, then any number of optional fields up to a hyphen.
-    number, _, _, _, point, _, *rest = line.split(" ")
+    number, _, device, root, point, _, *rest = line.split(" ")
     optional = rest[: rest.index("-")]
     shared = any(field.startswith("shared:") for field in optional)
     slave = any(field.startswith("master:") for field in optional)
-    return Mount(int(number), _unescaped(point), shared, slave)
+    return Mount(int(number), _unescaped(point), shared, slave, device, _unescaped(root))
 
 
 def _unescaped(text: str) -> str:

@@ -124,7 +124,7 @@ def parse_path(text: str, *, key: str = "path") -> str:
     """Read an absolute path in the one spelling it has: no `.`, `..`, `//`, trailing slash or NUL."""
     if text.startswith("/") and "\0" not in text and os.path.normpath(text) == text and not text.startswith("//"):
         if text == "/":
-            below = "an allowed prefix" if key == "path" else "the image's root"
+            below = "the image's root" if key == "at" else "an allowed prefix"
             raise _bad(key, text, f"a directory below {below}", "it cannot be the root of the file system")
         try:
             raw = text.encode()
@@ -136,7 +136,7 @@ def parse_path(text: str, *, key: str = "path") -> str:
     hint = "write it in full, without . or .. or a trailing slash"
     if text.startswith("/") and "\0" not in text:
         hint = f"write it as {printable(os.path.normpath('/' + text.lstrip('/')))}"
-    raise _bad(key, text, f"an absolute, normalized {'host path' if key == 'path' else 'path in the image'}", hint)
+    raise _bad(key, text, f"an absolute, normalized {'path in the image' if key == 'at' else 'host path'}", hint)
 
 
 def parse_image(text: str) -> str:
@@ -170,7 +170,7 @@ def check_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked of a volume; None where nothing was."""
+    """What was asked of a volume; None where nothing was. *path* may have been written as `mountpoint`."""
 
     uid: int | None = None
     gid: int | None = None
@@ -197,12 +197,15 @@ class Options:
                 raise Invalid(f"unknown option {_quoted(key)}", hint=hint)
             if value == "":
                 raise Invalid(f"option {key} is empty", hint=f"give a value, or leave {key} out")
+        if "path" in given and ALIAS in given:
+            raise Invalid(f"path and {ALIAS} are one option, and both are given", hint="give path alone")
+        where = path_key(given)
         options = cls(
             uid=parse_id("uid", given["uid"]) if "uid" in given else None,
             gid=parse_id("gid", given["gid"]) if "gid" in given else None,
             mode=Mode.parse(given["mode"]) if "mode" in given else None,
             label=Label.parse(given["label"]) if "label" in given else None,
-            path=parse_path(given["path"]) if "path" in given else None,
+            path=parse_path(given[where], key=where) if where in given else None,
             recurse=_choice("recurse", given["recurse"], Recurse) if "recurse" in given else None,
             on_remove=_choice("on_remove", given["on_remove"], OnRemove) if "on_remove" in given else None,
             image=parse_image(given["image"]) if "image" in given else None,
@@ -212,7 +215,7 @@ class Options:
             raise Invalid("option at says where in an image to look, and no image is given", hint="give image, too")
         if options.path is not None and options.on_remove is OnRemove.DELETE:
             raise Invalid(
-                "on_remove=delete contradicts path: hostprep never removes a directory that it was given by path",
+                f"on_remove=delete contradicts {where}: hostprep never removes a directory that was given to it",
                 hint="leave on_remove out",
             )
         return options
@@ -227,17 +230,28 @@ class Options:
         return self.on_remove is OnRemove.RETAIN
 
 
-KNOWN: Final = tuple(Options.__dataclass_fields__)
+ALIAS: Final = "mountpoint"
+"""How local-persist's users write `path`: github.com/MatchbookLab/local-persist, driver.go, Create."""
+KNOWN: Final = (*Options.__dataclass_fields__, ALIAS)
+
+
+def path_key(given: Mapping[str, str]) -> str:
+    """Which of its two names `path` has in *given*, for a message; `path` where it is not given."""
+    return ALIAS if ALIAS in given else "path"
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """One phrase for each option in which two sets differ; two spellings of one value do not."""
+    """One phrase for each option in which two sets differ; two spellings of one value, or one name, do not."""
     parsed_old, parsed_new = Options.parse(old), Options.parse(new)
-    return [
-        f"{key} is {printable(old.get(key, 'not set'))}, asked for {printable(new.get(key, 'none'))}"
-        for key in KNOWN
-        if getattr(parsed_old, key) != getattr(parsed_new, key)
-    ]
+    found = []
+    for key in Options.__dataclass_fields__:
+        if getattr(parsed_old, key) != getattr(parsed_new, key):
+            was, asked = (path_key(old), path_key(new)) if key == "path" else (key, key)
+            shown = asked if asked in new else was
+            found.append(
+                f"{shown} is {printable(old.get(was, 'not set'))}, asked for {printable(new.get(asked, 'none'))}"
+            )
+    return found
 
 
 def _choice(key: str, text: str, kind: type[_E]) -> _E:

@@ -83,7 +83,7 @@ class Readiness:
         if pending or contents_follow(want, changes) or (want.recurse is Recurse.ALWAYS and not swept):
             if not pending:
                 write_mark(self.store, volume, Progress(), durable=True)
-            order = tree.Order(want.uid, want.gid, want.label, want.type_only, guarded=record.options.path is not None)
+            order = tree.Order(want.uid, want.gid, want.label, want.type_only, guarded=record.guarded)
             if order.label is not None:
                 order = replace(order, label=self.labels.canonical(order.label))
             tree_of = os.fstat(data)

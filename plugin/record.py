@@ -40,6 +40,8 @@ class Record:
     """The mode that is to come back: a repair has closed the directory, and is not over."""
     pinned: bool = False
     """Whether a mount of the `path` directory is answered instead of its name, which others could redirect."""
+    imported: bool = False
+    """Whether the data was another driver's, and came here by `hostprep import`."""
     resolved: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """What was found in the image that the options name, as further options; those given come first."""
     options: Options = field(init=False, compare=False)
@@ -55,6 +57,11 @@ class Record:
     def adopted(self) -> bool:
         """Whether the directory was there before the volume, and keeps what is not declared."""
         return self.options.path is not None and not self.made
+
+    @property
+    def guarded(self) -> bool:
+        """Whether somebody on the host could have put device nodes and hard links to files of others in the tree."""
+        return self.options.path is not None or self.imported
 
     def with_options(self, given: Mapping[str, str], resolved: Mapping[str, str]) -> Record:
         return replace(self, given=dict(given), resolved=dict(resolved))
@@ -75,6 +82,8 @@ class Record:
             shown["narrowed"] = str(self.narrowed)
         if self.pinned:
             shown["pinned"] = True
+        if self.imported:
+            shown["imported"] = True
         if self.resolved:
             shown["resolved"] = dict(self.resolved)
         return json.dumps(shown, indent=2).encode() + b"\n"
@@ -99,10 +108,13 @@ class Record:
                 left_alone=_lines(found),
                 narrowed=Mode.parse(_text(found, "narrowed")) if "narrowed" in found else None,
                 pinned=_flag(found, "pinned"),
+                imported=_flag(found, "imported"),
                 resolved=_texts(found, "resolved") if "resolved" in found else {},
             )
             if record.pinned and record.options.path is None:
                 raise ValueError("pinned stands without a path")
+            if record.imported and record.options.path is not None:
+                raise ValueError("imported stands with a path")
             if found:
                 raise ValueError(f"unknown key {min(found)!r}")
             if name is not None and record.name != name:

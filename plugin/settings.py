@@ -173,6 +173,14 @@ def system_directory(path: str, root: str) -> str | None:
     return None
 
 
+def is_engine_volume(path: str) -> bool:
+    """Whether *path* is where Docker or Podman keeps the data of a local volume, in its default place."""
+    volume, last = os.path.split(path)
+    engines = ("/var/lib/docker", "/var/lib/containers/storage")
+    above = {f"{spelling}/volumes" for engine in engines for spelling in (engine, os.path.realpath(engine))}
+    return last == "_data" and os.path.dirname(volume) in above
+
+
 def _checked_prefixes(settings: Settings) -> tuple[str, ...]:
     resolved = []
     for prefix in settings.allow:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .directory import Prepared
 from .errors import printable
+from .migration import Move, Outcome, Step
 from .passes import Progress
 
 if TYPE_CHECKING:
@@ -126,6 +127,25 @@ def plan_lines(done: Prepared, *, dry_run: bool) -> list[str]:
 def _past(line: str) -> str:
     verb, _, rest = line.partition(" ")
     return f"{ {'make': 'made', 'change': 'changed', 'leave': 'left'}[verb] } {rest}".strip()
+
+
+def step_line(step: Step, *, dry_run: bool) -> str:
+    """What became of one volume of a state file, or would."""
+    if step.outcome is Outcome.REFUSED:
+        return f"{step.name}: skipped: {step.why}"
+    if step.outcome is Outcome.THERE:
+        return f"{step.name}: skipped: it is there already, with path {step.path}"
+    return f"{step.name}: {'would import' if dry_run else 'imported'} {step.path}"
+
+
+def move_lines(name: str, move: Move, *, dry_run: bool) -> list[str]:
+    """What `import --from` did, or would do, a sentence each; what is to be mended follows as in any volume."""
+    if not dry_run:
+        return [f"{name}: moved {move.source} to {move.place}"]
+    return [
+        f"{name}: would move {move.source} to {move.place}",
+        *(f"{name}: would change {change}" for change in move.changes),
+    ]
 
 
 def findings(found: Findings, user: str | None, *, as_json: bool) -> None:

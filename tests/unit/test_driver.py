@@ -65,6 +65,21 @@ class TestByPath:
         assert set(owners(host.srv).values()) == {(184, 998)}
         assert not (host.volume("mongo") / "pass.json").exists()
 
+    def test_by_mountpoint(self, driver: Driver, host: Host) -> None:
+        """mountpoint makes the same volume, is recorded as given, and a Create with path in its place is equal."""
+        driver.create("mongo", {"mountpoint": f"{host.srv}/db"}, soon())
+        assert driver.mount("mongo", soon()) == f"{host.srv}/db"
+        assert driver.get("mongo")["Status"]["options"] == {"mountpoint": f"{host.srv}/db"}
+        driver.create("mongo", {"path": f"{host.srv}/db"}, soon())
+        driver.change("mongo", {"path": f"{host.srv}/db", "uid": "184"}, (), soon())
+        assert driver.get("mongo")["Status"]["options"] == {"path": f"{host.srv}/db", "uid": "184"}
+        with pytest.raises(Conflict, match="cannot be changed"):
+            driver.change("mongo", {}, ("mountpoint",), soon())
+        with pytest.raises(NotAllowed, match="^option mountpoint: "):
+            driver.create("other", {"mountpoint": "/opt/db"}, soon())
+        with pytest.raises(NotReady, match="^option mountpoint: "):
+            driver.create("other", {"mountpoint": f"{host.srv}/none/db"}, soon())
+
     def test_removal(self, driver: Driver, host: Host) -> None:
         """Remove takes the record to the trash and does not touch the directory, made or adopted."""
         make_tree(host.srv, "dir db 55:66")

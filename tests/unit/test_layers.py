@@ -28,6 +28,7 @@ ORDER = [
     "passes",
     "readiness",
     "driver",
+    "migration",
     "directory",
     "tar",
     "image",

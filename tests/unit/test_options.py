@@ -320,6 +320,33 @@ class TestRefused:
         assert "path" in message
 
 
+class TestMountpoint:
+    """`mountpoint`, as local-persist's users write `path`."""
+
+    def test_another_name_of_path(self) -> None:
+        """What is given as mountpoint is the path."""
+        assert Options.parse({"mountpoint": "/srv/db"}) == Options.parse({"path": "/srv/db"})
+
+    def test_both(self) -> None:
+        """Both names at once are refused, equal or not."""
+        for path in ("/srv/db", "/srv/other"):
+            message = refused(mountpoint="/srv/db", path=path)
+            assert "path and mountpoint are one option" in message
+
+    def test_as_strict_as_path(self) -> None:
+        """It is parsed as path is, and a message names it as it was written."""
+        for wrong in ("srv/db", "/srv/../etc", "/srv/db/", "/", "/srv/" + "x" * 256):
+            assert refused(mountpoint=wrong).startswith("option mountpoint: ")
+        assert "contradicts mountpoint" in refused(mountpoint="/srv/db", on_remove="delete")
+
+    def test_compared(self) -> None:
+        """A path under its two names is one path, and a phrase about two names the key that was asked for."""
+        assert differences({"mountpoint": "/srv/db"}, {"path": "/srv/db"}) == []
+        assert differences({"path": "/srv/db"}, {"mountpoint": "/srv/db"}) == []
+        assert differences({"path": "/srv/a"}, {"mountpoint": "/srv/b"}) == ["mountpoint is /srv/a, asked for /srv/b"]
+        assert differences({"mountpoint": "/srv/a"}, {}) == ["mountpoint is /srv/a, asked for none"]
+
+
 class TestEquality:
     @pytest.mark.parametrize(
         ("old", "new"),
