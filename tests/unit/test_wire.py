@@ -290,7 +290,8 @@ class TestCreate:
             {"image": "Mongo"},
             {"at": "/data"},
             {"image": "mongo", "at": "data"},
-            {"mountpoint": "/srv/x"},
+            {"mountpoint": "relative"},
+            {"path": "/srv/x", "mountpoint": "/srv/x"},
             {"uid": "1", "bad": "1"},
         ],
         ids=lambda options: " ".join(
