@@ -87,7 +87,7 @@ def release(mounts: int, name: str) -> None:
     """
     try:
         _detach(mounts, name)
-        with fds.held(fds.open_dir(mounts, name)) as mountpoint:
+        with fds.held(_open_bare(mounts, name)) as mountpoint:
             _set_immutable(mountpoint, immutable=False)
         # A mount of it that only other namespaces have is detached there by the kernel (rmdir(2) since Linux 3.18).
         os.rmdir(name, dir_fd=mounts)
@@ -132,7 +132,7 @@ def _mountpoint(mounts: int, name: str, place: str) -> int:
     """
     with contextlib.suppress(FileExistsError):
         os.mkdir(fds.component(name), 0, dir_fd=mounts)
-    fd = fds.open_dir(mounts, name)
+    fd = _open_bare(mounts, name)
     try:
         if os.listdir(fd):
             raise NotReady(
@@ -145,6 +145,19 @@ def _mountpoint(mounts: int, name: str, place: str) -> int:
     except BaseException:
         os.close(fd)
         raise
+    return fd
+
+
+def _open_bare(mounts: int, name: str) -> int:
+    """Open the directory *name* itself, on which nothing may be mounted: what is done to it would befall that instead.
+
+    Raises:
+        OSError: EBUSY where something is mounted there, again or still; ENOENT.
+    """
+    fd = fds.open_dir(mounts, name)
+    if fds.mount_id(fd) != fds.mount_id(mounts):
+        os.close(fd)
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), f"mounts/{name}")
     return fd
 
 

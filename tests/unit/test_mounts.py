@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin import fds, linux
+from plugin import fds, linux, mounts
 from plugin.driver import Driver
 from plugin.errors import NotReady
 from plugin.mounts import Mount, mount_table
@@ -420,6 +420,20 @@ class TestMountpoint:
             os.chown(place, 1, 1)
         with pytest.raises(PermissionError):
             place.chmod(0o755)
+
+    def test_what_is_mounted_there_is_not_closed(
+        self, mongo: Docker, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where a mount stays that was to be detached, Mount fails, and the directory that it leads to is untouched."""
+        mongo.mounted("mongo")
+        (home / "mongodb").rename(home / "moved")
+        make_tree(home, "dir mongodb 184:998 755")
+        before = os.stat(home / "moved")
+        with monkeypatch.context() as patch:
+            patch.setattr(mounts, "_detach", lambda *_: False)
+            assert mongo.mount("mongo").status == 500
+        after = os.stat(home / "moved")
+        assert (after.st_mode, after.st_ctime_ns) == (before.st_mode, before.st_ctime_ns)
 
     def test_something_was_written_into_it(self, mongo: Docker, place: Path, host: Host) -> None:
         """Something that lies where the mount belongs is neither hidden nor removed: Mount says so."""
