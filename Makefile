@@ -9,7 +9,7 @@ PYTEST = $(BIN)/python -m pytest
 
 # COMMAND=PACKAGE of Debian's; a command that is there is left alone. Newer releases have the client apart.
 ENGINE := dockerd=docker.io docker=docker-cli busybox=busybox-static
-TOOLS := $(ENGINE) docker-compose=docker-compose docker-registry=docker-registry \
+TOOLS := $(ENGINE) systemd-analyze=systemd docker-compose=docker-compose docker-registry=docker-registry \
 	mmdebstrap=mmdebstrap
 
 # Where the engine cannot be had, its tests say so and are skipped; with CI=true that is an error.

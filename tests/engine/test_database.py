@@ -10,7 +10,6 @@ from demo.engine import Engine, Unavailable, wait_for
 
 from . import redis
 from .client import Docker, owner
-from .conftest import skip
 
 pytestmark = pytest.mark.engine
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
@@ -21,7 +20,7 @@ def image(engine: Engine) -> str:
     try:
         tar = redis.image()
     except Unavailable as exc:
-        skip(exc)
+        pytest.skip(str(exc))
     return Docker(engine)("import", str(tar), "redis")
 
 

@@ -14,7 +14,6 @@ import pytest
 from demo.engine import PATH, Engine, Hostprep
 
 from .client import IDS, WRITE, Docker, mode, owner
-from .conftest import skip
 
 pytestmark = pytest.mark.engine
 
@@ -187,7 +186,7 @@ volumes:
 def compose(engine: Engine, directory: Path, mode: str, *args: str) -> tuple[int, str]:
     """Run Compose on one service and one volume: what it ended with, and what it printed."""
     if not shutil.which("docker-compose", path=PATH):
-        skip("docker-compose is not installed")
+        pytest.skip("docker-compose is not installed")
     (directory / "docker-compose.yml").write_text(COMPOSE % mode)
     done = engine.client("docker-compose", "--project-name", "demo", *args, cwd=directory)
     return done.returncode, done.stdout + done.stderr

@@ -20,7 +20,6 @@ from demo.engine import PATH, TOP, Engine, Hostprep, environment, wait_for
 from demo.images import Entry
 
 from .client import Docker, owner
-from .conftest import skip
 from .probed import MADE, USERS, made, scratch
 
 pytestmark = pytest.mark.engine
@@ -117,7 +116,7 @@ def test_what_it_prints_works(probe: Probe, hostprep: Hostprep, name: str) -> No
 def test_compose(probe: Probe, hostprep: Hostprep, tmp_path: Path, name: str) -> None:
     """The Compose file, pasted: the image's program writes."""
     if not shutil.which("docker-compose", path=PATH):
-        skip("docker-compose is not installed")
+        pytest.skip("docker-compose is not installed")
     found = probe.found(name)
     file = ["docker-compose", "-p", "probed", "-f", str(tmp_path / "compose.yaml")]
     # Without a bridge the engine has no network to give.
@@ -286,7 +285,7 @@ def _command(engine: Engine, *arguments: str) -> list[str]:
 def registry(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A registry at a loopback address of the engine's own network namespace."""
     if not shutil.which("docker-registry", path=PATH):
-        skip("docker-registry is not installed")
+        pytest.skip("docker-registry is not installed")
     directory = tmp_path_factory.mktemp("registry")
     (directory / "config.yml").write_text(
         f"version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {directory}/data\nhttp:\n  addr: 127.0.0.1:5000\n"

@@ -503,9 +503,13 @@ class TestHardLinks:
 
     def test_who_may_make_one(self, root: Path, canary: Canary) -> None:
         """The kernel refuses a link to a file that one neither owns nor may write (protected_hardlinks, Linux 3.6)."""
-        if Path("/proc/sys/fs/protected_hardlinks").read_text().strip() == "0":
-            pytest.skip("fs.protected_hardlinks is off on this machine")
-        assert link_as(OWNER, canary.directory / "below" / "canary", root) == errno.EPERM
+        setting = Path("/proc/sys/fs/protected_hardlinks")
+        before = setting.read_text()
+        setting.write_text("1")
+        try:
+            assert link_as(OWNER, canary.directory / "below" / "canary", root) == errno.EPERM
+        finally:
+            setting.write_text(before)
 
     def test_none_into_a_volume_of_its_own(self, driver: Driver, host: Host, tmp_path: Path) -> None:
         """Nobody but root reaches hostprep's own directories except through a mount, and links do not cross mounts."""

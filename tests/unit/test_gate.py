@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import pytest_runtest_setup
+
+from .host import PYTHON, REPOSITORY
 
 
 class Item:
@@ -39,11 +44,20 @@ def test_without_root() -> None:
     setup()
 
 
-def test_without_root_where_all_must_run(nobody: pytest.MonkeyPatch) -> None:
-    """With CI=true that is a failure."""
-    nobody.setenv("CI", "true")
-    with pytest.raises(pytest.fail.Exception, match="CI=true"):
-        setup("root")
+@pytest.mark.parametrize("ci", ["", "true"])
+@pytest.mark.parametrize(
+    "how", ["@pytest.mark.skipif(True, reason='why')\ndef test(): pass", "def test(): pytest.skip('why')"]
+)
+def test_where_all_must_run(tmp_path: Path, how: str, ci: str) -> None:
+    """With CI=true whatever is skipped has failed, and the reason is told in either case."""
+    shutil.copy(REPOSITORY / "tests/conftest.py", tmp_path)
+    (tmp_path / "test_it.py").write_text(f"import pytest\n{how}\n")
+    argv = [PYTHON, "-m", "pytest", "-ra", "-p", "no:cacheprovider", str(tmp_path)]
+    environ = {**os.environ, "CI": ci}
+    done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == (1 if ci else 0), done.stdout
+    assert ("1 skipped" in done.stdout) is not bool(ci)
+    assert "why" in done.stdout
 
 
 def test_with_root(monkeypatch: pytest.MonkeyPatch) -> None:
