@@ -14,6 +14,7 @@ The others end when the leader does, however it ends; one of them that ends befo
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -160,6 +161,7 @@ class Crew:
         def tell(*, over: bool = False) -> None:
             outcome = walk.outcome
             table.tell(
+                last=over,
                 pid=os.getpid(),
                 done=outcome.done,
                 changed=outcome.changed,
@@ -197,6 +199,7 @@ class _Table:
     def __init__(self) -> None:
         kind = socket.SOCK_SEQPACKET
         self._out, self._in = socket.socketpair(socket.AF_UNIX, kind)
+        self._out.settimeout(0)  # never wait: recv_fds does not heed flags
         self._ear, self._mouth = socket.socketpair(socket.AF_UNIX, kind)
         flags = os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC
         self._hungry, self._unfinished = os.eventfd(0, flags), os.eventfd(1, flags)
@@ -246,16 +249,24 @@ class _Table:
         os.eventfd_write(self._hungry, 1)
         given = select.poll()
         given.register(self._out, select.POLLIN)
-        while not given.poll(int(_TICK * 1000)):
-            tick()
-        message, (*received,), _, _ = socket.recv_fds(self._out, _MESSAGE, 1)
-        if not received:
+        while True:
+            while not given.poll(int(_TICK * 1000)):
+                tick()
+            # Another may be quicker to take it. A leader that waited here would hear nobody, until nobody could tell.
+            with contextlib.suppress(BlockingIOError):
+                message, received, _, _ = socket.recv_fds(self._out, _MESSAGE, 1)
+                break
+        if not message:
             return None
+        if not received:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         depth, path, *names = message.split(b"\0")
         return Part(received[0], path, int(depth), names)
 
-    def tell(self, **what: object) -> None:
-        self._mouth.send(json.dumps(what).encode())
+    def tell(self, *, last: bool = True, **what: object) -> None:
+        """Tell the leader. What is not the *last* word may go unheard where the leader does not keep up."""
+        with contextlib.suppress(*(() if last else (BlockingIOError,))):
+            self._mouth.send(json.dumps(what).encode(), 0 if last else socket.MSG_DONTWAIT)
 
     def heard(self, seconds: float) -> list[dict[str, Any]]:
         """What was told since the last call, after waiting for something for so long."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
+from plugin import crew
 from plugin.fds import held
 from plugin.tree import remove
 
@@ -190,3 +193,65 @@ def test_parts_of_a_deep_tree(tmp_path: Path) -> None:
     assert json.loads(out.splitlines()[-1])["changed"] == 4800
     with held(os.open(tmp_path, os.O_RDONLY)) as fd:
         assert remove(fd).done == 4800
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Interrupt what takes longer."""
+
+    def stuck(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stuck)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class Hasty:
+    """A poll object that says at first that something is there, as it does when another process then takes it."""
+
+    def __init__(self) -> None:
+        self._poll = REAL_POLL()
+        self._said = False
+
+    def register(self, fd: int, events: int) -> None:
+        self._poll.register(fd, events)
+
+    def poll(self, milliseconds: int) -> object:
+        if not self._said:
+            self._said = True
+            return [(0, select.POLLIN)]
+        return self._poll.poll(milliseconds)
+
+
+REAL_POLL = select.poll
+
+
+def test_another_was_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a part that another process takes goes on with what is due meanwhile, and is not stuck."""
+    ticks: list[float] = []
+
+    def tick() -> None:
+        ticks.append(time.monotonic())
+        if len(ticks) == 3:
+            table._in.shutdown(socket.SHUT_RDWR)  # all is done
+
+    with closing(crew._Table()) as table:
+        monkeypatch.setattr(select, "poll", Hasty)
+        monkeypatch.setattr(crew, "_TICK", 0.01)
+        with within(5):
+            assert table.take(tick) is None
+    assert len(ticks) >= 3
+
+
+def test_nobody_listens() -> None:
+    """What is told again and again does not wait for a leader who does not listen."""
+    with closing(crew._Table()) as table:
+        with within(5):
+            for number in range(5000):
+                table.tell(last=False, done=number)
+        assert table.heard(0)[0] == {"done": 0}
