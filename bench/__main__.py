@@ -33,7 +33,9 @@ def main(chosen: list[str]) -> None:
         print("", engine.table(engine.measure()), sep="\n", flush=True)
     if "tree" in chosen:
         for entries in [int(each) for each in chosen if each.isdigit()] or [100_000]:
-            print("", tree.table(entries), sep="\n", flush=True)
+            print()
+            for line in tree.table(entries):
+                print(line, flush=True)
 
 
 main(sys.argv[1:] or ["verbs", "starts", "engine"])

@@ -148,12 +148,15 @@ def memory(entries: int, make: Callable[[str], None]) -> float:
 
 def verbs(entries: int) -> dict[str, float]:
     """Median microseconds of verbs: Mount of a large and an empty volume, Mount of another during a pass, Remove."""
-    with scratch() as directory, served(HOSTPREP, directory) as (path, _, _), Client(path) as client:
-        options = {"uid": "184", "gid": "998"}
-        for name in ("large", "empty", "other"):
-            client.call("VolumeDriver.Create", {"Name": name, "Opts": options})
-        data = Path(json.loads(client.call("VolumeDriver.Path", {"Name": "large"})[1])["Mountpoint"])
-        build(data, entries)
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(scratch())
+        path, _, _ = stack.enter_context(served(HOSTPREP, directory))
+        with Client(path) as client:
+            for name in ("large", "empty", "other"):
+                client.call("VolumeDriver.Create", {"Name": name, "Opts": {"uid": "184", "gid": "998"}})
+            data = Path(json.loads(client.call("VolumeDriver.Path", {"Name": "large"})[1])["Mountpoint"])
+        build(data, entries)  # which may take longer than a connection is kept
+        client = stack.enter_context(Client(path))
         client.call("VolumeDriver.Mount", {"Name": "large", "ID": "x"})
 
         def mounts(name: str, count: int = 2000) -> list[float]:
@@ -191,12 +194,10 @@ def _median(pairs: list[tuple[str, list[float]]], name: str) -> float:
     return statistics.median([each for which, times in pairs if which == name for each in times])
 
 
-def table(entries: int) -> str:
-    """Measure, and say."""
-    lines = [
-        f"| a tree of {entries:,} files | hostprep, best / median | chown -R; chcon -R | times as fast |",
-        "|---|---:|---:|---:|",
-    ]
+def table(entries: int) -> Iterator[str]:
+    """Measure, and say each line as soon as it is known."""
+    yield f"| a tree of {entries:,} files | hostprep, best / median | chown -R; chcon -R | times as fast |"
+    yield "|---|---:|---:|---:|"
     with scratch() as directory:
         root = directory / "tree"
         root.mkdir()
@@ -212,10 +213,10 @@ def table(entries: int) -> str:
                 ours, theirs = times["hostprep"], times["chown+chcon"]
                 ratio = statistics.median(theirs) / statistics.median(ours)
                 what = "wrong → right" if state == "wrong" else "already right"
-                lines.append(f"| {what}, {where} | {_seconds(ours)} | {_seconds(theirs)} | {ratio:.2f} |")
+                yield f"| {what}, {where} | {_seconds(ours)} | {_seconds(theirs)} | {ratio:.2f} |"
         changed = writes(root, 4000) if shutil.which("strace") else None
         shutil.rmtree(root)
-    lines += ["", "| verbs, µs, median | | | ratio |", "|---|---:|---:|---:|"]
+    yield from ("", "| verbs, µs, median | | | ratio |", "|---|---:|---:|---:|")
     found = verbs(entries)
     for one, other in (
         ("Mount, large", "Mount, empty"),
@@ -223,15 +224,12 @@ def table(entries: int) -> str:
         ("Remove, large", "Remove, empty"),
     ):
         ratio = found[one] / found[other]
-        lines.append(f"| {one}; {other} | {found[one]:.0f} | {found[other]:.0f} | {ratio:.2f} |")
+        yield f"| {one}; {other} | {found[one]:.0f} | {found[other]:.0f} | {ratio:.2f} |"
     files = memory(entries, lambda path: os.close(os.open(path, os.O_CREAT | os.O_WRONLY)))
     directories = memory(entries, os.mkdir)
     written = "not counted, strace is missing" if changed is None else f"{changed}"
-    lines += ["", f"System calls that change anything, in a pass over a right tree: {written}."]
-    lines += [
-        f"Memory of a pass: {files:.0f} MB over so many files in one directory, {directories:.0f} MB directories."
-    ]
-    return "\n".join(lines)
+    yield from ("", f"System calls that change anything, in a pass over a right tree: {written}.")
+    yield f"Memory of a pass: {files:.0f} MB over so many files in one directory, {directories:.0f} MB directories."
 
 
 def _seconds(times: list[float]) -> str:
