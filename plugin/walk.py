@@ -294,6 +294,9 @@ class Walk:
         lchown, setxattr, new_uid, new_gid = os.lchown, os.setxattr, self._uid, self._gid
         type_only, by_name = order.type_only, self._cloned and not order.guarded and not order.dry_run
         most, seen = None if everything else _PENDING, 0
+        # An entry that is written anyway is not asked for its label where the one before had to be labelled: the
+        # look would cost a quarter of the pass, and a label that is right already makes the second write none.
+        unseen = False
         try:
             for entry in here.entries:
                 name = entry.name
@@ -316,13 +319,16 @@ class Walk:
                         self.again += 1 - 1 / st.st_nlink
                     owned = (any_uid or st.st_uid == uid) and (any_gid or st.st_gid == gid)
                     label, labelled = self._label, True
-                    if label is not None:
+                    if label is not None and unseen and not owned:
+                        labelled = False
+                    elif label is not None:
                         try:
                             found = getxattr(name, _ATTRIBUTE, follow_symlinks=False)
                         except OSError as exc:
                             found = self._unlabelled(exc)
                         # Two whole labels that differ, and end as they should, are different.
                         labelled = found == label or ((type_only or found[-1:] != b"\0") and self._is(found))
+                        unseen = by_name and not type_only and not labelled
                     if owned and labelled:
                         continue
                     if not by_name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -106,6 +107,38 @@ class TestPass:
         before = [os.lstat(root / name).st_ctime_ns for name in ("a", "a/b", "l")]
         assert over(root).changed == 0
         assert [os.lstat(root / name).st_ctime_ns for name in ("a", "a/b", "l")] == before
+
+    def test_every_mixture(self, root: Path) -> None:
+        """Whatever is wrong, after whatever entry: all are right then, and what was right is not touched."""
+        kinds = list(itertools.product(((184, 998), (55, 66)), (LABEL, LABEL + ":c1,c2", None)))
+        for number, order in enumerate(itertools.permutations(kinds, 3)):
+            (root / str(number)).mkdir()
+            os.chown(root / str(number), 184, 998)
+            set_label(root / str(number), LABEL)
+            for place, (ids, wanted) in enumerate(order):
+                path = root / str(number) / f"{place}-{ids[0]}-{wanted}"
+                path.write_text("")
+                os.chown(path, *ids)
+                if wanted is not None:
+                    set_label(path, wanted)
+        right = {path: path.stat().st_ctime_ns for path in root.glob(f"*/?-184-{LABEL}")}
+        outcome = over(root, Order(184, 998, LABEL))
+        assert set(owners(root).values()) == {(184, 998)}
+        assert {label(path) for path in root.rglob("*")} == {LABEL}
+        assert outcome.changed == 120 * 3 - len(right)
+        assert {path: path.stat().st_ctime_ns for path in right} == right
+        assert over(root, Order(184, 998, LABEL)).changed == 0
+
+    def test_labels_that_are_right_are_not_written(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where owners are wrong and labels right, no label is written."""
+        written = []
+        real = os.setxattr
+        monkeypatch.setattr(os, "setxattr", lambda *args, **how: (written.append(args), real(*args, **how)))
+        for number in range(20):
+            make_tree(root, f"file {number} 55:66")
+            real(root / str(number), "security.selinux", LABEL.encode() + b"\0")
+        assert over(root, Order(184, 998, LABEL)).changed == 20
+        assert written == []
 
     def test_modes_stay(self, root: Path) -> None:
         """mode is for the root of a volume only."""
