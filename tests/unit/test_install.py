@@ -23,12 +23,14 @@ UNITS = "usr/local/lib/systemd/system"
 VERSION = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
 
 
-def make(target: str, destdir: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run make with the packages of this very Python: no network, no index."""
+def make(
+    target: str, destdir: Path, *, within: tuple[str, ...] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run make with the packages of this very Python: no network, no index. *within*: a command that runs it."""
     chosen = {"SYSTEM_PACKAGES": "1", "SYSTEM_PYTHON": sys.executable, **variables, "DESTDIR": str(destdir)}
     arguments = [f"{key}={value}" for key, value in chosen.items()]
     return subprocess.run(
-        ["make", "--silent", "-C", str(TOP), target, *arguments], capture_output=True, text=True, check=False
+        [*within, "make", "--silent", "-C", str(TOP), target, *arguments], capture_output=True, text=True, check=False
     )
 
 
@@ -224,11 +226,15 @@ def test_uninstall(staged: Path, tmp_path: Path) -> None:
     assert left == {"etc/hostprep/hostprep.env", "var/lib/hostprep/volumes/mongo", UNITS, "usr/local/bin"}
 
 
+@pytest.mark.root
 def test_own_packages(tmp_path: Path) -> None:
-    """Without SYSTEM_PACKAGES what hostprep needs is installed beside it, for it alone."""
+    """Without SYSTEM_PACKAGES what hostprep needs is installed beside it, for it alone, also where /tmp is noexec."""
     base = os.path.realpath(sys.executable)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    noexec = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o noexec tmpfs "$0" && exec "$@"', str(temporary))
 
-    done = make("install", tmp_path, SYSTEM_PACKAGES="", SYSTEM_PYTHON=base)
+    done = make("install", tmp_path, within=noexec, TMPDIR=str(temporary), SYSTEM_PACKAGES="", SYSTEM_PYTHON=base)
 
     assert done.returncode == 0, done.stderr
     lib = tmp_path / LIB / "current/lib"
