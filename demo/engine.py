@@ -215,6 +215,11 @@ class Engine:
 
     # what is inside
 
+    @property
+    def pid(self) -> int:
+        """The host's number for the first process inside, by which its namespaces are found."""
+        return self._init
+
     def inside(self, *argv: str) -> list[str]:
         """The command that runs *argv* in the engine's namespaces."""
         return ["nsenter", "--target", str(self._init), "--mount", "--pid", "--net", "--", *argv]

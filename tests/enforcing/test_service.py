@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .guest import ROOT, SOCKET, Docker, Hostprep, checked, command, eventually
+from .guest import ROOT, SOCKET, TOP, Docker, Hostprep, checked, command, eventually
 
 CAPABILITIES = {
     "chown": 0,
@@ -45,6 +46,18 @@ def test_sandbox(hostprep: Hostprep) -> None:
     expected = sum(1 << number for number in CAPABILITIES.values())
     assert int(status["CapBnd"], 16) == int(status["CapEff"], 16) == expected
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+
+
+def test_security(hostprep: Hostprep) -> None:
+    """systemd rates the running service as docs/install.md says."""
+    page = (TOP / "docs/install.md").read_text()
+    version = checked("systemd-analyze", "--version").split()[1]
+
+    said = checked("systemd-analyze", "security", "--no-pager", hostprep.UNIT)
+
+    score = re.search(r"Overall exposure level for hostprep.service: (\d+\.\d) OK", said)
+    assert score, said[-200:]
+    assert f"**{score[1]} (OK)** in systemd {version}" in page
 
 
 def test_setgid(docker: Docker) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -21,12 +23,14 @@ UNITS = "usr/local/lib/systemd/system"
 VERSION = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
 
 
-def make(target: str, destdir: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run make with the packages of this very Python: no network, no index."""
+def make(
+    target: str, destdir: Path, *, within: tuple[str, ...] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run make with the packages of this very Python: no network, no index. *within*: a command that runs it."""
     chosen = {"SYSTEM_PACKAGES": "1", "SYSTEM_PYTHON": sys.executable, **variables, "DESTDIR": str(destdir)}
     arguments = [f"{key}={value}" for key, value in chosen.items()]
     return subprocess.run(
-        ["make", "--silent", "-C", str(TOP), target, *arguments], capture_output=True, text=True, check=False
+        [*within, "make", "--silent", "-C", str(TOP), target, *arguments], capture_output=True, text=True, check=False
     )
 
 
@@ -131,6 +135,29 @@ def test_verify(staged: Path, tmp_path: Path) -> None:
     assert (done.returncode, [line for line in done.stderr.splitlines() if "hostprep" in line]) == (0, [])
 
 
+def test_security() -> None:
+    """systemd rates the sandbox as docs/install.md says, and the page names every option that it finds missing."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not here; the guest has it")
+    page = (TOP / "docs/install.md").read_text()
+    rated = {version: score for score, version in re.findall(r"\b(\d\.\d) in systemd (\d+)", page)}
+    assert rated
+
+    version = ask("systemd-analyze", "--version").split()[1]
+    security = ("systemd-analyze", "security", "--offline=true", "--no-pager", str(TOP / "systemd/hostprep.service"))
+    verdict = re.search(r"Overall exposure level for hostprep.service: (\d+\.\d) OK", ask(*security))
+    points = [each for each in json.loads(ask(*security, "--json=short")) if each["exposure"] and not each["set"]]
+
+    assert verdict
+    if version in rated:
+        assert verdict[1] == rated[version]
+        assert [each["name"] for each in points if f"`{each['name'].partition('=')[0]}`" not in page] == []
+
+
+def ask(*argv: str) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
 def test_settings_file(staged: Path) -> None:
     """The settings file has every setting, commented out, with its default."""
     lines = (staged / "etc/hostprep/hostprep.env").read_text().splitlines()
@@ -199,11 +226,15 @@ def test_uninstall(staged: Path, tmp_path: Path) -> None:
     assert left == {"etc/hostprep/hostprep.env", "var/lib/hostprep/volumes/mongo", UNITS, "usr/local/bin"}
 
 
+@pytest.mark.root
 def test_own_packages(tmp_path: Path) -> None:
-    """Without SYSTEM_PACKAGES what hostprep needs is installed beside it, for it alone."""
+    """Without SYSTEM_PACKAGES what hostprep needs is installed beside it, for it alone, also where /tmp is noexec."""
     base = os.path.realpath(sys.executable)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    noexec = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o noexec tmpfs "$0" && exec "$@"', str(temporary))
 
-    done = make("install", tmp_path, SYSTEM_PACKAGES="", SYSTEM_PYTHON=base)
+    done = make("install", tmp_path, within=noexec, TMPDIR=str(temporary), SYSTEM_PACKAGES="", SYSTEM_PYTHON=base)
 
     assert done.returncode == 0, done.stderr
     lib = tmp_path / LIB / "current/lib"

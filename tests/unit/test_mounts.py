@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import threading
 import time
@@ -420,6 +421,22 @@ class TestMountpoint:
             os.chown(place, 1, 1)
         with pytest.raises(PermissionError):
             place.chmod(0o755)
+
+    def test_removed_by_hand(self, mongo: Docker, home: Path, host: Host, tmp_path: Path) -> None:
+        """The commands of docs/install.md remove hostprep's root, volumes that are left too, and not their data."""
+        page = (REPOSITORY / "docs" / "install.md").read_text()
+        (commands,) = re.findall(r"^    findmnt.*\n(?:    .*\n)+", page, re.MULTILINE)
+        settings = tmp_path / "settings"
+        settings.mkdir()
+        mongo.mounted("mongo")
+        (home / "mongodb/file").touch()
+
+        script = commands.replace("/var/lib/hostprep", str(host.root)).replace("/etc/hostprep", str(settings))
+        done = subprocess.run(["sh", "-uc", script], capture_output=True, text=True, check=False)
+
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (host.root.exists(), settings.exists()) == (False, False)
+        assert (home / "mongodb/file").exists()
 
     def test_what_is_mounted_there_is_not_closed(
         self, mongo: Docker, home: Path, monkeypatch: pytest.MonkeyPatch
