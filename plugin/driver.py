@@ -150,7 +150,9 @@ class Driver:
             except NoSuchVolume:
                 existing = None
             if existing is not None:
-                if given and (differing := differences(existing.given, given)):
+                # What took up a retained volume went over the options of that, and so does its repetition.
+                asked = _over(existing.given, given) if existing.taken_up else given
+                if given and (differing := differences(existing.given, asked)):
                     raise Conflict(
                         f"volume {name} exists with other options: {'; '.join(differing)}",
                         hint="hostprep apply changes options in place; docker volume rm makes room for a new one",
@@ -206,8 +208,8 @@ class Driver:
                 if merged.options.path is not None:
                     self.store.check_claim(merged.options.path, name=name)
                 merged = replace(merged, taken_up=rfc3339())
-                self.store.write(volume, RETAINED, merged.to_json())
-                os.rename(RETAINED, RECORD, src_dir_fd=volume, dst_dir_fd=volume)
+                self.store.write(volume, RECORD, merged.to_json())
+                os.unlink(RETAINED, dir_fd=volume)
                 os.fsync(volume)
                 os.utime(volumes)  # what a List remembers is out of date
         except NoSuchVolume:
@@ -501,10 +503,7 @@ def _merge(record: Record, given: Mapping[str, str], unset: tuple[str, ...], res
         Invalid: the result is contradictory.
         Conflict: its path would be another.
     """
-    kept = dict(record.given)
-    if not {"path", ALIAS}.isdisjoint({*given, *unset}):  # one option by two names
-        kept.pop(path_key(kept), None)
-    merged = {key: value for key, value in {**kept, **given}.items() if key not in unset}
+    merged = {key: value for key, value in _over(record.given, given, unset).items() if key not in unset}
     if "image" not in merged or ("image" in given and "at" not in given):
         merged.pop("at", None)  # it says where in that image
     if "image" not in given:
@@ -518,6 +517,13 @@ def _merge(record: Record, given: Mapping[str, str], unset: tuple[str, ...], res
             hint="remove the volume (its path directory stays) and create it with the new path",
         )
     return changed
+
+
+def _over(kept: Mapping[str, str], given: Mapping[str, str], unset: tuple[str, ...] = ()) -> dict[str, str]:
+    """The options *given*, and those *kept* that they leave; path goes by two names, in *unset* too."""
+    if not {"path", ALIAS}.isdisjoint({*given, *unset}):
+        kept = {key: value for key, value in kept.items() if key != path_key(kept)}
+    return {**kept, **given}
 
 
 def _foreign(data: int, want: Want) -> list[str]:

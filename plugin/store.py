@@ -1,6 +1,6 @@
 """Volumes on disk: one directory each, made, changed and taken away by one rename each.
 
-    volumes/<name>/volume.json  the record; retained.json once it was removed with on_remove=retain
+    volumes/<name>/volume.json  the record; retained.json once it was removed with on_remove=retain; both: live
     volumes/<name>/_data/       what the container sees
     volumes/<name>/pass.json    a pass over the tree that is not finished
     volumes/.new-*              what an interrupted step left; swept at start, as in locks/

@@ -49,6 +49,9 @@ def discard(store: Store, name: str) -> str:
     now = time.time_ns()
     entry = f"{_stamp(now // 10**9)}-{now % 10**9:08x}"
     with store.part("volumes") as volumes, store.part("trash") as trash:
+        with fds.held(fds.open_dir(volumes, name)) as volume:
+            if fds.exists(volume, RECORD):
+                _forget_retained(volume)
         os.rename(name, entry, src_dir_fd=volumes, dst_dir_fd=trash)
         os.fsync(trash)
         os.fsync(volumes)
@@ -101,13 +104,15 @@ def restore(store: Store, name: str, *, entry: str | None, new_name: str, deadli
         with store.part("trash") as trash, store.part("volumes") as volumes:
             record = replace(record, name=new_name)
             with fds.held(fds.open_dir(trash, chosen)) as volume:
-                if new_name != name or not fds.exists(volume, RECORD):  # it was retained before it came here
+                if new_name != name or fds.exists(volume, RETAINED):  # it was retained before it came here
+                    # Until it has left the trash the entry goes by its old record: an interruption changes nothing.
+                    if not fds.exists(volume, RETAINED):
+                        os.rename(RECORD, RETAINED, src_dir_fd=volume, dst_dir_fd=volume)
                     store.write(volume, RECORD, record.to_json())
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(RETAINED, dir_fd=volume)
-            os.rename(chosen, new_name, src_dir_fd=trash, dst_dir_fd=volumes)
-            os.fsync(volumes)
-            os.fsync(trash)
+                os.rename(chosen, new_name, src_dir_fd=trash, dst_dir_fd=volumes)
+                os.fsync(volumes)
+                os.fsync(trash)
+                _forget_retained(volume)
     return record
 
 
@@ -168,10 +173,16 @@ def _ids(trash: int) -> list[str]:
 
 def _record(trash: int, entry: str) -> Record | None:
     with contextlib.suppress(NotADirectoryError), fds.held(fds.open_dir(trash, entry)) as volume:
-        for file in (RECORD, RETAINED):
+        for file in (RETAINED, RECORD):  # both: a restore under another name was interrupted
             with contextlib.suppress(Unreadable, FileNotFoundError):
                 return Record.from_json(fds.read_file(volume, file, limit=LIMIT), name=None)
     return None
+
+
+def _forget_retained(volume: int) -> None:
+    """Remove what an interrupted step left beside the record. In `volumes` the record goes first, here that does."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(RETAINED, dir_fd=volume)
 
 
 def _delete(trash: int, entry: str) -> bool:
