@@ -157,6 +157,7 @@ class Driver:
                         f"volume {name} exists with other options: {'; '.join(differing)}",
                         hint="hostprep apply changes options in place; docker volume rm makes room for a new one",
                     )
+                self.store.sync(name)
                 return
             if options.image is not None and not resolved:
                 raise Busy(f"volume {name} was removed a moment ago", hint="start again")
@@ -284,6 +285,7 @@ class Driver:
                 record = self.store.read(name)
             except NoSuchVolume:
                 if self._removed.get(name, -60.0) > time.monotonic() - 60 or trash.removed_lately(self.store, name):
+                    self.store.sync(name)
                     return
                 raise
             self.passes.cancel(name)

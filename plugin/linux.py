@@ -83,6 +83,12 @@ def fchown(fd: int, uid: int, gid: int) -> None:
         _raise()
 
 
+def syncfs(fd: int) -> None:
+    """syncfs(2): everything on the file system that *fd* is on is on disk on return."""
+    if _libc.syncfs(ctypes.c_int(fd)):
+        _raise()
+
+
 def open_tree(fd: int, flags: int) -> int:
     """open_tree(2) of what *fd* itself is open on; with OPEN_TREE_CLONE a bind mount that is nowhere yet.
 

@@ -267,6 +267,14 @@ class Store(Root):
             os.rename(temporary, name, src_dir_fd=volumes, dst_dir_fd=volumes)
             os.fsync(volumes)
 
+    def sync(self, name: str) -> None:
+        """Have on disk how things are with *name*, before what somebody did who may have been killed is confirmed."""
+        for part in ("trash", "volumes"):
+            with self.part(part) as directory:
+                os.fsync(directory)
+        with contextlib.suppress(NoSuchVolume), self.volume(name) as volume:
+            os.fsync(volume)
+
     def disappear(self, name: str) -> None:
         """Take back a volume that was made a moment ago and holds nothing of its own (`path`), leaving no trace."""
         with self.lock(_STEPS, time.monotonic() + 10, shared=True), self.part("volumes") as volumes:

@@ -49,6 +49,8 @@ class Case:
     """Whether processes of a pass are started, which takes its time."""
     kept: bool = True
     """Whether all data is still there at the end."""
+    repairs: bool = False
+    """Whether it only mends what every Mount looks at, and so need not outlive the power."""
     unfilled: bool = False
     """Whether there may be a volume whose data has not come yet."""
 
@@ -262,29 +264,39 @@ CASES = [
     ),
     Case("purge", command("purge", "--all"), then(volume("uid=184"), removed, another), kept=False),
     Case("purge goes on", command("purge"), then(volume("uid=184"), removed, purge_begun), kept=False),
-    Case("mount of a new mode", verb("Mount", "mongo"), then(volume("uid=184", "mode=0750"), closed)),
-    Case("mount after chown", verb("Mount", "mongo"), then(volume("uid=184", "gid=998"), given_away), walks=True),
+    Case("mount of a new mode", verb("Mount", "mongo"), then(volume("uid=184", "mode=0750"), closed), repairs=True),
+    Case(
+        "mount after chown",
+        verb("Mount", "mongo"),
+        then(volume("uid=184", "gid=998"), given_away),
+        walks=True,
+        repairs=True,
+    ),
     Case(
         "mount after chown and chcon",
         verb("Mount", "mongo"),
         then(volume("uid=184", "label=container_file_t", "recurse=never"), given_away, unlabelled),
+        repairs=True,
     ),
     Case(
         "unmount after copy-up",
         verb("Unmount", "mongo"),
         then(volume("uid=184", "mode=0750"), given_away),
         walks=True,
+        repairs=True,
     ),
     Case(
         "mount with recurse=always",
         verb("Mount", "mongo"),
         then(volume("uid=184", "recurse=always"), strangers),
         walks=True,
+        repairs=True,
     ),
     Case(
         "mount makes a mount",
         verb("Mount", "mongo"),
         then(path("dir home 1000:1000", "dir home/db"), volume("path=SRV/home/db")),
+        repairs=True,
     ),
     Case(
         "prepare",
@@ -305,6 +317,7 @@ CASES = [
         "import --local-persist",
         command("import", "--local-persist", "SRV/state.json", "-o", "uid=184"),
         local_persist,
+        repairs=True,
     ),
     Case("start", start, then(volume("uid=184"), leftovers)),
     Case("start in no root", start),
