@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from . import fds, linux, passes, tree
+from . import fds, passes, tree
 from .errors import Invalid, NotAllowed, NotReady, printable
 from .labels import Labels
 from .options import Mode, Options, Recurse, parse_path
@@ -100,8 +100,6 @@ def prepare(
             label = None if want.label is None else labels.canonical(want.label)
             order = tree.Order(want.uid, want.gid, label, want.type_only, guarded=True, dry_run=dry_run)
             prepared.tree = passes.follow(passes.begin(data, order), report)
-            if not dry_run:
-                linux.syncfs(data)  # before the root, which says that the contents are right
         if not dry_run:
             prepared.changes = apply(data, prepared.changes, found, want, labels)
             os.fsync(data)

@@ -248,8 +248,8 @@ class Driver:
                     want = Want.of(options, self.labels, adopted=False).first()
                     found = Found.at(data, self.labels)
                     apply(data, plan(found, want, self.labels), found, want, self.labels)
+                    os.fsync(data)  # on btrfs the rename alone would not bring it along
                 if made:
-                    os.fsync(data)
                     os.fsync(parent)
             self.store.appear(temporary, name)
         return record.adopted

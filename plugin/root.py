@@ -195,5 +195,6 @@ def _make_root(root: int) -> None:
         if not fds.exists(root, MARKER):
             for left in filter(fds.is_temporary, os.listdir(root)):  # by one that was interrupted here
                 os.unlink(left, dir_fd=root)
+            os.fsync(root)  # on btrfs the marker would not bring the parts along
             marker = json.dumps({"format": FORMAT, "id": os.urandom(16).hex()}).encode() + b"\n"
             fds.replace_file(root, MARKER, marker, scratch=root, durable=True)

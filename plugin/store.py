@@ -6,8 +6,9 @@
     volumes/.new-*              what an interrupted step left; swept at start, as in locks/
 
 The server and the command line work on one root at the same time, so nothing is remembered that a cheap look at the
-disk does not confirm. What is answered as done has been fsynced: on ext4, XFS and btrfs, which keep the order of
-changes to names, a synced file brings the names made before it along, and a synced directory the renames in it.
+disk does not confirm. What is answered as done has been fsynced: a synced file or directory brings its own names along
+(ext4, XFS and btrfs), and a synced directory the renames in it; on ext4 and XFS, whose journal keeps the order of all
+changes, whatever was changed before, too. docs/reliability.md says how that is tried.
 """
 
 from __future__ import annotations

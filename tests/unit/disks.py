@@ -12,16 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from .host import mounted
+from plugin import linux
 
 # What makes it, how large it has to be (MiB; the file is sparse), and how to mount it so that nothing is written to
 # the disk but what somebody syncs: the kernel's own timers are far longer than a test.
 _KINDS: Final = {
     "ext4": (["mkfs.ext4", "-q", "-m0", "-Jsize=4", "-Elazy_itable_init=0,nodiscard"], 16, "commit=300"),
+    "ext4 small": (
+        ["mkfs.ext4", "-q", "-m0", "-Jsize=1", "-N160", "-b1024", "-Elazy_itable_init=0,nodiscard"],
+        8,
+        "errors=remount-ro",
+    ),
     "xfs": (["mkfs.xfs", "-q"], 320, "nodiscard"),
     "btrfs": (["mkfs.btrfs", "-q"], 128, "commit=300"),
 }
-KINDS: Final = tuple(_KINDS)
+KINDS: Final = ("ext4", "xfs", "btrfs")
 _SHUTDOWN: Final = 0x8004587D  # XFS_IOC_GOINGDOWN, which is EXT4_IOC_SHUTDOWN and BTRFS's, too
 _NOTHING_MORE: Final = 2  # XFS_FSOP_GOING_FLAGS_NOLOGFLUSH
 
@@ -41,8 +46,20 @@ class Disk:
     @contextlib.contextmanager
     def mounted(self, place: Path, image: Path | None = None) -> Iterator[None]:
         """Mount it, or a copy of it, at *place*; the journal is replayed as after a power cut."""
-        with mounted("-o", f"loop,{self._options}", str(image or self._image), str(place)):
+        self._mount(image or self._image, place)
+        try:
             yield
+        finally:
+            if place.is_mount():
+                _unmount(place)
+
+    def _mount(self, image: Path, place: Path) -> None:
+        subprocess.run(["mount", "-o", f"loop,{self._options}", image, place], check=True)
+
+    def mount_again(self, place: Path) -> None:
+        """Take it away and mount it anew, as after a repair."""
+        _unmount(place)
+        self._mount(self._image, place)
 
     def copy(self) -> Path:
         """What is on the disk at this moment, as after a power cut. The same file for the same content."""
@@ -75,6 +92,23 @@ class Disk:
         """From now on the file system there answers EIO and writes nothing more, until it is mounted anew."""
         with open_directory(place) as fd:
             fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _NOTHING_MORE))
+
+    def find_damaged(self, place: Path) -> None:
+        """Have the kernel find an error in the ext4 there, upon which it makes it read-only (errors=remount-ro)."""
+        device = os.stat(place).st_dev
+        name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+        Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("1")
+
+
+def sync(place: Path) -> None:
+    """Have everything of the file system at *place* on its disk, as it is some time later."""
+    with open_directory(place) as fd:
+        linux.syncfs(fd)
+
+
+def _unmount(place: Path) -> None:
+    """With the mounts of its own directories that are mounted in it."""
+    subprocess.run(["umount", "-R", place], check=True)
 
 
 @contextlib.contextmanager

@@ -264,7 +264,7 @@ def _step(number: int, pid: int, arguments: list[int], watched: list[str], ended
             paths.append(base)
     if call in _ELSEWHERE and not any(path.startswith(tuple(watched)) for path in paths):
         return None
-    if call in ("open", "openat") and os.path.exists(paths[0]):  # a lock file, say
+    if call in ("open", "openat", "mkdir", "mkdirat") and os.path.exists(paths[0]):  # a lock file, say
         return None
     if paths and all("/__pycache__" in path for path in paths):
         return None

@@ -5,73 +5,16 @@ All of it: `make crash`. In `make test`, of what begins a pass, which takes its 
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from . import steps
-from .host import Host, mounted
-from .verbs import CASES, Case, engine, goes_on, is_sound, look, opened, ready, run
+from .ground import FULL, Ground, on_tmpfs
+from .verbs import CASES, Case, run
 
 pytestmark = pytest.mark.root
-FULL = os.environ.get("HOSTPREP_TEST_CRASH") == "full"
-
-
-class Ground:
-    """Hosts on a tmpfs each, one after the other at the same place, on which a case is tried."""
-
-    def __init__(self, case: Case, place: Path, run_dir: Path) -> None:
-        self.case = case
-        self._place = place
-        self._run_dir = run_dir
-        with self.host() as host:
-            self.before, self.before_finely = look(host, fine=False), look(host, fine=True)
-            ended, said = run(case, host)
-            assert ended.code == 0, said
-            self.steps = ended.steps
-            self.after = look(host, fine=False)
-            goes_on(host, engine(opened(host)))
-            self.after_finely = look(host, fine=True)
-
-    @contextlib.contextmanager
-    def host(self) -> Iterator[Host]:
-        """A host as it is before."""
-        with mounted("-t", "tmpfs", "-o", "mode=0755", "none", str(self._place)):
-            host = Host(self._place, self._run_dir)
-            host.environ["HOSTPREP_SELINUX"] = "force"
-            self.case.arrange(host)
-            yield host
-
-    def is_sound(self, host: Host, *, told: bool) -> None:
-        """After whatever became of the case: old or new, and nothing in between; again, it comes to its end.
-
-        Args:
-            told: it has ended with an error, and what it left half changed is not hidden.
-        """
-        driver = opened(host)
-        driver.store.sweep()
-        docker = engine(driver)
-        is_sound(host, docker, self.case, self.before, self.after)
-        now = look(host, fine=True)
-        if self.case.name.startswith("prepare"):  # which keeps no record: a right root means that all is
-            assert now.srv.get("db") != self.after_finely.srv["db"] or now == self.after_finely
-        elif ready(docker) and not told and not self.case.name.startswith(("purge", "import")):
-            assert now in (self.before_finely, self.after_finely)
-        done = look(host, fine=False) == self.after
-        ended, said = run(self.case, host)
-        assert ended.code == 0 or (done and self.case.refused and self.case.refused in said), said
-        goes_on(host, docker)
-        self.is_done(host)
-
-    def is_done(self, host: Host) -> None:
-        """What is there in the end is what is there after a run that nobody interrupts."""
-        if not self.case.kept:
-            opened(host).purge([])
-        assert look(host, fine=True) == self.after_finely
-        assert [entry for entry in host.trash() if entry.startswith(".")] == []
 
 
 Grounds = Callable[[Case], Ground]
@@ -81,7 +24,7 @@ Grounds = Callable[[Case], Ground]
 def ground(nothing_left: None, tmp_path: Path, run_dir: Path) -> Grounds:
     place = tmp_path / "disk"
     place.mkdir()
-    return lambda case: Ground(case, place, run_dir)
+    return lambda case: Ground(case, place, run_dir, on_tmpfs(place))
 
 
 def killed(verdict: int, number: int) -> Callable[[steps.Step], int]:

@@ -8,7 +8,6 @@ but not the contents of files. `make crash` has all of it, `make test` quiet ext
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from . import steps
-from .disks import KINDS, Disk
+from .disks import KINDS, Disk, sync
+from .ground import FULL
 from .host import Host, mounted
-from .test_crash import FULL, killed
+from .test_crash import killed
 from .verbs import CASES, Case, engine, goes_on, is_sound, look, opened, run
 
 pytestmark = pytest.mark.root
@@ -47,15 +47,6 @@ def host_at(place: Path, run_dir: Path) -> Host:
     return host
 
 
-def synced(place: Path) -> None:
-    """Have everything on the disk (syncfs(2)), as it is long after."""
-    fd = os.open(place, os.O_RDONLY)
-    try:
-        assert ctypes.CDLL(None).syncfs(fd) == 0
-    finally:
-        os.close(fd)
-
-
 @pytest.mark.parametrize("kind", KINDS if FULL else KINDS[:1])
 @pytest.mark.parametrize("mode", MODES if FULL else MODES[:1])
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -66,7 +57,7 @@ def test_at_every_step(case: Case, mode: str, kind: str, images: Path, place: Pa
     with disk.mounted(place):
         host = host_at(place, run_dir)
         case.arrange(host)
-        synced(place)
+        sync(place)
         before = look(host, fine=False)
         with (place / "bystander").open("wb", buffering=0) as bystander:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -9,13 +10,14 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from plugin.__main__ import main
 from plugin.driver import Driver
+from plugin.errors import HostprepError, in_words
 from plugin.options import is_name
 from plugin.settings import Settings
 from plugin.wire import create_app
@@ -78,17 +80,29 @@ def verb(name: str, volume: str) -> Callable[[Host], None]:
     """A verb of the protocol, as a server does it that has just started."""
 
     def do(host: Host) -> None:
-        answer = engine(opened(host))(name, Name=volume, ID="c" * 64)
-        if answer.status != 200:
-            print(f"{name}: {answer.error}", file=sys.stderr)
-            raise SystemExit(1)
+        with errors_told():
+            answer = engine(opened(host))(name, Name=volume, ID="c" * 64)
+            if answer.status != 200:
+                print(f"hostprep: {answer.error}", file=sys.stderr)
+                raise SystemExit(1)
 
     return do
 
 
 def start(host: Host) -> None:
     """What a server does before it listens."""
-    opened(host).store.sweep()
+    with errors_told():
+        opened(host).store.sweep()
+
+
+@contextlib.contextmanager
+def errors_told() -> Iterator[None]:
+    """As the command line tells them."""
+    try:
+        yield
+    except (HostprepError, OSError) as exc:
+        print(f"hostprep: {in_words(exc)}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def fill(data: Path, owner: str, text: str) -> None:

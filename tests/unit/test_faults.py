@@ -1,0 +1,157 @@
+"""Full, dead and read-only disks, and limits: an error in words, no wrong answer, and once it is over all goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from . import steps
+from .disks import Disk, sync
+from .ground import FULL, Ground
+from .host import mounted
+from .verbs import CASES, Case, engine, look, opened, run
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def place(nothing_left: None, tmp_path: Path) -> Path:
+    place = tmp_path / "disk"
+    place.mkdir()
+    return place
+
+
+@pytest.fixture
+def images(nothing_left: None, tmp_path: Path) -> Iterator[Path]:
+    images = tmp_path / "images"
+    images.mkdir()
+    with mounted("-t", "tmpfs", "none", str(images)):
+        yield images
+
+
+class Fault:
+    """Something that befalls the file system at *place*, and goes away again."""
+
+    says = ""
+    """What whoever meets it is told."""
+
+    def __init__(self, disk: Disk, place: Path) -> None:
+        self.disk = disk
+        self.place = place
+
+    def begin(self) -> None:
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """As an administrator ends it: the disk is mounted anew."""
+        self.disk.mount_again(self.place)
+
+
+class Full(Fault):
+    says = os.strerror(errno.ENOSPC)
+
+    def begin(self) -> None:
+        with (self.place / "filler").open("wb", buffering=0) as filler:
+            for size in (1 << 20, 1 << 16, 1 << 12, 1):
+                with contextlib.suppress(OSError):
+                    while filler.write(bytes(size)) == size:
+                        pass
+
+    def end(self) -> None:
+        (self.place / "filler").unlink()
+
+
+class NoInodes(Fault):
+    says = os.strerror(errno.ENOSPC)
+
+    def begin(self) -> None:
+        (self.place / "fillers").mkdir()
+        with contextlib.suppress(OSError):
+            for number in range(10_000):
+                (self.place / "fillers" / str(number)).touch()
+
+    def end(self) -> None:
+        for filler in (self.place / "fillers").iterdir():
+            filler.unlink()
+        (self.place / "fillers").rmdir()
+
+
+class Dead(Fault):
+    """Every read and write of the disk is an I/O error."""
+
+    says = os.strerror(errno.EIO)
+
+    def begin(self) -> None:
+        self.disk.shut_down(self.place)
+
+
+class ReadOnly(Fault):
+    """The file system has found itself damaged, and writes nothing more (errors=remount-ro)."""
+
+    says = os.strerror(errno.EROFS)
+
+    def begin(self) -> None:
+        self.disk.find_damaged(self.place)
+
+
+def told_in_words(said: str) -> bool:
+    line = said.strip().splitlines()[-1]
+    return line.startswith("hostprep: ") and "internal" not in said and "Traceback" not in said
+
+
+KINDS = (Full, NoInodes, Dead, ReadOnly)
+EACH = [(case, kind) for number, case in enumerate(CASES) for kind in (KINDS if FULL else (KINDS[number % 4],))]
+
+
+@pytest.mark.parametrize(("case", "kind"), EACH, ids=lambda each: getattr(each, "__name__", str(each)))
+def test_at_every_step(case: Case, kind: type[Fault], images: Path, place: Path, run_dir: Path) -> None:
+    """Whatever is under way fails in words; who is ready goes on; nobody is told that a volume is not there; and when
+    the fault is gone everything goes on, with the server that was there all the time."""
+    disk = Disk(images, "ext4 small")
+    empty = disk.copy()
+
+    @contextlib.contextmanager
+    def fresh() -> Iterator[None]:
+        disk.put_back(empty)
+        with disk.mounted(place):
+            yield
+
+    tried = Ground(case, place, run_dir, fresh)
+    fault = kind(disk, place)
+    apart = 1 if FULL else 7
+    for number in range(len(str(case) + kind.__name__) % apart, len(tried.steps), apart):
+        with tried.host() as host:
+            sync(place)
+            server = engine(opened(host)) if (host.root / "hostprep.json").exists() else None
+
+            def at(step: steps.Step, number: int = number) -> int:
+                if step.number == number:
+                    fault.begin()
+                return steps.GO
+
+            ended, said = run(case, host, at)
+            try:
+                assert ended.code in (0, 1)
+                if ended.code:
+                    assert told_in_words(said)
+                if server is not None:
+                    for name in tried.before.live:
+                        if name in tried.after.live:
+                            assert server.knows(name) is not False
+                    if isinstance(fault, Full | NoInodes) and "other" in tried.before.live:
+                        assert server.knows("other") is True
+                        server.mounted("other")
+                fault.end()
+                if ended.code == 0 and not case.repairs:
+                    assert look(host, fine=False) == tried.after
+                if server is not None:
+                    opened(host).store.sweep()
+                tried.is_sound(host, server, told=True)
+            except BaseException as exc:
+                exc.add_note(f"at {ended.steps[number]}, with which it ended as {ended.code} and said {said!r}")
+                raise
