@@ -39,6 +39,7 @@ _THREADS: Final = 64  # 24 may wait for passes (readiness.py), 24 for an engine 
 _LINGER: Final = 5  # ms that a connection stays on its thread after an answer
 _LAST: Final = 0.2  # seconds that idle connections stay open at the end
 _READ: Final = 30  # seconds that a client may take to send the rest of a request
+_TOGETHER: Final = 65536  # bytes of an answer that leave with its head
 _PAUSE: Final = 0.05  # seconds before a connection that could not be accepted is tried again
 _PURGE_EVERY: Final = 60.0  # seconds
 _BACKLOG: Final = 1024
@@ -272,7 +273,9 @@ class _InOnePiece:
             self._head = data
             return
         head, self._head = self._head, b""
-        self._sock.sendall(head + data)
+        self._sock.sendall(head + data[:_TOGETHER])
+        if len(data) > _TOGETHER:  # a long List is not copied
+            self._sock.sendall(memoryview(data)[_TOGETHER:])
 
     def flush(self) -> None:
         """Send a head that no body follows."""

@@ -63,6 +63,7 @@ class Store(Root):
         self._order: list[str] = []
         self._turn = 0
         self._guard = threading.Lock()  # of the caches only; never held over a call that waits
+        self._reading = threading.Lock()  # of who reads all records, lest twenty do so at once
 
     # -- volumes -------------------------------------------------------------------------------------------------
 
@@ -328,33 +329,50 @@ class Store(Root):
             Unreadable: the root cannot be read.
         """
         with self.part("volumes") as volumes:
-            st = os.fstat(volumes)
-            now = (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_ctime_ns)
-            with self._guard:
-                if now == self._listed and not self._changed(volumes):
-                    return self._listing
-            settled = time.time_ns() - st.st_mtime_ns > _SETTLED
-            signatures: dict[str, _Signature | None] = {}
-            listing: list[tuple[str, str | None]] = []
-            for name in _names(volumes):
-                signatures[name] = signature = _sign_in(volumes, name)
-                settled = settled and (signature is None or _settled(signature))
-                with contextlib.suppress(NoSuchVolume):
-                    try:
-                        listing.append((name, self.mountpoint(self.read(name))))
-                    except Unreadable as exc:
-                        log.warning("%s", printable(str(exc)))
-                        listing.append((name, None))
-            with self._guard:
-                self._listing, self._signatures, self._order = tuple(listing), signatures, list(signatures)
-                self._turn = 0
-                self._listed = now if settled else ()
+            if (kept := self._kept(volumes)) is not None:
+                return kept
+            with self._reading:
+                return self._list(volumes)
+
+    def _kept(self, volumes: int) -> Listing | None:
+        """The last listing, if it is still true."""
+        now = _stamp(os.fstat(volumes))
+        with self._guard:
+            if now == self._listed and not self._changed(volumes):
                 return self._listing
+            self._listed = ()  # or the next look, at other volumes, would find nothing changed
+            return None
+
+    def _list(self, volumes: int) -> Listing:
+        if (kept := self._kept(volumes)) is not None:  # another has read them meanwhile
+            return kept
+        st = os.fstat(volumes)
+        settled = time.time_ns() - st.st_mtime_ns > _SETTLED
+        signatures: dict[str, _Signature | None] = {}
+        listing: list[tuple[str, str | None]] = []
+        for name in _names(volumes):
+            signatures[name] = signature = _sign_in(volumes, name)
+            settled = settled and (signature is None or _settled(signature))
+            with contextlib.suppress(NoSuchVolume):
+                try:
+                    listing.append((name, self.mountpoint(self.read(name))))
+                except Unreadable as exc:
+                    log.warning("%s", printable(str(exc)))
+                    listing.append((name, None))
+        with self._guard:
+            self._listing, self._signatures, self._order = tuple(listing), signatures, list(signatures)
+            self._turn = 0
+            self._listed = _stamp(st) if settled else ()
+            return self._listing
 
     def _changed(self, volumes: int) -> bool:
         looked = self._order[self._turn : self._turn + _EXACT]
         self._turn = 0 if self._turn + _EXACT >= len(self._order) else self._turn + _EXACT
         return any(_sign_in(volumes, name) != self._signatures[name] for name in looked)
+
+
+def _stamp(st: os.stat_result) -> tuple[int, ...]:
+    return (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_ctime_ns)
 
 
 def _sign(volume: int) -> _Signature:

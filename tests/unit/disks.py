@@ -8,6 +8,7 @@ import hashlib
 import os
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -58,8 +59,17 @@ class Disk:
 
     def mount_again(self, place: Path) -> None:
         """Take it away and mount it anew, as after a repair."""
-        _unmount(place)
+        if place.is_mount():
+            _unmount(place)
+        end = time.monotonic() + 10
+        while str(self._image) in _loops():  # taken away while it was in use, it goes with its last user
+            assert time.monotonic() < end, "somebody still uses the disk"
+            time.sleep(0.005)
         self._mount(self._image, place)
+
+    def take_away(self, place: Path) -> None:
+        """From now on there is but the directory that it was mounted on; what is open on it stays so."""
+        subprocess.run(["umount", "-l", place], check=True)
 
     def copy(self) -> Path:
         """What is on the disk at this moment, as after a power cut. The same file for the same content."""
@@ -98,6 +108,15 @@ class Disk:
         device = os.stat(place).st_dev
         name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
         Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("1")
+
+
+def _loops() -> list[str]:
+    """The files that loop devices are of."""
+    found = []
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            found.append(file.read_text().strip())
+    return found
 
 
 def sync(place: Path) -> None:

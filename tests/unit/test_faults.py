@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from . import steps
 from .disks import Disk, sync
 from .ground import FULL, Ground
-from .host import mounted
+from .host import Host, eventually, mounted
 from .verbs import CASES, Case, engine, look, opened, run
 
 pytestmark = pytest.mark.root
@@ -99,13 +100,25 @@ class ReadOnly(Fault):
         self.disk.find_damaged(self.place)
 
 
+class Gone(Fault):
+    """The disk is not mounted any more; what was open on it still is."""
+
+    def begin(self) -> None:
+        self.disk.take_away(self.place)
+
+
 def told_in_words(said: str) -> bool:
     line = said.strip().splitlines()[-1]
     return line.startswith("hostprep: ") and "internal" not in said and "Traceback" not in said
 
 
-KINDS = (Full, NoInodes, Dead, ReadOnly)
-EACH = [(case, kind) for number, case in enumerate(CASES) for kind in (KINDS if FULL else (KINDS[number % 4],))]
+KINDS = (Full, NoInodes, Dead, ReadOnly, Gone)
+EACH = [
+    (case, kind)
+    for number, case in enumerate(CASES)
+    for kind in (KINDS if FULL else (KINDS[number % 5],))
+    if kind is not Gone or case.before is not None  # who asks for a root to be made where none is, has it made
+]
 
 
 @pytest.mark.parametrize(("case", "kind"), EACH, ids=lambda each: getattr(each, "__name__", str(each)))
@@ -127,7 +140,10 @@ def test_at_every_step(case: Case, kind: type[Fault], images: Path, place: Path,
     for number in range(len(str(case) + kind.__name__) % apart, len(tried.steps), apart):
         with tried.host() as host:
             sync(place)
-            server = engine(opened(host)) if (host.root / "hostprep.json").exists() else None
+            server = None
+            if case.before is not None:
+                host.environ["HOSTPREP_REQUIRE_MARKER"] = "1"
+                server = engine(opened(host))
 
             def at(step: steps.Step, number: int = number) -> int:
                 if step.number == number:
@@ -146,6 +162,11 @@ def test_at_every_step(case: Case, kind: type[Fault], images: Path, place: Path,
                     if isinstance(fault, Full | NoInodes) and "other" in tried.before.live:
                         assert server.knows("other") is True
                         server.mounted("other")
+                if isinstance(fault, Gone):
+                    again, said_again = run(case, host)
+                    assert again.code == 1
+                    assert told_in_words(said_again)
+                    assert os.listdir(place) == []
                 fault.end()
                 if ended.code == 0 and not case.repairs:
                     assert look(host, fine=False) == tried.after
@@ -155,3 +176,35 @@ def test_at_every_step(case: Case, kind: type[Fault], images: Path, place: Path,
             except BaseException as exc:
                 exc.add_note(f"at {ended.steps[number]}, with which it ended as {ended.code} and said {said!r}")
                 raise
+
+
+def test_a_server_whose_disk_goes(host: Host, images: Path) -> None:
+    """Without its disk a server answers in words or, to Get, not at all; nothing is written where the disk was; and
+    when it is back all goes on."""
+    disk = Disk(images)
+    host.root.mkdir(mode=0o700)
+    with disk.mounted(host.root):
+        host.root.chmod(0o700)
+        assert host.run("create", "mongo", "-o", "uid=184").code == 0
+        for name in ("old", "older"):
+            assert host.run("create", name).code == host.run("rm", name).code == 0
+        server = host.serve(HOSTPREP_REQUIRE_MARKER="1", HOSTPREP_TRASH_KEEP="0")
+        eventually(lambda: host.trash() == [], "what was removed is purged")
+        assert server("Create", Name="new").status == server("Remove", Name="new").status == 200
+        disk.take_away(host.root)
+        for _ in range(3):
+            with pytest.raises((OSError, HTTPException)):
+                server("Get", Name="mongo")
+            with pytest.raises((OSError, HTTPException)):
+                server("Get", Name="nobody")
+            for verb in ("Create", "Remove", "Mount", "Path", "List"):
+                answer = server(verb, Name="mongo", ID="c")
+                assert (answer.status, "is its disk mounted?" in answer.error) == (500, True)
+            assert server("Unmount", Name="mongo", ID="c").status == 200
+        assert host.run("create", "other", HOSTPREP_REQUIRE_MARKER="1").code == 1
+        assert os.listdir(host.root) == []
+        disk.mount_again(host.root)
+        assert server("Mount", Name="mongo", ID="c").body["Mountpoint"] == str(host.data("mongo"))
+        assert [volume["Name"] for volume in server("List").body["Volumes"]] == ["mongo"]
+        assert server("Get", Name="nobody").status == 404
+        host.stop()

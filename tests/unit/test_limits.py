@@ -8,6 +8,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,24 @@ class Group:
 
     def take(self, pid: int) -> None:
         (self.directory / "cgroup.procs").write_text(str(pid))
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        """This process is in it, so that what it starts is."""
+        before = self._found()
+        self.take(os.getpid())
+        try:
+            yield
+        finally:
+            (before / "cgroup.procs").write_text(str(os.getpid()))
+
+    def _found(self) -> Path:
+        """Where this process is."""
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers.split(",") == ([""] if self.unified else [self.directory.parent.name]):
+                return self.directory.parent / path.lstrip("/")
+        raise AssertionError("this process is in no control group")
 
     def write(self, file: str, value: str) -> None:
         (self.directory / file).write_text(value)
@@ -152,3 +171,40 @@ def test_no_more_processes(host: Host, server: Server) -> None:
         pids.write("pids.max", "max")
         eventually(lambda: server("Get", Name="mongo").status == 200, "it is served again")
         is_whole(server, host)
+
+
+def test_64_megabytes(host: Host) -> None:
+    """A server of 10,000 volumes that may have 64 MB, with what it starts: every verb, List by twenty at once too."""
+    count = 10_000
+    volumes = host.root / "volumes"
+    assert host.run("ls").code == 1
+    assert host.run("create", "v0").code == 0
+    record = host.record("v0").read_text()
+    for number in range(1, count):
+        (volumes / f"v{number}" / "_data").mkdir(parents=True)
+        (volumes / f"v{number}").chmod(0o700)
+        file = os.open(volumes / f"v{number}" / "volume.json", os.O_CREAT | os.O_WRONLY, 0o600)
+        os.write(file, record.replace('"v0"', f'"v{number}"').encode())
+        os.close(file)
+    with group("memory", host) as memory:
+        memory.write("memory.max" if memory.unified else "memory.limit_in_bytes", str(64 << 20))
+        with memory.joined():
+            server = host.serve()
+        with ThreadPoolExecutor(20) as pool:
+            answers = list(pool.map(lambda _: len(server("List").body["Volumes"]), range(100)))
+        assert answers == [count] * 100
+        with contextlib.closing(server.connect()) as connection:
+            for number in range(count):
+                body = json.dumps({"Name": f"v{number}"}).encode()
+                assert connection.ask("/VolumeDriver.Get", body).status == 200
+        assert server("Create", Name="mongo", Opts={"uid": "184", "gid": "0"}).status == 200
+        make_tree(host.data("mongo"), "file file 184:0 600 precious")
+        spoiled(host, "mongo")
+        assert server("Mount", Name="mongo", ID="c").status == 200
+        assert owner(host.data("mongo") / "file") == (184, 0)
+        assert server("Remove", Name="mongo").status == 200
+        assert server("Get", Name="mongo").status == 404
+        assert server.process.poll() is None
+        peak = int(Path(f"/proc/{server.process.pid}/status").read_text().split("VmHWM:")[1].split()[0])
+        assert peak < 64 << 10, f"{peak} kB"
+        print(f"peak of the server's own memory: {peak / 1024:.1f} MB")
