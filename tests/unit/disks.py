@@ -6,12 +6,15 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import struct
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+import pytest
 
 from plugin import linux
 
@@ -27,6 +30,7 @@ _KINDS: Final = {
     "xfs": (["mkfs.xfs", "-q"], 320, "nodiscard"),
     "btrfs": (["mkfs.btrfs", "-q"], 128, "commit=300"),
 }
+_PATH: Final = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 KINDS: Final = ("ext4", "xfs", "btrfs")
 _SHUTDOWN: Final = 0x8004587D  # XFS_IOC_GOINGDOWN, which is EXT4_IOC_SHUTDOWN and BTRFS's, too
 _NOTHING_MORE: Final = 2  # XFS_FSOP_GOING_FLAGS_NOLOGFLUSH
@@ -39,10 +43,16 @@ class Disk:
         self._images = images
         self._image = images / f"{kind}.img"
         make, size, self._options = _KINDS[kind]
+        driver = kind.split()[0]
+        if shutil.which(make[0], path=_PATH) is None:
+            pytest.skip(f"{make[0]} is missing (demo/packages mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs)")
+        if driver not in Path("/proc/filesystems").read_text().split():
+            subprocess.run(["modprobe", "-q", driver], check=False)
+            if driver not in Path("/proc/filesystems").read_text().split():
+                pytest.skip(f"this kernel knows no {driver}")
         with self._image.open("wb") as image:
             image.truncate(size << 20)
-        environ = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
-        subprocess.run([*make, self._image], check=True, env=environ)
+        subprocess.run([*make, self._image], check=True, env={**os.environ, "PATH": _PATH})
 
     @contextlib.contextmanager
     def mounted(self, place: Path, image: Path | None = None) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """Killed before and after every step of every verb: each volume is as it was or as it was to be, and all goes on.
 
-All of it: `make crash`. In `make test`, of what begins a pass, which takes its time, every fifth step.
+All of it: `make crash`. In `make test`, of what begins a pass, which takes its time, every seventh step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def killed(verdict: int, number: int) -> Callable[[steps.Step], int]:
 
 def try_every_step(tried: Ground, verdict: int) -> None:
     """Try the case with *verdict* at each of its steps, in a short run only at some, and once at none."""
-    apart = 1 if FULL or not tried.case.walks else 5
+    apart = 1 if FULL or not tried.case.walks else 7
     for number in [*range(len(tried.case.name) % apart, len(tried.steps), apart), 1000]:
         with tried.host() as host:
             ended, said = run(tried.case, host, killed(verdict, number))

@@ -136,7 +136,7 @@ def test_at_every_step(case: Case, kind: type[Fault], images: Path, place: Path,
 
     tried = Ground(case, place, run_dir, fresh)
     fault = kind(disk, place)
-    apart = 1 if FULL else 7
+    apart = 1 if FULL else 9
     for number in range(len(str(case) + kind.__name__) % apart, len(tried.steps), apart):
         with tried.host() as host:
             sync(place)
