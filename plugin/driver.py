@@ -236,11 +236,11 @@ class Driver:
                     mounts.check(parent)
             record = Record(name, dict(given), rfc3339(), made, pinned=pinned, resolved=dict(resolved))
             new, temporary = stack.enter_context(self.store.new(deadline))
-            # The record first: it says what was intended, should what follows be interrupted.
-            fds.write_file(new, RECORD, record.to_json(), durable=True)
             if path is None:
                 data = fds.make_dir(new, DATA)
             else:
+                # The record first: it says what was intended, should what follows be interrupted.
+                fds.write_file(new, RECORD, record.to_json(), durable=True)
                 data = fds.make_dir(parent, last) if made else self.store.open_data(new, record)
             with fds.held(data):
                 # An adopted directory is mended when the volume is there: only then can an interruption be.
@@ -248,7 +248,10 @@ class Driver:
                     want = Want.of(options, self.labels, adopted=False).first()
                     found = Found.at(data, self.labels)
                     apply(data, plan(found, want, self.labels), found, want, self.labels)
-                    os.fsync(data)  # on btrfs the rename alone would not bring it along
+                if path is None:  # the record last: on ext4 and XFS its fsync brings all of it along, in one commit
+                    fds.write_file(new, RECORD, record.to_json(), durable=True)
+                if not record.adopted:
+                    os.fsync(data)  # on btrfs only this brings it along
                 if made:
                     os.fsync(parent)
             self.store.appear(temporary, name)
