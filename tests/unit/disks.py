@@ -32,8 +32,8 @@ _KINDS: Final = {
 }
 _PATH: Final = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 KINDS: Final = ("ext4", "xfs", "btrfs")
-_SHUTDOWN: Final = 0x8004587D  # XFS_IOC_GOINGDOWN, which is EXT4_IOC_SHUTDOWN and BTRFS's, too
-_NOTHING_MORE: Final = 2  # XFS_FSOP_GOING_FLAGS_NOLOGFLUSH
+_SHUTDOWN: Final = 0x8004587D  # EXT4_IOC_SHUTDOWN
+_NOTHING_MORE: Final = 2  # EXT4_GOING_FLAGS_NOLOGFLUSH
 
 
 class Disk:
@@ -53,16 +53,19 @@ class Disk:
         with self._image.open("wb") as image:
             image.truncate(size << 20)
         subprocess.run([*make, self._image], check=True, env={**os.environ, "PATH": _PATH})
+        subprocess.run(["fallocate", "--dig-holes", self._image], check=True)  # an empty journal is zeros, to be copied
 
     @contextlib.contextmanager
     def mounted(self, place: Path, image: Path | None = None) -> Iterator[None]:
-        """Mount it, or a copy of it, at *place*; the journal is replayed as after a power cut."""
+        """Mount it, or a copy of it, at *place*, as after a power cut; a copy is gone then."""
         self._mount(image or self._image, place)
         try:
             yield
         finally:
             if place.is_mount():
                 _unmount(place)
+            if image is not None:
+                image.unlink()
 
     def _mount(self, image: Path, place: Path) -> None:
         subprocess.run(["mount", "-o", f"loop,{self._options}", image, place], check=True)

@@ -141,6 +141,11 @@ class Ended:
     """As subprocess has it: negative, the signal."""
 
 
+def only(verdict: int, number: int) -> Callable[[Step], int]:
+    """*verdict* for the step *number*; all others go on."""
+    return lambda step: verdict if step.number == number else GO
+
+
 def run(do: Callable[[Callable[[Any], None]], object], watched: Sequence[Path], at: Callable[[Step], int]) -> Ended:
     """Call *do* in a child process, and ask *at* before each step what becomes of it: GO, KILL, KILL_ONE, or an errno.
 

@@ -27,16 +27,12 @@ def ground(nothing_left: None, tmp_path: Path, run_dir: Path) -> Grounds:
     return lambda case: Ground(case, place, run_dir, on_tmpfs(place))
 
 
-def killed(verdict: int, number: int) -> Callable[[steps.Step], int]:
-    return lambda step: verdict if step.number == number else steps.GO
-
-
 def try_every_step(tried: Ground, verdict: int) -> None:
     """Try the case with *verdict* at each of its steps, in a short run only at some, and once at none."""
     apart = 1 if FULL or not tried.case.walks else 7
     for number in [*range(len(tried.case.name) % apart, len(tried.steps), apart), 1000]:
         with tried.host() as host:
-            ended, said = run(tried.case, host, killed(verdict, number))
+            ended, said = run(tried.case, host, steps.only(verdict, number))
             try:
                 assert ended.code == 0 if number == 1000 else len(ended.steps) > number
                 tried.is_sound(host, told=ended.code == 1)

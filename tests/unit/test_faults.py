@@ -13,7 +13,7 @@ import pytest
 
 from . import steps
 from .disks import Disk, sync
-from .ground import FULL, Ground
+from .ground import FULL, Ground, on_tmpfs
 from .host import Host, eventually, mounted
 from .verbs import CASES, Case, engine, look, opened, run
 
@@ -175,6 +175,23 @@ def test_at_every_step(case: Case, kind: type[Fault], images: Path, place: Path,
                 tried.is_sound(host, server, told=True)
             except BaseException as exc:
                 exc.add_note(f"at {ended.steps[number]}, with which it ended as {ended.code} and said {said!r}")
+                raise
+
+
+# In a pass an entry that cannot be changed is left alone and reported: test_refusals.py.
+@pytest.mark.parametrize("case", [case for case in CASES if not case.walks], ids=str)
+def test_one_call_fails(case: Case, place: Path, run_dir: Path) -> None:
+    """Any one call may fail with EIO, an fsync too: an error, or what was asked for; the same again ends it."""
+    tried = Ground(case, place, run_dir, on_tmpfs(place))
+    for number in range(len(tried.steps)):
+        with tried.host() as host:
+            ended, said = run(case, host, steps.only(errno.EIO, number))
+            try:
+                assert ended.code in (0, 1)
+                assert told_in_words(said) if ended.code else look(host, fine=False) == tried.after
+                tried.is_sound(host, told=True)
+            except BaseException as exc:
+                exc.add_note(f"{ended.steps[number]} failed, with which it ended as {ended.code} and said {said!r}")
                 raise
 
 

@@ -18,7 +18,6 @@ from . import steps
 from .disks import KINDS, Disk, sync
 from .ground import FULL
 from .host import Host, mounted
-from .test_crash import killed
 from .verbs import CASES, Case, engine, goes_on, is_sound, look, opened, run
 
 pytestmark = pytest.mark.root
@@ -117,7 +116,7 @@ def test_answered_when_asked_again(case: Case, images: Path, place: Path, run_di
     for number in [step.number for step in ended.steps if step.syncs or FULL]:
         disk.put_back(base)
         with disk.mounted(place):
-            died, _ = run(case, host, killed(steps.KILL, number))
+            died, _ = run(case, host, steps.only(steps.KILL, number))
             again, said = run(case, host)
             if again.code:
                 assert case.refused
