@@ -1,9 +1,11 @@
-"""What docs/safety.md promises names tests that are there."""
+"""What docs/safety.md and docs/reliability.md promise names tests that are there."""
 
 from __future__ import annotations
 
 import ast
 import re
+
+import pytest
 
 from .host import REPOSITORY
 
@@ -21,11 +23,12 @@ def defined_in(module: str) -> set[str]:
     return found
 
 
-def test_every_test_that_is_named_is_there() -> None:
-    """Each promise in docs/safety.md names tests, and each of them exists."""
-    text = (REPOSITORY / "docs" / "safety.md").read_text()
+@pytest.mark.parametrize(("page", "least"), [("safety.md", 40), ("reliability.md", 15)])
+def test_every_test_that_is_named_is_there(page: str, least: int) -> None:
+    """Each promise on the page names tests, and each of them exists."""
+    text = (REPOSITORY / "docs" / page).read_text()
     named = _NAMED.findall(text)
-    assert len(named) > 40
+    assert len(named) > least
     assert len(named) == text.count("test_") - text.count("::test_")  # none is spelled in another way
     assert [f"{module}::{test}" for module, test in named if test not in defined_in(module)] == []
 
