@@ -10,7 +10,7 @@ PYTEST = $(BIN)/python -m pytest
 # COMMAND=PACKAGE of Debian's; a command that is there is left alone. Newer releases have the client apart.
 ENGINE := dockerd=docker.io docker=docker-cli busybox=busybox-static
 TOOLS := $(ENGINE) systemd-analyze=systemd docker-compose=docker-compose docker-registry=docker-registry \
-	mmdebstrap=mmdebstrap ip=iproute2
+	mmdebstrap=mmdebstrap ip=iproute2 mkfs.ext4=e2fsprogs mkfs.btrfs=btrfs-progs
 
 # Where the engine cannot be had, its tests say so and are skipped; with CI=true that is an error.
 PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(TOOLS); fi
@@ -18,11 +18,11 @@ PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(TOOLS)
 GUEST_PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then \
 	demo/packages qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
 
-.PHONY: help check install uninstall test test-selinux test-unit test-engine bench bench-tree demo clean
+.PHONY: help check install uninstall test test-selinux test-unit test-engine crash bench bench-tree demo clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
-	@echo "also: make install uninstall check test-unit test-engine test-selinux bench bench-tree clean"
+	@echo "also: make install uninstall check test-unit test-engine test-selinux crash bench bench-tree clean"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hostprep needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ...)")'
@@ -53,6 +53,11 @@ test-unit: $(STAMP)
 test-engine: $(STAMP)
 	$(PACKAGES)
 	$(PYTEST) tests/engine
+
+# Each verb, killed, without power or with a broken disk, at each step: half an hour. `make test` has a part of it.
+crash: $(STAMP)
+	demo/packages mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
+	HOSTPREP_TEST_CRASH=full $(PYTEST) tests/unit/test_crash.py tests/unit/test_power_loss.py tests/unit/test_faults.py
 
 # Under systemd; again to upgrade. systemd/setup lists the variables (PREFIX, DESTDIR, SYSTEM_PACKAGES ...).
 install uninstall:

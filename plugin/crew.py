@@ -93,14 +93,17 @@ class Crew:
         if self._table is not None and not self._forked and now > self._begun + _ALONE:
             self._forked = True
             count = min(_PROCESSES * len(os.sched_getaffinity(0)), _MOST_PROCESSES)
-            self._others = {self._fork(self._help) for _ in range(count - 1)}
+            with contextlib.suppress(OSError):  # no more processes may be started: those there are do it
+                for _ in range(count - 1):
+                    self._others.add(self._fork(self._help))
         if now < self._next:
             return
         self._next = now + _TICK
         if self._table is not None:
             self._listen(wait=False)
             if not self._counter and now > self._begun + _COUNTED_AFTER:
-                self._counter = self._fork(self._count)
+                with contextlib.suppress(OSError):
+                    self._counter = self._fork(self._count)
         done = self._walk.outcome.done + sum(other["done"] for other in self._told.values())
         again = self._walk.again + sum(other["again"] for other in self._told.values())
         if done - again > self._most:

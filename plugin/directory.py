@@ -102,4 +102,6 @@ def prepare(
             prepared.tree = passes.follow(passes.begin(data, order), report)
         if not dry_run:
             prepared.changes = apply(data, prepared.changes, found, want, labels)
+            os.fsync(data)
+            os.fsync(above)
     return prepared

@@ -150,11 +150,14 @@ class Driver:
             except NoSuchVolume:
                 existing = None
             if existing is not None:
-                if given and (differing := differences(existing.given, given)):
+                # What took up a retained volume went over the options of that, and so does its repetition.
+                asked = _over(existing.given, given) if existing.taken_up else given
+                if given and (differing := differences(existing.given, asked)):
                     raise Conflict(
                         f"volume {name} exists with other options: {'; '.join(differing)}",
                         hint="hostprep apply changes options in place; docker volume rm makes room for a new one",
                     )
+                self.store.sync(name)
                 return
             if options.image is not None and not resolved:
                 raise Busy(f"volume {name} was removed a moment ago", hint="start again")
@@ -206,8 +209,8 @@ class Driver:
                 if merged.options.path is not None:
                     self.store.check_claim(merged.options.path, name=name)
                 merged = replace(merged, taken_up=rfc3339())
-                self.store.write(volume, RETAINED, merged.to_json())
-                os.rename(RETAINED, RECORD, src_dir_fd=volume, dst_dir_fd=volume)
+                self.store.write(volume, RECORD, merged.to_json())
+                os.unlink(RETAINED, dir_fd=volume)
                 os.fsync(volume)
                 os.utime(volumes)  # what a List remembers is out of date
         except NoSuchVolume:
@@ -233,11 +236,11 @@ class Driver:
                     mounts.check(parent)
             record = Record(name, dict(given), rfc3339(), made, pinned=pinned, resolved=dict(resolved))
             new, temporary = stack.enter_context(self.store.new(deadline))
-            # The record first: it says what was intended, should what follows be interrupted.
-            fds.write_file(new, RECORD, record.to_json(), durable=True)
             if path is None:
                 data = fds.make_dir(new, DATA)
             else:
+                # The record first: it says what was intended, should what follows be interrupted.
+                fds.write_file(new, RECORD, record.to_json(), durable=True)
                 data = fds.make_dir(parent, last) if made else self.store.open_data(new, record)
             with fds.held(data):
                 # An adopted directory is mended when the volume is there: only then can an interruption be.
@@ -245,8 +248,11 @@ class Driver:
                     want = Want.of(options, self.labels, adopted=False).first()
                     found = Found.at(data, self.labels)
                     apply(data, plan(found, want, self.labels), found, want, self.labels)
+                if path is None:  # the record last: on ext4 and XFS its fsync brings all of it along, in one commit
+                    fds.write_file(new, RECORD, record.to_json(), durable=True)
+                if not record.adopted:
+                    os.fsync(data)  # on btrfs only this brings it along
                 if made:
-                    os.fsync(data)
                     os.fsync(parent)
             self.store.appear(temporary, name)
         return record.adopted
@@ -282,6 +288,7 @@ class Driver:
                 record = self.store.read(name)
             except NoSuchVolume:
                 if self._removed.get(name, -60.0) > time.monotonic() - 60 or trash.removed_lately(self.store, name):
+                    self.store.sync(name)
                     return
                 raise
             self.passes.cancel(name)
@@ -501,10 +508,7 @@ def _merge(record: Record, given: Mapping[str, str], unset: tuple[str, ...], res
         Invalid: the result is contradictory.
         Conflict: its path would be another.
     """
-    kept = dict(record.given)
-    if not {"path", ALIAS}.isdisjoint({*given, *unset}):  # one option by two names
-        kept.pop(path_key(kept), None)
-    merged = {key: value for key, value in {**kept, **given}.items() if key not in unset}
+    merged = {key: value for key, value in _over(record.given, given, unset).items() if key not in unset}
     if "image" not in merged or ("image" in given and "at" not in given):
         merged.pop("at", None)  # it says where in that image
     if "image" not in given:
@@ -518,6 +522,13 @@ def _merge(record: Record, given: Mapping[str, str], unset: tuple[str, ...], res
             hint="remove the volume (its path directory stays) and create it with the new path",
         )
     return changed
+
+
+def _over(kept: Mapping[str, str], given: Mapping[str, str], unset: tuple[str, ...] = ()) -> dict[str, str]:
+    """The options *given*, and those *kept* that they leave; path goes by two names, in *unset* too."""
+    if not {"path", ALIAS}.isdisjoint({*given, *unset}):
+        kept = {key: value for key, value in kept.items() if key != path_key(kept)}
+    return {**kept, **given}
 
 
 def _foreign(data: int, want: Want) -> list[str]:

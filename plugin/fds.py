@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import stat
 import struct
@@ -26,6 +27,7 @@ _FLOCK = "hhqqi4x"
 # An entry that is gone, or is something else by now: its new state is its owner's business, or the next look's.
 CHANGED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 TEMPORARY = "."  # what begins with it is an interrupted step's; no volume or trash entry does
+_TEMPORARY_NAME = re.compile(r"\.new-[0-9a-f]{16}", re.ASCII)
 
 
 @contextlib.contextmanager
@@ -261,6 +263,11 @@ def replace_file(dirfd: int, name: str, data: bytes, *, scratch: int, durable: b
 def temporary_name() -> str:
     """A name that no volume and no trash entry can have."""
     return f"{TEMPORARY}new-{secrets.token_hex(8)}"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether *name* is one that `temporary_name` gives."""
+    return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
+EXT4_SUPER_MAGIC = 0xEF53  # of ext2 and ext3, too
+XFS_SUPER_MAGIC = 0x58465342
 FS_IOC_GETFLAGS = 0x80000000 | struct.calcsize("l") << 16 | 0x6601  # elsewhere than on mips, powerpc and sparc
 FS_IOC_SETFLAGS = 0x40000000 | struct.calcsize("l") << 16 | 0x6602
 FS_IMMUTABLE_FL = 0x10
@@ -81,6 +83,20 @@ def fchown(fd: int, uid: int, gid: int) -> None:
     """
     if _libc.fchownat(fd, b"", ctypes.c_uint32(uid & 0xFFFFFFFF), ctypes.c_uint32(gid & 0xFFFFFFFF), AT_EMPTY_PATH):
         _raise()
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): everything on the file system that *fd* is on is on disk on return."""
+    if _libc.syncfs(ctypes.c_int(fd)):
+        _raise()
+
+
+def file_system(fd: int) -> int:
+    """The kind of file system that *fd* is on, a number of statfs(2)."""
+    found = (ctypes.c_long * 32)()  # a struct statfs, of which this is the first field, has 15
+    if _libc.fstatfs(ctypes.c_int(fd), found):
+        _raise()
+    return int(found[0])
 
 
 def open_tree(fd: int, flags: int) -> int:

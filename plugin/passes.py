@@ -164,7 +164,8 @@ class Passes:
             finish: called at the end, with no lock held; what it raises is the pass's failure.
 
         Raises:
-            Busy: the server is stopping.
+            Busy: the server is stopping, or no thread can be started.
+            OSError: EMFILE and the like.
         """
         with self._guard:
             if found := self._running.get(name):
@@ -172,11 +173,23 @@ class Passes:
             if self._stopped:
                 raise Busy("hostprep is stopping", hint="the pass goes on when it is back; start again then")
             begun = self._running[name] = Pass(name)
-        volume, data = os.dup(volume), os.dup(data)
-        thread = threading.Thread(
-            target=self._run, args=(begun, volume, data, order, finish), name=f"pass {name}", daemon=True
-        )
-        thread.start()
+        try:
+            with contextlib.ExitStack() as undo:
+                volume = os.dup(volume)
+                undo.callback(os.close, volume)
+                data = os.dup(data)
+                undo.callback(os.close, data)
+                arguments = (begun, volume, data, order, finish)
+                threading.Thread(target=self._run, args=arguments, name=f"pass {name}", daemon=True).start()
+                undo.pop_all()
+        except (OSError, RuntimeError) as exc:
+            with self._guard:
+                del self._running[name]
+            begun.failure = in_words(exc)
+            begun.over.set()
+            if isinstance(exc, RuntimeError):
+                raise Busy(f"preparing {name} cannot begin: {exc}", hint="its limit of processes is reached") from None
+            raise
         return begun
 
     def runs_elsewhere(self, name: str) -> bool:

@@ -179,7 +179,7 @@ def _is_empty(root: int) -> bool:
             with fds.held(fds.open_dir(root, name)) as part:
                 if set(os.listdir(part)) - {"held"}:
                     return False
-        elif name != "lost+found" and not name.startswith(fds.TEMPORARY + "new-"):
+        elif name != "lost+found" and not fds.is_temporary(name):
             return False
     return True
 
@@ -193,5 +193,8 @@ def _make_root(root: int) -> None:
         fds.locked(locks, "init", deadline=time.monotonic() + 10),
     ):
         if not fds.exists(root, MARKER):
+            for left in filter(fds.is_temporary, os.listdir(root)):  # by one that was interrupted here
+                os.unlink(left, dir_fd=root)
+            os.fsync(root)  # on btrfs the marker would not bring the parts along
             marker = json.dumps({"format": FORMAT, "id": os.urandom(16).hex()}).encode() + b"\n"
             fds.replace_file(root, MARKER, marker, scratch=root, durable=True)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +40,8 @@ _THREADS: Final = 64  # 24 may wait for passes (readiness.py), 24 for an engine 
 _LINGER: Final = 5  # ms that a connection stays on its thread after an answer
 _LAST: Final = 0.2  # seconds that a connection stays open at the end
 _READ: Final = 30  # seconds that a client may take to send the rest of a request
+_TOGETHER: Final = 65536  # bytes of an answer that leave with its head
+_PAUSE: Final = 0.05  # seconds before a connection that could not be accepted is tried again
 _PURGE_EVERY: Final = 60.0  # seconds
 _BACKLOG: Final = 1024
 _MEDIA_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"  # as in wire, which is not to be imported yet
@@ -167,6 +170,7 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
     path: str
     """Where the socket is; empty where it is systemd's."""
     _made: os.stat_result | None = None
+    _refused = False
 
     def init_signals(self) -> None:
         super().init_signals()
@@ -178,6 +182,27 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
     def is_parent_alive(self) -> bool:
         return True  # there is no arbiter: who started this process may go
 
+    def accept(self, listener: Any) -> None:
+        """Accept who has connected; where no descriptor is left they wait, and this server does not end for it."""
+        try:
+            super().accept(listener)
+        except OSError as exc:
+            if not self._refused:
+                log.error("no connection can be accepted: %s", exc.strerror)
+            self._refused = True
+            time.sleep(_PAUSE)  # it is asked again at once
+        else:
+            self._refused = False
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Give a request to a thread; where none is free and none can be started, its sender gets no answer."""
+        try:
+            super().enqueue_req(conn)
+        except RuntimeError as exc:
+            log.error("request not served: %s", exc)
+            self.nr_conns -= 1
+            conn.close()
+
     def handle(self, conn: Any) -> Any:
         # Idle connections wait in the poller; who began a request has to go on with it.
         conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _READ, 0))
@@ -186,6 +211,7 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
         if not conn.initialized and not poll.poll(_LINGER):
             # gunicorn would wait 5 s here: who connects and says nothing uses up no thread either.
             return getattr(gunicorn.workers.gthread, "_DEFER", False)
+        conn.data_ready = True  # or gunicorn would look itself, with a descriptor of its own for it
         while (kept := super().handle(conn)) is True and self.alive:
             if not poll.poll(_LINGER):
                 break
@@ -259,7 +285,9 @@ class _InOnePiece:
             self._head = data
             return
         head, self._head = self._head, b""
-        self._sock.sendall(head + data)
+        self._sock.sendall(head + data[:_TOGETHER])
+        if len(data) > _TOGETHER:  # a long List is not copied
+            self._sock.sendall(memoryview(data)[_TOGETHER:])
 
     def flush(self) -> None:
         """Send a head that no body follows."""
@@ -297,6 +325,12 @@ class _Log(logging.LoggerAdapter[logging.Logger]):
 
     def access(self, *_: object) -> None:
         """Nothing."""
+
+    def exception(self, msg: object, *args: object, **_: Any) -> None:
+        """What is caught at this moment, in one line as every event."""
+        exc = sys.exc_info()[1]
+        told = in_words(exc) if isinstance(exc, OSError) else "".join(traceback.format_exception(exc))
+        self.error(f"{msg}: %s", *args, printable(told))
 
     def close_on_exec(self) -> None:
         """Nothing: standard error is passed on."""

@@ -1,13 +1,14 @@
 """Volumes on disk: one directory each, made, changed and taken away by one rename each.
 
-    volumes/<name>/volume.json  the record; retained.json once it was removed with on_remove=retain
+    volumes/<name>/volume.json  the record; retained.json once it was removed with on_remove=retain; both: live
     volumes/<name>/_data/       what the container sees
     volumes/<name>/pass.json    a pass over the tree that is not finished
     volumes/.new-*              what an interrupted step left; swept at start, as in locks/
 
 The server and the command line work on one root at the same time, so nothing is remembered that a cheap look at the
-disk does not confirm. What is answered as done has been fsynced: on ext4, XFS and btrfs, which keep the order of
-changes to names, a synced file brings the names made before it along, and a synced directory the renames in it.
+disk does not confirm. What is answered as done has been fsynced: a synced file or directory brings its own names along
+(ext4, XFS and btrfs), and a synced directory the renames in it; on ext4 and XFS, whose journal keeps the order of all
+changes, whatever was changed before, too. docs/reliability.md says how that is tried.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Store(Root):
         self._order: list[str] = []
         self._turn = 0
         self._guard = threading.Lock()  # of the caches only; never held over a call that waits
+        self._reading = threading.Lock()  # of who reads all records, lest twenty do so at once
 
     # -- volumes -------------------------------------------------------------------------------------------------
 
@@ -267,6 +269,14 @@ class Store(Root):
             os.rename(temporary, name, src_dir_fd=volumes, dst_dir_fd=volumes)
             os.fsync(volumes)
 
+    def sync(self, name: str) -> None:
+        """Have on disk how things are with *name*, before what somebody did who may have been killed is confirmed."""
+        for part in ("trash", "volumes"):
+            with self.part(part) as directory:
+                os.fsync(directory)
+        with contextlib.suppress(NoSuchVolume), self.volume(name) as volume:
+            os.fsync(volume)
+
     def disappear(self, name: str) -> None:
         """Take back a volume that was made a moment ago and holds nothing of its own (`path`), leaving no trace."""
         with self.lock(_STEPS, time.monotonic() + 10, shared=True), self.part("volumes") as volumes:
@@ -319,33 +329,50 @@ class Store(Root):
             Unreadable: the root cannot be read.
         """
         with self.part("volumes") as volumes:
-            st = os.fstat(volumes)
-            now = (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_ctime_ns)
-            with self._guard:
-                if now == self._listed and not self._changed(volumes):
-                    return self._listing
-            settled = time.time_ns() - st.st_mtime_ns > _SETTLED
-            signatures: dict[str, _Signature | None] = {}
-            listing: list[tuple[str, str | None]] = []
-            for name in _names(volumes):
-                signatures[name] = signature = _sign_in(volumes, name)
-                settled = settled and (signature is None or _settled(signature))
-                with contextlib.suppress(NoSuchVolume):
-                    try:
-                        listing.append((name, self.mountpoint(self.read(name))))
-                    except Unreadable as exc:
-                        log.warning("%s", printable(str(exc)))
-                        listing.append((name, None))
-            with self._guard:
-                self._listing, self._signatures, self._order = tuple(listing), signatures, list(signatures)
-                self._turn = 0
-                self._listed = now if settled else ()
+            if (kept := self._kept(volumes)) is not None:
+                return kept
+            with self._reading:
+                return self._list(volumes)
+
+    def _kept(self, volumes: int) -> Listing | None:
+        """The last listing, if it is still true."""
+        now = _stamp(os.fstat(volumes))
+        with self._guard:
+            if now == self._listed and not self._changed(volumes):
                 return self._listing
+            self._listed = ()  # or the next look, at other volumes, would find nothing changed
+            return None
+
+    def _list(self, volumes: int) -> Listing:
+        if (kept := self._kept(volumes)) is not None:  # another has read them meanwhile
+            return kept
+        st = os.fstat(volumes)
+        settled = time.time_ns() - st.st_mtime_ns > _SETTLED
+        signatures: dict[str, _Signature | None] = {}
+        listing: list[tuple[str, str | None]] = []
+        for name in _names(volumes):
+            signatures[name] = signature = _sign_in(volumes, name)
+            settled = settled and (signature is None or _settled(signature))
+            with contextlib.suppress(NoSuchVolume):
+                try:
+                    listing.append((name, self.mountpoint(self.read(name))))
+                except Unreadable as exc:
+                    log.warning("%s", printable(str(exc)))
+                    listing.append((name, None))
+        with self._guard:
+            self._listing, self._signatures, self._order = tuple(listing), signatures, list(signatures)
+            self._turn = 0
+            self._listed = _stamp(st) if settled else ()
+            return self._listing
 
     def _changed(self, volumes: int) -> bool:
         looked = self._order[self._turn : self._turn + _EXACT]
         self._turn = 0 if self._turn + _EXACT >= len(self._order) else self._turn + _EXACT
         return any(_sign_in(volumes, name) != self._signatures[name] for name in looked)
+
+
+def _stamp(st: os.stat_result) -> tuple[int, ...]:
+    return (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_ctime_ns)
 
 
 def _sign(volume: int) -> _Signature:

@@ -6,6 +6,7 @@ Why at all: `podman volume prune` removes every volume that List names, `docker 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from . import fds, tree
-from .errors import Conflict, Invalid, NoSuchVolume, Unreadable, printable
+from .errors import Busy, Conflict, Invalid, NoSuchVolume, Unreadable, printable
 from .record import LIMIT, Record
 from .store import PATHS, RECORD, RETAINED, Store
 
@@ -45,14 +46,39 @@ class Removed:
 
 def discard(store: Store, name: str) -> str:
     """Move the volume *name*, whose lock is held, to the trash, durably, and return the entry's id."""
-    # The eight digits are the nanoseconds: ids sort by time within a second too, and restore takes the newest.
-    now = time.time_ns()
-    entry = f"{_stamp(now // 10**9)}-{now % 10**9:08x}"
     with store.part("volumes") as volumes, store.part("trash") as trash:
-        os.rename(name, entry, src_dir_fd=volumes, dst_dir_fd=trash)
+        with fds.held(fds.open_dir(volumes, name)) as volume:
+            if fds.exists(volume, RECORD):
+                _forget_retained(volume)
+        entry = _rename(volumes, name, trash)
         os.fsync(trash)
         os.fsync(volumes)
     return entry
+
+
+def _rename(volumes: int, name: str, trash: int) -> str:
+    for _ in range(1000):
+        entry = _next_id(trash)
+        try:
+            os.rename(name, entry, src_dir_fd=volumes, dst_dir_fd=trash)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another was removed at this moment
+                raise
+        else:
+            return entry
+    raise Busy("too many volumes are being removed", hint="try again")
+
+
+def _next_id(trash: int) -> str:
+    """An id after all those there are, even if the clock went back: restore takes the newest.
+
+    The eight digits are the nanoseconds: ids sort by time within a second, too.
+    """
+    now = time.time_ns()
+    entry, last = f"{_stamp(now // 10**9)}-{now % 10**9:08x}", max(_ids(trash), default="")
+    if entry > last or last.endswith("f" * 8):
+        return entry
+    return f"{last[:_STAMP]}-{int(last[_STAMP + 1 :], 16) + 1:08x}"
 
 
 def entries(store: Store) -> list[Removed]:
@@ -101,13 +127,15 @@ def restore(store: Store, name: str, *, entry: str | None, new_name: str, deadli
         with store.part("trash") as trash, store.part("volumes") as volumes:
             record = replace(record, name=new_name)
             with fds.held(fds.open_dir(trash, chosen)) as volume:
-                if new_name != name or not fds.exists(volume, RECORD):  # it was retained before it came here
+                if new_name != name or fds.exists(volume, RETAINED):  # it was retained before it came here
+                    # Until it has left the trash the entry goes by its old record: an interruption changes nothing.
+                    if not fds.exists(volume, RETAINED):
+                        os.rename(RECORD, RETAINED, src_dir_fd=volume, dst_dir_fd=volume)
                     store.write(volume, RECORD, record.to_json())
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(RETAINED, dir_fd=volume)
-            os.rename(chosen, new_name, src_dir_fd=trash, dst_dir_fd=volumes)
-            os.fsync(volumes)
-            os.fsync(trash)
+                os.rename(chosen, new_name, src_dir_fd=trash, dst_dir_fd=volumes)
+                os.fsync(volumes)
+                os.fsync(trash)
+                _forget_retained(volume)
     return record
 
 
@@ -168,10 +196,16 @@ def _ids(trash: int) -> list[str]:
 
 def _record(trash: int, entry: str) -> Record | None:
     with contextlib.suppress(NotADirectoryError), fds.held(fds.open_dir(trash, entry)) as volume:
-        for file in (RECORD, RETAINED):
+        for file in (RETAINED, RECORD):  # both: a restore under another name was interrupted
             with contextlib.suppress(Unreadable, FileNotFoundError):
                 return Record.from_json(fds.read_file(volume, file, limit=LIMIT), name=None)
     return None
+
+
+def _forget_retained(volume: int) -> None:
+    """Remove what an interrupted step left beside the record. In `volumes` the record goes first, here that does."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(RETAINED, dir_fd=volume)
 
 
 def _delete(trash: int, entry: str) -> bool:

@@ -24,6 +24,7 @@ from .walk import Order, Outcome, Walk, why
 __all__ = ["Order", "Outcome", "remove", "run"]
 
 _NICE: Final = 5  # a pass can wait a little; the starts of other containers should not
+_ONE_JOURNAL: Final = frozenset({linux.EXT4_SUPER_MAGIC, linux.XFS_SUPER_MAGIC})
 _DEEP: Final = 128  # levels that a removal goes down before it moves what is there up
 
 
@@ -148,7 +149,12 @@ def main(arguments: list[str]) -> None:
     def report(done: int, estimate: int | None) -> None:
         print(json.dumps({"done": done, "estimate": estimate}), flush=True)
 
-    print(json.dumps(asdict(run(root, order, report, alone=False))), flush=True)
+    outcome = run(root, order, report, alone=False)
+    # Whoever waits has the root and the mark follow, and syncs those. One journal brings along what came before; on
+    # others (btrfs) a power cut would leave a root that is right and contents that are not, and nothing to tell.
+    if not order.dry_run and linux.file_system(root) not in _ONE_JOURNAL:
+        linux.syncfs(root)
+    print(json.dumps(asdict(outcome)), flush=True)
 
 
 def raise_open_files() -> None:

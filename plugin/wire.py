@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import struct
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -139,14 +140,16 @@ class _CachedList:
 
     def __init__(self) -> None:
         self._kept: tuple[Listing, bytes] = ((), json.dumps({"Volumes": [], "Err": ""}).encode() + b"\n")
+        self._encoding = threading.Lock()  # of ten thousand volumes, not by twenty at once
 
     def encode(self, listing: Listing) -> bytes:
-        kept, encoded = self._kept
-        if kept is not listing:
-            shown = [{"Name": n, **({"Mountpoint": m} if m is not None else {})} for n, m in listing]
-            encoded = json.dumps({"Volumes": shown, "Err": ""}, separators=(",", ":")).encode() + b"\n"
-            self._kept = (listing, encoded)
-        return encoded
+        with self._encoding:
+            kept, encoded = self._kept
+            if kept is not listing:
+                shown = [{"Name": n, **({"Mountpoint": m} if m is not None else {})} for n, m in listing]
+                encoded = json.dumps({"Volumes": shown, "Err": ""}, separators=(",", ":")).encode() + b"\n"
+                self._kept = (listing, encoded)
+            return encoded
 
 
 def _body() -> dict[str, Any]:

@@ -356,6 +356,13 @@ class TestRetain:
         assert driver.get("mongo")["Status"]["options"] == {"uid": "185", "gid": "998", "on_remove": "retain"}
         assert owner(retained) == owner(retained / "a") == (185, 998)
 
+    def test_create_again(self, driver: Driver, retained: Path) -> None:
+        """The engine repeats a Create that it got no answer to: equal options succeed then, others do not."""
+        driver.create("mongo", {"uid": "185"}, soon())
+        driver.create("mongo", {"uid": "185"}, soon())
+        with pytest.raises(Conflict, match="uid is 185, asked for 186"):
+            driver.create("mongo", {"uid": "186"}, soon())
+
     def test_the_time_of_creation(self, driver: Driver, host: Host) -> None:
         """CreatedAt is that of the data."""
         driver.create("mongo", {"on_remove": "retain"}, soon())

@@ -53,9 +53,17 @@ class TestRoot:
         open_driver().create("mongo", {}, soon())
 
     def test_an_interrupted_making(self, open_driver: OpenDriver, host: Host) -> None:
-        """A root whose making was interrupted is made again."""
-        make_tree(host.root.parent, "dir root/locks", "file root/locks/held", "file root/.new-0123", "dir root/volumes")
+        """A root whose making was interrupted is made again, and nothing of that is left."""
+        left = "file root/.new-0123456789abcdef"
+        make_tree(host.root.parent, "dir root/locks", "file root/locks/held", left, "dir root/volumes")
         open_driver().create("mongo", {}, soon())
+        assert sorted(os.listdir(host.root)) == ["hostprep.json", "locks", "mounts", "trash", "volumes"]
+
+    def test_somebodys_file(self, host: Host) -> None:
+        """A file with a name that only looks like one of hostprep's is somebody's: refused, and left as it is."""
+        make_tree(host.root.parent, "dir root 0:0 700", "file root/.new-year")
+        assert "not empty" in refused(host)
+        assert os.listdir(host.root) == [".new-year"]
 
     def test_again(self, open_driver: OpenDriver, host: Host) -> None:
         """The marker is made once."""

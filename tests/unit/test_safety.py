@@ -1,4 +1,4 @@
-"""What docs/safety.md and docs/swarm.md promise names tests that are there."""
+"""What docs/safety.md, docs/swarm.md and docs/reliability.md promise names tests that are there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def defined_in(module: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(("page", "least"), [("safety.md", 41), ("swarm.md", 10)])
+@pytest.mark.parametrize(("page", "least"), [("safety.md", 41), ("swarm.md", 10), ("reliability.md", 16)])
 def test_every_test_that_is_named_is_there(page: str, least: int) -> None:
     """Each promise names tests, and each of them exists."""
     text = (REPOSITORY / "docs" / page).read_text()

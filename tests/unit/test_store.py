@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable
 
 import pytest
 
@@ -14,10 +11,9 @@ from plugin import fds
 from plugin.driver import Driver
 from plugin.errors import Invalid
 from plugin.options import check_name
-from plugin.settings import Settings
 
 from .conftest import OpenDriver
-from .host import REPOSITORY, Host, owner, soon
+from .host import Host, soon
 from .trees import make_tree
 
 pytestmark = pytest.mark.root
@@ -98,121 +94,6 @@ class TestSweep:
         driver.store.sweep()
         assert os.listdir(host.srv / "a") == ["volume.json"]
         assert host.left_in_volumes() == []
-
-
-class TestCrash:
-    """A process that dies between any two system calls leaves the old state or the new one, never half."""
-
-    SCRIPT = """
-import os, sys
-from plugin import linux
-from plugin.driver import Driver
-from plugin.settings import Settings
-left = int(sys.argv[1])
-driver = Driver.open(Settings.read(os.environ), create=True)
-def counting(call):
-    def counted(*args, **kwargs):
-        global left
-        left -= 1
-        if left < 0: os._exit(9)
-        return call(*args, **kwargs)
-    return counted
-for name in ("mkdir", "open", "write", "fsync", "fchmod", "rename", "utime", "unlink", "rmdir"):
-    setattr(os, name, counting(getattr(os, name)))
-linux.fchown = counting(linux.fchown)
-import time
-exec(sys.argv[2])
-os._exit(0)
-"""
-
-    def crash_at_every_step(self, host: Host, code: str, before: str, check: Callable[[Driver, bool], None]) -> int:
-        """Run *code* after *before*, dying after ever more steps, and check each time; returns the number of steps."""
-        for steps in range(200):
-            subprocess.run(["rm", "-rf", host.root, host.srv], check=True)
-            host.srv.mkdir()
-            driver = Driver.open(Settings.read(host.environ), create=True)
-            exec(before, {"driver": driver, "soon": soon, "host": host})  # noqa: S102
-            done = subprocess.run(
-                [sys.executable, "-c", self.SCRIPT, str(steps), code],
-                cwd=REPOSITORY,
-                env=host.process_environ(),
-                check=False,
-            )
-            driver = Driver.open(Settings.read(host.environ), create=True)
-            driver.store.sweep()
-            check(driver, done.returncode == 0)
-            if done.returncode == 0:
-                return steps
-            assert done.returncode == 9
-        raise AssertionError("it never ended")
-
-    def test_create(self, host: Host) -> None:
-        """A Create that dies leaves a whole volume or none; the repeated Create succeeds."""
-
-        def check(driver: Driver, finished: bool) -> None:  # noqa: FBT001
-            names = [name for name, _ in driver.volumes()]
-            assert names == ["mongo"] or (names == [] and not finished)
-            assert host.left_in_volumes() == names
-            if names:
-                assert driver.get("mongo")["Status"]["ready"] is True
-            driver.create("mongo", {"uid": "184", "mode": "0750"}, soon())
-            assert owner(host.data("mongo")) == (184, 0)
-
-        code = "driver.create('mongo', {'uid': '184', 'mode': '0750'}, time.monotonic() + 9)"
-        assert self.crash_at_every_step(host, code, "", check) > 5
-
-    def test_create_by_path(self, host: Host) -> None:
-        """A Create by path that dies leaves no directory of its own behind, and never touches an adopted one's data."""
-
-        def check(driver: Driver, finished: bool) -> None:  # noqa: FBT001
-            names = [name for name, _ in driver.volumes()]
-            assert names == ["mongo"] or (names == [] and not finished)
-            assert os.listdir(host.srv) == (["db"] if names else [])
-            driver.create("mongo", {"uid": "184", "path": f"{host.srv}/db"}, soon())
-            assert owner(host.srv / "db") == (184, 0)
-
-        code = f"driver.create('mongo', {{'uid': '184', 'path': '{host.srv}/db'}}, time.monotonic() + 9)"
-        assert self.crash_at_every_step(host, code, "", check) > 5
-
-    def test_remove(self, host: Host) -> None:
-        """A Remove that dies leaves the volume or the trash entry, with the data."""
-
-        def check(driver: Driver, finished: bool) -> None:  # noqa: FBT001
-            live, trash = [name for name, _ in driver.volumes()], host.trash()
-            assert (live == ["mongo"] and not trash and not finished) or (live == [] and len(trash) == 1)
-            driver.remove("mongo", soon())
-            driver.restore("mongo", entry=None, new_name=None, deadline=soon())
-            assert (host.data("mongo") / "file").exists()
-
-        before = "driver.create('mongo', {}, soon()); (host.data('mongo') / 'file').touch()"
-        assert self.crash_at_every_step(host, "driver.remove('mongo', time.monotonic() + 9)", before, check) > 2
-
-    def test_retain_and_take_up(self, host: Host) -> None:
-        """Retaining and taking up that die leave the volume live or retained, with the data."""
-
-        def check(driver: Driver, finished: bool) -> None:  # noqa: FBT001
-            live = [name for name, _ in driver.volumes()]
-            assert len(live) + len(driver.retained_volumes()) == 1
-            driver.create("mongo", {}, soon())
-            assert (host.data("mongo") / "file").exists()
-            assert driver.get("mongo")["Status"]["options"]["on_remove"] == "retain"
-
-        made = "driver.create('mongo', {'on_remove': 'retain'}, soon()); (host.data('mongo') / 'file').touch()"
-        assert self.crash_at_every_step(host, "driver.remove('mongo', time.monotonic() + 9)", made, check) > 2
-        removed = made + "; driver.remove('mongo', soon())"
-        code = "driver.create('mongo', {'uid': '184'}, time.monotonic() + 9)"
-        assert self.crash_at_every_step(host, code, removed, check) > 2
-
-    def test_apply(self, host: Host) -> None:
-        """An apply that dies leaves the old options or the new ones."""
-
-        def check(driver: Driver, finished: bool) -> None:  # noqa: FBT001
-            uid = driver.get("mongo")["Status"]["options"]["uid"]
-            assert uid == "185" or (uid == "184" and not finished)
-
-        before = "driver.create('mongo', {'uid': '184'}, soon())"
-        code = "driver.change('mongo', {'uid': '185'}, (), time.monotonic() + 9)"
-        assert self.crash_at_every_step(host, code, before, check) > 2
 
 
 def test_what_is_promised_is_synced(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:

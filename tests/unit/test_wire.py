@@ -691,6 +691,17 @@ class TestList:
                 assert change(name) == OK
                 assert len(docker.names()) == expected
 
+    def test_by_many_at_once(self, docker: Docker, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of many that ask at once one reads the records, and the others wait for what it finds."""
+        for number in range(20):
+            docker.created(f"v{number}")
+        time.sleep(0.1)
+        reads: list[str] = []
+        read = driver.store.read
+        monkeypatch.setattr(driver.store, "read", lambda name: (reads.append(name), time.sleep(0.001), read(name))[2])
+        assert in_parallel(8, lambda _: docker("List")) == [docker("List")] * 8
+        assert len(reads) == 20
+
     def test_more_than_the_few_looked_at_again(self, docker: Docker, host: Host) -> None:
         """With many volumes too, one that comes or goes is seen at once, a damaged one within a few Lists."""
         for number in range(70):
