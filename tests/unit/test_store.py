@@ -131,7 +131,7 @@ os._exit(0)
             subprocess.run(["rm", "-rf", host.root, host.srv], check=True)
             host.srv.mkdir()
             driver = Driver.open(Settings.read(host.environ), create=True)
-            exec(before, {"driver": driver, "soon": soon, "host": host})  # noqa: S102
+            exec(before, {"driver": driver, "soon": soon, "host": host})  # noqa: S102  # the test's own words
             done = subprocess.run(
                 [sys.executable, "-c", self.SCRIPT, str(steps), code],
                 cwd=REPOSITORY,
