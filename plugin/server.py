@@ -213,8 +213,15 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
             client.sendall(f"{head}Content-Type: {_MEDIA_TYPE}\r\n\r\n".encode() + body)
 
     def _cap_keepalive(self, deadline: float) -> None:
-        # At its end gunicorn gives idle connections two seconds more, in which nobody else could answer.
-        super()._cap_keepalive(min(deadline, time.monotonic() + _LAST))
+        # At its end gunicorn gives idle connections two seconds more, in which nobody else could answer, and those on
+        # which nothing was ever said, of which an engine keeps some too, all the time that a request may take.
+        deadline = min(deadline, time.monotonic() + _LAST)
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        super().wait_for_and_dispatch_events(timeout if self.alive else min(timeout, _LAST))
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         self.remove_socket()  # at once: who comes now is to wait for the next server

@@ -230,6 +230,20 @@ class TestEnd:
             assert server.terminate() == 0
             assert time.monotonic() - before < 5
 
+    def test_with_silent_connections(self, host: Host, server: Server) -> None:
+        """Nor do those on which nothing was ever said: an engine that many ask at once keeps some."""
+        with contextlib.ExitStack() as stack:
+            for _ in range(5):
+                silent = stack.enter_context(socket.socket(socket.AF_UNIX))
+                silent.connect(str(host.socket))
+            with contextlib.closing(server.connect()) as connection:
+                for _ in range(20):  # by now all are back with the poller
+                    connection.ask("/VolumeDriver.List")
+            time.sleep(0.2)
+            before = time.monotonic()
+            assert server.terminate() == 0
+            assert time.monotonic() - before < 5
+
     def test_requests_under_way_are_answered(self, host: Host, server: Server) -> None:
         """SIGTERM during many requests: every one that was sent gets its whole answer, or finds no server."""
         answers: list[int] = []
