@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import gunicorn.config
 import gunicorn.systemd
+import gunicorn.util
 import gunicorn.workers.gthread
 
 from . import trash
@@ -36,7 +37,7 @@ log = logging.getLogger("hostprep")
 
 _THREADS: Final = 64  # 24 may wait for passes (readiness.py), 24 for an engine (driver.py)
 _LINGER: Final = 5  # ms that a connection stays on its thread after an answer
-_LAST: Final = 0.2  # seconds that idle connections stay open at the end
+_LAST: Final = 0.2  # seconds that a connection stays open at the end
 _READ: Final = 30  # seconds that a client may take to send the rest of a request
 _PURGE_EVERY: Final = 60.0  # seconds
 _BACKLOG: Final = 1024
@@ -188,6 +189,10 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
         while (kept := super().handle(conn)) is True and self.alive:
             if not poll.poll(_LINGER):
                 break
+        if not kept:
+            # gunicorn would wait for the client's own end in the poller's thread, and nobody be served meanwhile.
+            gunicorn.util.close_graceful(conn.sock, _LAST)
+            conn.close = lambda graceful=False: None
         return kept
 
     def handle_request(self, req: Any, conn: Any) -> Any:

@@ -531,6 +531,17 @@ class TestWire:
             assert server("Create", Name="mongo") == OK
             assert time.monotonic() - before < 5
 
+    def test_connections_that_are_not_closed(self, server: Server) -> None:
+        """Twenty clients that are answered, are to close the connection, and do not, keep nobody waiting."""
+        with contextlib.ExitStack() as stack:
+            for _ in range(20):
+                kept = stack.enter_context(socket.socket(socket.AF_UNIX))
+                kept.connect(str(server.socket))
+                kept.sendall(b"GARBAGE\r\n\r\n")
+            before = time.monotonic()
+            assert server("Create", Name="mongo") == OK
+            assert time.monotonic() - before < 5
+
 
 class TestParallel:
     def test_other_volumes_during_a_pass(self, host: Host) -> None:
