@@ -7,18 +7,19 @@ arbiter would do, starting a dead worker anew and keeping the socket meanwhile, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import re
 import select
 import signal
 import socket
 import stat
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +39,11 @@ log = logging.getLogger("hostprep")
 _THREADS: Final = 64  # 24 may wait for passes (readiness.py), 24 for an engine (driver.py)
 _LINGER: Final = 5  # ms that a connection stays on its thread after an answer
 _LAST: Final = 0.2  # seconds that a connection stays open at the end
-_READ: Final = 30  # seconds that a client may take to send the rest of a request
+_READ: Final = 30  # seconds that a client may take to send the rest of a request, or to read the rest of an answer
+_READ_AT_THE_END: Final = 2  # seconds, once the server is to stop
+_SLOW: Final = 8  # clients at once that may make a thread wait for their bytes
+_PEEKED: Final = 8192  # bytes; an engine's requests have some hundred
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*0*([0-9]*)", re.IGNORECASE)
 _PURGE_EVERY: Final = 60.0  # seconds
 _BACKLOG: Final = 1024
 _MEDIA_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"  # as in wire, which is not to be imported yet
@@ -168,6 +173,11 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
     """Where the socket is; empty where it is systemd's."""
     _made: os.stat_result | None = None
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._slow = threading.BoundedSemaphore(_SLOW)
+        self._waited_for: dict[socket.socket, tuple[float, int]] = {}
+
     def init_signals(self) -> None:
         super().init_signals()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -179,14 +189,12 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
         return True  # there is no arbiter: who started this process may go
 
     def handle(self, conn: Any) -> Any:
-        # Idle connections wait in the poller; who began a request has to go on with it.
-        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _READ, 0))
         poll = select.poll()
         poll.register(conn.sock, select.POLLIN)
         if not conn.initialized and not poll.poll(_LINGER):
             # gunicorn would wait 5 s here: who connects and says nothing uses up no thread either.
             return getattr(gunicorn.workers.gthread, "_DEFER", False)
-        while (kept := super().handle(conn)) is True and self.alive:
+        while (kept := self._answer(conn)) is True and self.alive:
             if not poll.poll(_LINGER):
                 break
         if not kept:
@@ -195,8 +203,47 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
             conn.close = lambda graceful=False: None
         return kept
 
+    def _answer(self, conn: Any) -> Any:
+        """Answer one request. Who has sent only a part of it may take up a thread if not too many others do."""
+        if not _is_whole(conn.sock):
+            time.sleep(_LINGER / 1000)
+            if not _is_whole(conn.sock):
+                with contextlib.suppress(BrokenPipeError), self._waiting_for(conn.sock, socket.SHUT_RD):
+                    return super().handle(conn)
+                return False
+        return super().handle(conn)
+
+    @contextlib.contextmanager
+    def _waiting_for(self, sock: socket.socket, how: int) -> Iterator[None]:
+        """Do what may wait for a client's bytes, or for him to take some; after _READ seconds he is cut off (*how*).
+
+        Raises:
+            BrokenPipeError: too many are waited for already. gunicorn takes it for a client that went away.
+        """
+        if not self._slow.acquire(blocking=False):
+            raise BrokenPipeError(errno.EPIPE, "too many clients are slow")
+        before = self._waited_for.get(sock)
+        self._waited_for[sock] = time.monotonic(), how
+        try:
+            yield
+        finally:
+            if before is None:
+                del self._waited_for[sock]
+            else:
+                self._waited_for[sock] = before
+            self._slow.release()
+
+    def notify(self) -> None:
+        """Called every second or sooner, by gunicorn's main loop."""
+        super().notify()
+        longest = _READ if self.alive else _READ_AT_THE_END
+        for sock, (since, how) in list(self._waited_for.items()):
+            if time.monotonic() > since + longest:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(how)
+
     def handle_request(self, req: Any, conn: Any) -> Any:
-        sock, conn.sock = conn.sock, _InOnePiece(conn.sock)
+        sock, conn.sock = conn.sock, _InOnePiece(conn.sock, self._waiting_for)
         try:
             kept = super().handle_request(req, conn)
             conn.sock.flush()
@@ -240,6 +287,21 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
                 os.unlink(self.path)
 
 
+def _is_whole(sock: socket.socket) -> bool:
+    """Whether a whole request is there, so that nobody has to wait for the rest; or the end of the connection."""
+    try:
+        data = sock.recv(_PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    head, end, body = data.partition(b"\r\n\r\n")
+    if not end or b"\r\ntransfer-encoding:" in head.lower():
+        return not data
+    length = _LENGTH.search(head)
+    return length is None or (len(length[1]) < 9 and len(body) >= int(length[1] or b"0"))
+
+
 class _InOnePiece:
     """A connection on which the head of an answer waits for the body.
 
@@ -247,8 +309,9 @@ class _InOnePiece:
     to its user that is an "unexpected EOF".
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, waiting_for: Callable[[socket.socket, int], Any]) -> None:
         self._sock = sock
+        self._waiting_for = waiting_for
         self._head = b""
 
     def __getattr__(self, name: str) -> Any:
@@ -259,7 +322,14 @@ class _InOnePiece:
             self._head = data
             return
         head, self._head = self._head, b""
-        self._sock.sendall(head + data)
+        data = head + data
+        try:
+            sent = self._sock.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):
+            with self._waiting_for(self._sock, socket.SHUT_RDWR):
+                self._sock.sendall(data[sent:])
 
     def flush(self) -> None:
         """Send a head that no body follows."""
