@@ -1,9 +1,11 @@
-"""What docs/safety.md promises names tests that are there."""
+"""What docs/safety.md and docs/threat-model.md promise names tests that are there."""
 
 from __future__ import annotations
 
 import ast
 import re
+
+import pytest
 
 from .host import REPOSITORY
 
@@ -11,19 +13,21 @@ _NAMED = re.compile(r"`(test_\w+\.py)::([\w:]+)`")
 
 
 def defined_in(module: str) -> set[str]:
-    """The tests of a module as pytest calls them, `test_it` and `TestThing::test_it`."""
-    (file,) = (REPOSITORY / "tests").glob(f"*/{module}")
-    tree = ast.parse(file.read_text())
-    found = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}::{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
+    """The tests of a module, or of several of that name, as pytest calls them, `test_it` and `TestThing::test_it`."""
+    found: set[str] = set()
+    for file in (REPOSITORY / "tests").glob(f"*/{module}"):
+        tree = ast.parse(file.read_text())
+        found |= {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                found |= {f"{node.name}::{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
     return found
 
 
-def test_every_test_that_is_named_is_there() -> None:
-    """Each promise in docs/safety.md names tests, and each of them exists."""
-    text = (REPOSITORY / "docs" / "safety.md").read_text()
+@pytest.mark.parametrize("document", ["safety.md", "threat-model.md"])
+def test_every_test_that_is_named_is_there(document: str) -> None:
+    """Each promise in these documents names tests, and each of them exists."""
+    text = (REPOSITORY / "docs" / document).read_text()
     named = _NAMED.findall(text)
     assert len(named) > 40
     assert len(named) == text.count("test_") - text.count("::test_")  # none is spelled in another way
