@@ -67,9 +67,9 @@ class State:
                 yield self._create(name, dict(operation.given))
                 # The options with which a volume was taken up went over its own. Sent again they may count as equal.
                 given = dict(operation.given)
-                if volume is not None and volume.taken_up and not _wrong(given):
-                    if given != volume.options and volume.options | given == volume.options:
-                        yield OK, self
+                own = volume.options if volume is not None and volume.taken_up and not _wrong(given) else given
+                if given != own and own | given == own:
+                    yield OK, self
             case "remove":
                 if volume is not None:
                     yield OK, self._remove(name, volume)

@@ -453,8 +453,8 @@ def run_histories(seconds: float, number: int) -> int:
     """
     end = time.monotonic() + seconds
     chosen = settings(
-        max_examples=4,
-        stateful_step_count=20,
+        max_examples=3,
+        stateful_step_count=15,
         deadline=None,
         database=None,
         print_blob=True,
