@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import resource
 import statistics
 import threading
@@ -24,6 +25,7 @@ from .client import OPTIONS, Docker
 CLIENTS = 4
 AGAIN = 8  # times that a user tries again
 KILLING = 0.6  # of the time; then one server lives to the end, so that what it leaks is seen
+_ANY_NAME = re.compile(r"\b[cs]?s[0-9]x[0-9]+\b|\bkept[0-9]\b|[0-9a-f]{12,}")
 KINDS = ("own", "own", "path", "home", "retain", "run")
 
 
@@ -39,6 +41,7 @@ class Figures:
     restarted: int = 0
     told: int = 0
     """Commands that failed, with a reason, and succeeded when they were tried again."""
+    reasons: set[str] = field(default_factory=set)
     lost: int = 0
     shadowed: int = 0
     descriptors: tuple[int, int] = (0, 0)
@@ -50,7 +53,9 @@ class Figures:
 
     def lines(self) -> Iterator[str]:
         for key, value in asdict(self).items():
-            if not isinstance(value, list):
+            if isinstance(value, set):
+                yield from (f"{'':<12} {each}" for each in sorted(value))
+            elif not isinstance(value, list):
                 yield f"{key:<12} {value}"
             elif len(value) > 1:
                 p50, p99 = statistics.median(value), statistics.quantiles(value, n=100)[98]
@@ -192,6 +197,7 @@ class Soak:
                 with self._guard:
                     self.figures.told += 1
                 self._expected(str(exc))
+                self.figures.reasons.add(_ANY_NAME.sub("…", str(exc).strip().rpartition("daemon: ")[2])[:160])
                 time.sleep(0.3)
         raise AssertionError
 
