@@ -41,6 +41,7 @@ _LINGER: Final = 5  # ms that a connection stays on its thread after an answer
 _LAST: Final = 0.2  # seconds that a connection stays open at the end
 _READ: Final = 30  # seconds that a client may take to send the rest of a request, or to read the rest of an answer
 _READ_AT_THE_END: Final = 2  # seconds, once the server is to stop
+_PARTS: Final = 0.1  # seconds in which the parts of a request come that was sent at once
 _SLOW: Final = 8  # clients at once that may make a thread wait for their bytes
 _PEEKED: Final = 8192  # bytes; an engine's requests have some hundred
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*0*([0-9]*)", re.IGNORECASE)
@@ -205,11 +206,13 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
 
     def _answer(self, conn: Any) -> Any:
         """Answer one request. Who has sent only a part of it may take up a thread if not too many others do."""
-        if not _is_whole(conn.sock):
-            time.sleep(_LINGER / 1000)
-            if not _is_whole(conn.sock):
+        end, over = time.monotonic() + _PARTS, select.poll()
+        over.register(conn.sock, select.POLLRDHUP)
+        while not _is_whole(conn.sock) and not over.poll(_LINGER):
+            if time.monotonic() > end:
                 with contextlib.suppress(BrokenPipeError), self._waiting_for(conn.sock, socket.SHUT_RD):
                     return super().handle(conn)
+                conn.sock.close()
                 return False
         return super().handle(conn)
 

@@ -81,6 +81,9 @@ class Watch:
     def check(self) -> None:
         assert not self.wrong, self.wrong[:3]
         assert len(self.seconds) > 5
+        print(
+            f"{len(self.seconds)} requests, median {statistics.median(self.seconds):.4f} s, {max(self.seconds):.4f} s"
+        )
         assert max(self.seconds) < WORST
         assert statistics.median(self.seconds) < USUAL
 
@@ -262,7 +265,9 @@ def connections(server: Server, number: int) -> Iterator[list[socket.socket]]:
     """That many connections at once."""
     with contextlib.ExitStack() as stack:
         found = []
-        for _ in range(number):
+        for made in range(number):
+            if made % 100 == 99:
+                time.sleep(0.1)  # all at once they would try this machine, rather than the server
             sock = stack.enter_context(socket.socket(socket.AF_UNIX))
             sock.settimeout(30)
             sock.connect(str(server.socket))
@@ -319,7 +324,9 @@ def test_a_thousand_connections(server: Server) -> None:
     whole = request("/VolumeDriver.Get", b'{"Name": "mongo"}')
     with connections(server, MANY) as open_, selectors.DefaultSelector() as selector:
         asking = open_[::2]
-        for sock in asking:
+        for number, sock in enumerate(asking):
+            if number % 100 == 99:
+                time.sleep(0.1)
             sock.send(whole)
             selector.register(sock, selectors.EVENT_READ)
         answered: dict[socket.socket, bytes] = dict.fromkeys(asking, b"")
@@ -389,7 +396,7 @@ def test_without_end(server: Server, begin: bytes, again: bytes, status: int) ->
     for thread in threads:
         thread.join()
     for sent, answered in results:
-        assert sent < 9 << 20  # six for each, where every byte is a chunk
+        assert sent < (9 if clients == 2 else 4) << 20  # where every byte is a chunk, six are sent for each
         assert check_answers(answered) in ([status], [])
     assert len(results) == clients
 
