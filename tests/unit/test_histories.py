@@ -55,7 +55,7 @@ from .model import (
 
 pytestmark = pytest.mark.root
 
-NAMES: Final = ("alpha", "beta", "gamma")
+NAMES: Final = ("alpha", "beta")
 PATHS: Final = ("srv/one", "srv/one/sub", "home/two")
 """Below the example's directory; `home` is a user's, so that what is answered there is a mount."""
 VERBS: Final = {
@@ -100,7 +100,7 @@ def operations(*clients: str) -> st.SearchStrategy[Operation]:
     """What one of *clients* can ask for."""
     names, anybody = st.sampled_from(NAMES), st.sampled_from(clients)
     command = st.sampled_from([client for client in clients if client in ("command", "process")] or ["command"])
-    engines = st.sampled_from([client for client in clients if client in ("server", "other")] or ["other"])
+    engines = st.sampled_from([client for client in clients if client in ("server", "other")] or ["server"])
     create = st.builds(lambda c, n, g: Operation(c, "create", n, g), anybody, names, CREATED)
     return st.one_of(
         create,
@@ -123,8 +123,8 @@ def operations(*clients: str) -> st.SearchStrategy[Operation]:
     )
 
 
+LIFE: Final = ("create", "create", "remove", "remove", "restore", "mount", "discard")
 SOONER: Final = ("server", "other", "command")
-ALL: Final = (*SOONER, "process")
 
 
 class Histories(RuleBasedStateMachine):
@@ -294,8 +294,29 @@ class Histories(RuleBasedStateMachine):
 
     # -- what happens ------------------------------------------------------------------------------------------------
 
-    @rule(operation=operations(*ALL))
+    @rule(operation=operations("process"))
+    def by_a_command(self, operation: Operation) -> None:
+        self.one(operation)
+
+    @rule(several=st.lists(operations(*SOONER), min_size=2, max_size=8))
+    def in_turn(self, several: list[Operation]) -> None:
+        for operation in several:
+            self.one(operation)
+
+    @rule(
+        name=st.sampled_from(NAMES),
+        verbs=st.lists(st.sampled_from(LIFE), min_size=5, max_size=12),
+        retained=st.booleans(),
+    )
+    def lives(self, name: str, verbs: list[str], retained: bool) -> None:  # noqa: FBT001
+        """One name, again and again."""
+        given = _given(on_remove="retain") if retained else ()
+        for verb in verbs:
+            client = "other" if verb == "mount" else "command"
+            self.one(Operation(client, verb, name, given if verb == "create" else ()))
+
     def one(self, operation: Operation) -> None:
+        """Have one thing done, and see what there is then."""
         answer = self.ask(operation)
         self.happen([Answered(operation, answer)])
         if operation.verb == "mount" and answer == OK:
@@ -318,18 +339,23 @@ class Histories(RuleBasedStateMachine):
     @rule(
         several=st.lists(operations(*SOONER), min_size=1, max_size=3),
         milliseconds=st.integers(0, 12),
+        number=st.sampled_from([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]),
     )
-    def killed(self, several: list[Operation], milliseconds: int) -> None:
-        """The server is killed meanwhile; what it has not answered is sent to the next one."""
+    def ended(self, several: list[Operation], milliseconds: int, number: signal.Signals) -> None:
+        """The server is killed, or stopped, meanwhile; what it has not answered is sent to the next one."""
 
-        def kill() -> None:
+        def end() -> None:
             time.sleep(milliseconds / 1000)
-            self.server.process.kill()
-            self.server.ended()
-            self.server = self.host.serve()
+            self._restart(number)
 
-        self.happen(self._at_once(several, kill))
-        self.crashed = True
+        self.happen(self._at_once(several, end))
+
+    def _restart(self, number: signal.Signals) -> None:
+        self.server.process.send_signal(number)
+        code = self.server.ended()
+        assert number == signal.SIGKILL or code == 0, self.server.log
+        self.crashed = self.crashed or number == signal.SIGKILL
+        self.server = self.host.serve()
 
     def _at_once(self, several: list[Operation], meanwhile: Callable[[], None]) -> list[Answered]:
         history: list[Answered | BaseException] = []
@@ -365,13 +391,6 @@ class Histories(RuleBasedStateMachine):
             if isinstance(each, BaseException):
                 raise each
         return [each for each in history if isinstance(each, Answered)]
-
-    @rule()
-    def restart(self) -> None:
-        """The server is stopped in good order, and started again."""
-        self.server.process.send_signal(signal.SIGTERM)
-        assert self.server.ended() == 0, self.server.log
-        self.server = self.host.serve()
 
     @rule(name=st.sampled_from(NAMES))
     def copied_up(self, name: str) -> None:
@@ -439,7 +458,7 @@ class Histories(RuleBasedStateMachine):
         with self._undo:
             if not self.states:
                 return
-            self.restart()
+            self._restart(signal.SIGTERM)
             for part, kept in (("locks", ["held"]), ("volumes", sorted({*self.live(), *self.states[0].retained}))):
                 assert sorted(os.listdir(self.host.root / part)) == kept
             self.happen([])
@@ -454,7 +473,7 @@ def run_histories(seconds: float, number: int) -> int:
     end = time.monotonic() + seconds
     chosen = settings(
         max_examples=3,
-        stateful_step_count=15,
+        stateful_step_count=20,
         deadline=None,
         database=None,
         print_blob=True,
