@@ -206,15 +206,12 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
 
     def _answer(self, conn: Any) -> Any:
         """Answer one request. Who has sent only a part of it may take up a thread if not too many others do."""
-        end, over = time.monotonic() + _PARTS, select.poll()
-        over.register(conn.sock, select.POLLRDHUP)
-        while not _is_whole(conn.sock) and not over.poll(_LINGER):
-            if time.monotonic() > end:
-                with contextlib.suppress(BrokenPipeError), self._waiting_for(conn.sock, socket.SHUT_RD):
-                    return super().handle(conn)
-                conn.sock.close()
-                return False
-        return super().handle(conn)
+        if _is_whole(conn) or _is_whole_soon(conn):
+            return super().handle(conn)
+        with contextlib.suppress(BrokenPipeError), self._waiting_for(conn.sock, socket.SHUT_RD):
+            return super().handle(conn)
+        conn.sock.close()
+        return False
 
     @contextlib.contextmanager
     def _waiting_for(self, sock: socket.socket, how: int) -> Iterator[None]:
@@ -290,12 +287,14 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
                 os.unlink(self.path)
 
 
-def _is_whole(sock: socket.socket) -> bool:
+def _is_whole(conn: Any) -> bool:
     """Whether a whole request is there, so that nobody has to wait for the rest; or the end of the connection."""
+    data: bytes = conn.parser.unreader.buf.getvalue() if conn.parser else b""  # of one that came with the one before
     try:
-        data = sock.recv(_PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        data += conn.sock.recv(_PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
-        return False
+        if not data:
+            return False
     except OSError:
         return True
     head, end, body = data.partition(b"\r\n\r\n")
@@ -303,6 +302,15 @@ def _is_whole(sock: socket.socket) -> bool:
         return not data
     length = _LENGTH.search(head)
     return length is None or (len(length[1]) < 9 and len(body) >= int(length[1] or b"0"))
+
+
+def _is_whole_soon(conn: Any) -> bool:
+    over, end = select.poll(), time.monotonic() + _PARTS
+    over.register(conn.sock, select.POLLRDHUP)
+    while time.monotonic() < end:
+        if over.poll(_LINGER) or _is_whole(conn):
+            return True
+    return False
 
 
 class _InOnePiece:

@@ -159,10 +159,8 @@ class State:
         return OK, replace(self, live={**self.live, into: volume}, trash=trash)
 
     def _claimed(self, path: str | None, name: str) -> bool:
-        others = {each.options.get("path") for other, each in self.live.items() if other != name} - {None}
-        return path is not None and any(
-            f"{path}/".startswith(f"{p}/") or f"{p}/".startswith(f"{path}/") for p in others
-        )
+        others = [each.options["path"] for other, each in self.live.items() if other != name and "path" in each.options]
+        return path is not None and any(_overlap(path, other) for other in others)
 
     def marked(self, tokens: Mapping[str, int]) -> State:
         """This state, with the live volumes' data marked by the test since."""

@@ -14,6 +14,7 @@ import selectors
 import socket
 import statistics
 import string
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -25,7 +26,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .host import Host, Server, children_of, eventually
+from .host import PYTHON, REPOSITORY, Host, Server, children_of, eventually
 from .unixhttp import raw
 
 pytestmark = pytest.mark.root
@@ -305,6 +306,66 @@ def test_clients_that_do_not_read(server: Server) -> None:
                 while True:
                     sock.send(many)
         time.sleep(WORST + 2)
+
+
+@pytest.fixture
+def hasty(host: Host) -> Iterator[Server]:
+    """A server that waits for slow clients for a second."""
+    script = "import plugin.server, plugin.__main__; plugin.server._READ = 1; plugin.__main__.main()"
+    process = subprocess.Popen(
+        [PYTHON, "-c", script, "serve"],
+        cwd=REPOSITORY,
+        env=host.process_environ(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    host.started.append(process)
+    server = Server(process, host.socket)
+    server.wait()
+    assert server("Create", Name="mongo").status == 200
+    yield server
+    assert server.terminate() == 0
+
+
+def test_cut_off(hasty: Server) -> None:
+    """Who keeps a thread waiting for too long, for his request or to take the answers, is cut off; others follow."""
+    whole = request("/VolumeDriver.Get", b'{"Name": "mongo"}')
+    for _ in range(2):
+        with connections(hasty, 8) as slow:
+            for number, sock in enumerate(slow):
+                if number % 2:
+                    sock.send(whole[:-1])
+                    continue
+                sock.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        sock.send(whole * 1000)
+            for number, sock in enumerate(slow):
+                sock.settimeout(20)
+                answered = 0
+                with contextlib.suppress(ConnectionError):
+                    while got := sock.recv(65536):
+                        answered += len(got)
+                assert (answered == 0) == (number % 2 == 1)
+    with connections(hasty, 1) as (slow_but_not_too_slow,):
+        slow_but_not_too_slow.send(whole[:-1])
+        time.sleep(0.3)
+        slow_but_not_too_slow.send(whole[-1:])
+        assert check_answers(slow_but_not_too_slow.recv(65536)) == [200]
+
+
+def test_the_end_with_slow_clients(host: Host) -> None:
+    """A server that is to stop waits for slow clients no longer than some seconds."""
+    server = host.serve()
+    with connections(server, 20) as stuck:
+        for sock in stuck:
+            sock.send(b"POST /VolumeDriver.Get HTTP/1.1\r\n")
+        time.sleep(0.5)
+        begun = time.monotonic()
+        assert server.terminate() == 0
+        assert time.monotonic() - begun < 15  # nobody waits for the 30 s that a request may take
 
 
 def test_half_closed(server: Server) -> None:
