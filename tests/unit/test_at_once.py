@@ -10,7 +10,7 @@ from plugin import store, trash
 from plugin.driver import Driver
 from plugin.errors import NoSuchVolume
 
-from .conftest import OpenDriver
+from .conftest import Command, OpenDriver
 from .host import Docker, Host, soon
 
 pytestmark = pytest.mark.root
@@ -61,3 +61,24 @@ def test_purged_while_it_is_restored(
     with pytest.raises(NoSuchVolume, match="purged a moment ago"):
         driver.restore("mongo", entry=None, new_name=new_name, deadline=soon())
     assert (host.left_in_volumes(), host.trash()) == ([], [])
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
+def test_removed_while_all_are_listed(
+    driver: Driver, hostprep: Command, monkeypatch: pytest.MonkeyPatch, as_json: list[str]
+) -> None:
+    """A volume that is removed between the list and the look at it is not shown as one that cannot be used."""
+    driver.create("mongo", {}, soon())
+    driver.create("redis", {}, soon())
+    volumes = Driver.volumes
+
+    def removed_behind(self: Driver) -> store.Listing:
+        found = volumes(self)
+        driver.remove("mongo", soon())
+        return found
+
+    monkeypatch.setattr(Driver, "volumes", removed_behind)
+    done = hostprep("ls", *as_json)
+    assert done.code == 0
+    assert "redis" in done.out
+    assert "mongo" not in done.out
