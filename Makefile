@@ -18,11 +18,11 @@ PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(TOOLS)
 GUEST_PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then \
 	demo/packages qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
 
-.PHONY: help check install uninstall test test-selinux test-unit test-engine crash bench bench-tree demo clean
+.PHONY: help check lock audit install uninstall test test-selinux test-unit test-engine crash soak bench bench-tree demo clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
-	@echo "also: make install uninstall check test-unit test-engine test-selinux crash bench bench-tree clean"
+	@echo "also: make install uninstall check lock audit test-unit test-engine test-selinux crash soak bench bench-tree clean"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hostprep needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ...)")'
@@ -62,6 +62,24 @@ crash: $(STAMP)
 # Under systemd; again to upgrade. systemd/setup lists the variables (PREFIX, DESTDIR, SYSTEM_PACKAGES ...).
 install uninstall:
 	@systemd/setup $@
+
+# What make install takes besides hostprep itself: versions, and the hash of every file that the registry has of each.
+lock: $(STAMP)
+	$(BIN)/pip install --quiet 'pip-tools>=7.4'
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras --no-header --no-emit-index-url \
+		--no-emit-trusted-host --no-emit-find-links --output-file requirements.txt pyproject.toml
+
+# Known vulnerabilities of these, as the package registry tells them. One that it does not know is an error.
+audit: $(STAMP)
+	$(BIN)/pip install --quiet 'pip-audit>=2.7'
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.txt
+
+# For longer what make test has for some seconds each: an engine under load, histories against the model.
+SOAK_SECONDS ?= 600
+soak: $(STAMP)
+	$(PACKAGES)
+	SOAK_SECONDS=$(SOAK_SECONDS) $(PYTEST) -s tests/engine/test_soak.py
+	HISTORIES_SECONDS=$$(($(SOAK_SECONDS) / 4)) $(PYTEST) tests/unit/test_histories.py
 
 bench: $(STAMP)
 	demo/packages $(ENGINE)

@@ -16,7 +16,7 @@ import click
 
 from . import show
 from .driver import Driver, Images
-from .errors import BadSetting, Busy, Conflict, HostprepError, Invalid, NoImage, in_words, printable
+from .errors import BadSetting, Busy, Conflict, HostprepError, Invalid, NoImage, NoSuchVolume, in_words, printable
 from .options import parse_image, parse_path
 from .settings import Settings, engine_socket
 from .tree import raise_open_files
@@ -124,7 +124,7 @@ def ls(settings: Settings, which: str | None, as_json: bool) -> None:  # noqa: F
     """List volumes with their state."""
     driver = Driver.open(settings, create=False)
     if which is None:
-        found = [_volume(driver, name) for name, _ in driver.volumes()]
+        found = list(_volumes(driver))
         if as_json:
             show.as_json(found)
         else:
@@ -151,11 +151,17 @@ def status(settings: Settings, name: str, as_json: bool) -> None:  # noqa: FBT00
         show.one_volume(volume)
 
 
+def _volumes(driver: Driver) -> Iterator[dict[str, Any]]:
+    for name, _ in driver.volumes():
+        with contextlib.suppress(NoSuchVolume):  # removed since
+            yield _volume(driver, name)
+
+
 def _volume(driver: Driver, name: str, *, strict: bool = False) -> dict[str, Any]:
     try:
         found = driver.get(name)
     except HostprepError as exc:
-        if strict:
+        if strict or isinstance(exc, NoSuchVolume):
             raise
         nothing = dict.fromkeys(("uid", "gid", "mode", "label"))
         state: dict[str, Any] = {**nothing, "options": {}, "ready": False, "drift": [], "warnings": [str(exc)]}

@@ -112,7 +112,7 @@ class Crew:
 
     def _listen(self, *, wait: bool) -> None:
         """Take note of what the others have done, and of those that have ended."""
-        assert self._table is not None  # noqa: S101
+        assert self._table is not None  # noqa: S101  # the table is there before anybody shares it
         for told in self._table.heard(_TICK if wait else 0):
             if "counted" in told:
                 self._estimate = told["counted"]
@@ -153,7 +153,7 @@ class Crew:
 
     def _help(self) -> None:
         table, next_told = self._table, time.monotonic() + _TICK
-        assert table is not None  # noqa: S101
+        assert table is not None  # noqa: S101  # as above
 
         def tick() -> None:
             nonlocal next_told
@@ -180,7 +180,7 @@ class Crew:
         tell(over=True)
 
     def _count(self) -> None:
-        assert self._table is not None  # noqa: S101
+        assert self._table is not None  # noqa: S101  # as above
         os.nice(10)
         walk = self._make(Count, lambda: None)
         walk.begin(os.dup(self._root))

@@ -170,7 +170,7 @@ class Driver:
                 made = os.fstat(volume)
         try:
             self._readiness.make(name, deadline)
-        except Busy as exc:
+        except (Busy, NoSuchVolume) as exc:  # it is there, or was, and somebody else has removed it since
             log.info("create of %s: %s", name, exc)
         except (HostprepError, OSError):
             self._withdraw(name, made, retained)
@@ -321,7 +321,12 @@ class Driver:
     def restore(self, name: str, *, entry: str | None, new_name: str | None, deadline: float) -> Record:
         """Bring a removed volume back; see trash.restore."""
         new_name = check_name(new_name or name)
-        return trash.restore(self.store, check_name(name), entry=entry, new_name=new_name, deadline=deadline)
+        try:
+            return trash.restore(self.store, check_name(name), entry=entry, new_name=new_name, deadline=deadline)
+        except FileNotFoundError:
+            raise NoSuchVolume(
+                f"removed volume {name} was purged a moment ago", hint="hostprep ls --trash shows what is left"
+            ) from None
 
     def purge(self, ids: list[str] | None) -> int:
         """Delete removed volumes for good: those of the *ids*, all for None, what is due for none given.

@@ -7,19 +7,20 @@ arbiter would do, starting a dead worker anew and keeping the socket meanwhile, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import re
 import select
 import signal
 import socket
 import stat
-import struct
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +40,12 @@ log = logging.getLogger("hostprep")
 _THREADS: Final = 64  # 24 may wait for passes (readiness.py), 24 for an engine (driver.py)
 _LINGER: Final = 5  # ms that a connection stays on its thread after an answer
 _LAST: Final = 0.2  # seconds that a connection stays open at the end
-_READ: Final = 30  # seconds that a client may take to send the rest of a request
+_READ: Final = 30  # seconds that a client may take to send the rest of a request, or to read the rest of an answer
+_READ_AT_THE_END: Final = 2  # seconds, once the server is to stop
+_PARTS: Final = 0.1  # seconds in which the parts of a request come that was sent at once
+_SLOW: Final = 8  # clients at once that may make a thread wait for their bytes
+_PEEKED: Final = 8192  # bytes; an engine's requests have some hundred
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*0*([0-9]*)", re.IGNORECASE)
 _TOGETHER: Final = 65536  # bytes of an answer that leave with its head
 _PAUSE: Final = 0.05  # seconds before a connection that could not be accepted is tried again
 _PURGE_EVERY: Final = 60.0  # seconds
@@ -172,6 +178,11 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
     _made: os.stat_result | None = None
     _refused = False
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._slow = threading.BoundedSemaphore(_SLOW)
+        self._waited_for: dict[socket.socket, tuple[float, int]] = {}
+
     def init_signals(self) -> None:
         super().init_signals()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -204,15 +215,13 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
             conn.close()
 
     def handle(self, conn: Any) -> Any:
-        # Idle connections wait in the poller; who began a request has to go on with it.
-        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _READ, 0))
         poll = select.poll()
         poll.register(conn.sock, select.POLLIN)
         if not conn.initialized and not poll.poll(_LINGER):
             # gunicorn would wait 5 s here: who connects and says nothing uses up no thread either.
             return getattr(gunicorn.workers.gthread, "_DEFER", False)
         conn.data_ready = True  # or gunicorn would look itself, with a descriptor of its own for it
-        while (kept := super().handle(conn)) is True and self.alive:
+        while (kept := self._answer(conn)) is True and self.alive:
             if not poll.poll(_LINGER):
                 break
         if not kept:
@@ -221,8 +230,46 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
             conn.close = lambda graceful=False: None
         return kept
 
+    def _answer(self, conn: Any) -> Any:
+        """Answer one request. Who has sent only a part of it may take up a thread if not too many others do."""
+        if _is_whole(conn) or _is_whole_soon(conn):
+            return super().handle(conn)
+        with contextlib.suppress(BrokenPipeError), self._waiting_for(conn.sock, socket.SHUT_RD):
+            return super().handle(conn)
+        conn.sock.close()
+        return False
+
+    @contextlib.contextmanager
+    def _waiting_for(self, sock: socket.socket, how: int) -> Iterator[None]:
+        """Do what may wait for a client's bytes, or for him to take some; after _READ seconds he is cut off (*how*).
+
+        Raises:
+            BrokenPipeError: too many are waited for already. gunicorn takes it for a client that went away.
+        """
+        if not self._slow.acquire(blocking=False):
+            raise BrokenPipeError(errno.EPIPE, "too many clients are slow")
+        before = self._waited_for.get(sock)
+        self._waited_for[sock] = time.monotonic(), how
+        try:
+            yield
+        finally:
+            if before is None:
+                del self._waited_for[sock]
+            else:
+                self._waited_for[sock] = before
+            self._slow.release()
+
+    def notify(self) -> None:
+        """Called every second or sooner, by gunicorn's main loop."""
+        super().notify()
+        longest = _READ if self.alive else _READ_AT_THE_END
+        for sock, (since, how) in list(self._waited_for.items()):
+            if time.monotonic() > since + longest:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(how)
+
     def handle_request(self, req: Any, conn: Any) -> Any:
-        sock, conn.sock = conn.sock, _InOnePiece(conn.sock)
+        sock, conn.sock = conn.sock, _InOnePiece(conn.sock, self._waiting_for)
         try:
             kept = super().handle_request(req, conn)
             conn.sock.flush()
@@ -266,6 +313,32 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
                 os.unlink(self.path)
 
 
+def _is_whole(conn: Any) -> bool:
+    """Whether a whole request is there, so that nobody has to wait for the rest; or the end of the connection."""
+    data: bytes = conn.parser.unreader.buf.getvalue() if conn.parser else b""  # of one that came with the one before
+    try:
+        data += conn.sock.recv(_PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        if not data:
+            return False
+    except OSError:
+        return True
+    head, end, body = data.partition(b"\r\n\r\n")
+    if not end or b"\r\ntransfer-encoding:" in head.lower():
+        return not data
+    length = _LENGTH.search(head)
+    return length is None or (len(length[1]) < 9 and len(body) >= int(length[1] or b"0"))
+
+
+def _is_whole_soon(conn: Any) -> bool:
+    over, end = select.poll(), time.monotonic() + _PARTS
+    over.register(conn.sock, select.POLLRDHUP)
+    while time.monotonic() < end:
+        if over.poll(_LINGER) or _is_whole(conn):
+            return True
+    return False
+
+
 class _InOnePiece:
     """A connection on which the head of an answer waits for the body.
 
@@ -273,8 +346,9 @@ class _InOnePiece:
     to its user that is an "unexpected EOF".
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, waiting_for: Callable[[socket.socket, int], Any]) -> None:
         self._sock = sock
+        self._waiting_for = waiting_for
         self._head = b""
 
     def __getattr__(self, name: str) -> Any:
@@ -285,9 +359,16 @@ class _InOnePiece:
             self._head = data
             return
         head, self._head = self._head, b""
-        self._sock.sendall(head + data[:_TOGETHER])
-        if len(data) > _TOGETHER:  # a long List is not copied
-            self._sock.sendall(memoryview(data)[_TOGETHER:])
+        self._send(memoryview(head + data[:_TOGETHER]))
+        self._send(memoryview(data)[_TOGETHER:])  # a long List is not copied
+
+    def _send(self, data: memoryview) -> None:
+        if data:
+            with contextlib.suppress(BlockingIOError):
+                data = data[self._sock.send(data, socket.MSG_DONTWAIT) :]
+        if data:
+            with self._waiting_for(self._sock, socket.SHUT_RDWR):
+                self._sock.sendall(data)
 
     def flush(self) -> None:
         """Send a head that no body follows."""

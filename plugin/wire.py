@@ -156,12 +156,15 @@ def _body() -> dict[str, Any]:
     """The request's body, whatever its Content-Type: Docker sends none.
 
     Raises:
-        Invalid: it is empty (an engine's retry may be) or no JSON object.
+        Invalid: it is empty (an engine's retry may be), broken off or malformed, or no JSON object.
         RequestEntityTooLarge: it is over 1 MiB.
     """
     if (request.content_length or 0) > _MAX_BODY:
         raise RequestEntityTooLarge
-    data = request.environ["wsgi.input"].read(_MAX_BODY + 1)  # of a chunked body the length is not known before
+    try:
+        data = request.environ["wsgi.input"].read(_MAX_BODY + 1)  # of a chunked body the length is not known before
+    except Exception as exc:  # each server has its own for chunks that are none, and for a client that went away
+        raise Invalid("the request's body cannot be read to its end", hint=f"{type(exc).__name__}: {exc}") from None
     if len(data) > _MAX_BODY:
         raise RequestEntityTooLarge
     if not data:

@@ -502,7 +502,7 @@ class TestWithdrawn:
             monkeypatch.setattr(driver._readiness, "make", make)
             driver.remove(name, soon())
             driver.restore(name, entry=older, new_name=None, deadline=soon())
-            raise NoSuchVolume("removed meanwhile")
+            raise NotReady("it could not be made right")
 
         monkeypatch.setattr(driver._readiness, "make", fail)
 
@@ -510,7 +510,7 @@ class TestWithdrawn:
     def test_another_volume_of_its_name(self, driver: Driver, host: Host) -> None:
         """Another volume of that name, restored meanwhile, stays."""
         make_tree(host.srv, "dir db", "file db/a")
-        with pytest.raises(NoSuchVolume):
+        with pytest.raises(NotReady):
             driver.create("mongo", {**MONGO, "path": f"{host.srv}/db", "recurse": "mismatch"}, soon())
         assert (host.data("mongo") / "precious").read_text() == "text"
         assert driver.get("mongo")["Status"]["options"] == {"on_remove": "delete"}
@@ -530,10 +530,10 @@ class TestWithdrawn:
             driver.change(name, {"on_remove": "delete"}, (), soon())
             driver.remove(name, soon())
             driver.restore("older", entry=None, new_name=name, deadline=soon())
-            raise NoSuchVolume("removed meanwhile")
+            raise NotReady("it could not be made right")
 
         monkeypatch.setattr(driver._readiness, "make", fail)
-        with pytest.raises(NoSuchVolume):
+        with pytest.raises(NotReady):
             driver.create("mongo", {}, soon())
         assert driver.get("mongo")["Status"]["options"] == {}
 

@@ -337,7 +337,7 @@ class TestCreate:
     def test_a_root_that_cannot_be_written(self, docker_on_tmpfs: Docker, host: Host) -> None:
         """On a read-only file system Create fails, and Get goes on answering."""
         docker_on_tmpfs.created("redis")
-        os.system(f"mount -o remount,ro {host.root}")  # noqa: S605
+        os.system(f"mount -o remount,ro {host.root}")  # noqa: S605  # of pytest's own making
         assert docker_on_tmpfs.create("mongo").status == 500
         assert docker_on_tmpfs.knows("redis") is True
         assert docker_on_tmpfs.knows("mongo") is False

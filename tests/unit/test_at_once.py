@@ -1,0 +1,84 @@
+"""What two clients do at the same moment, made to meet where it matters. Any others meet in test_histories.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from plugin import store, trash
+from plugin.driver import Driver
+from plugin.errors import NoSuchVolume
+
+from .conftest import Command, OpenDriver
+from .host import Docker, Host, soon
+
+pytestmark = pytest.mark.root
+
+
+@pytest.mark.parametrize("kind", ["adopted", "retained"])
+def test_removed_as_soon_as_it_was_there(
+    driver: Driver, docker: Docker, host: Host, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A Create whose volume another client removes before it is answered has succeeded, and the volume is removed."""
+    given = {"path": f"{host.srv}/db"} if kind == "adopted" else {"on_remove": "retain"}
+    if kind == "adopted":
+        (host.srv / "db").mkdir()
+    else:
+        docker.created("mongo", **given)
+        docker.remove("mongo")
+    make = driver._readiness.make
+
+    def make_too_late(name: str, *more: Any, **rest: Any) -> str:
+        driver.remove(name, soon())
+        return make(name, *more, **rest)
+
+    monkeypatch.setattr(driver._readiness, "make", make_too_late)
+    answer = docker.create("mongo", **given)
+    assert (answer.status, answer.error) == (200, "")
+    assert docker.names() == []
+    assert len(host.trash()) == (kind == "adopted")
+    assert len(driver.retained_volumes()) == (kind == "retained")
+
+
+@pytest.mark.parametrize("new_name", [None, "other"])
+def test_purged_while_it_is_restored(
+    open_driver: OpenDriver, host: Host, monkeypatch: pytest.MonkeyPatch, new_name: str | None
+) -> None:
+    """A restore that meets the purge of its entry says so, and there is no volume then, nor a part of one."""
+    driver, other = open_driver(), open_driver()
+    driver.create("mongo", {"uid": "184"}, soon())
+    driver.remove("mongo", soon())
+    (entry,) = host.trash()
+    entries = trash.entries
+
+    def purged_behind(of: store.Store) -> list[trash.Removed]:
+        found = entries(of)
+        trash.purge(other.store, [entry])
+        return found
+
+    monkeypatch.setattr(trash, "entries", purged_behind)
+    with pytest.raises(NoSuchVolume, match="purged a moment ago"):
+        driver.restore("mongo", entry=None, new_name=new_name, deadline=soon())
+    assert (host.left_in_volumes(), host.trash()) == ([], [])
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
+def test_removed_while_all_are_listed(
+    driver: Driver, hostprep: Command, monkeypatch: pytest.MonkeyPatch, as_json: list[str]
+) -> None:
+    """A volume that is removed between the list and the look at it is not shown as one that cannot be used."""
+    driver.create("mongo", {}, soon())
+    driver.create("redis", {}, soon())
+    volumes = Driver.volumes
+
+    def removed_behind(self: Driver) -> store.Listing:
+        found = volumes(self)
+        driver.remove("mongo", soon())
+        return found
+
+    monkeypatch.setattr(Driver, "volumes", removed_behind)
+    done = hostprep("ls", *as_json)
+    assert done.code == 0
+    assert "redis" in done.out
+    assert "mongo" not in done.out
