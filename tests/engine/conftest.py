@@ -13,6 +13,7 @@ import pytest
 from demo.engine import Engine, Hostprep, Unavailable, wait_for
 from demo.images import Entry, busybox
 
+from . import releases
 from .client import Docker
 
 COPY_UP = [
@@ -28,7 +29,7 @@ COPY_UP = [
 def engine() -> Iterator[Engine]:
     """A dockerd of the session's own, with the images busybox and copyup."""
     try:
-        with Engine() as engine:
+        with Engine(releases.tree()) as engine:
             docker = Docker(engine)
             docker("import", "-", "busybox", stdin=busybox())
             docker("import", "-", "copyup", stdin=busybox(*COPY_UP))
