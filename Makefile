@@ -18,11 +18,11 @@ PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(TOOLS)
 GUEST_PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then \
 	demo/packages qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
 
-.PHONY: help check install uninstall test test-selinux test-unit test-engine bench bench-tree demo clean
+.PHONY: help check install uninstall test test-selinux test-unit test-engine test-engines test-newest bench bench-tree demo clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
-	@echo "also: make install uninstall check test-unit test-engine test-selinux bench bench-tree clean"
+	@echo "also: make install uninstall check test-unit test-engine test-engines test-newest test-selinux bench bench-tree clean"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hostprep needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ...)")'
@@ -40,7 +40,7 @@ check: $(STAMP)
 test: $(STAMP)
 	$(PACKAGES)
 	$(PYTEST)
-	@$(MAKE) --no-print-directory test-selinux
+	@$(MAKE) --no-print-directory test-newest test-selinux
 
 # In a guest whose kernel enforces SELinux, under QEMU. 77: this machine cannot run it, and has said why.
 test-selinux:
@@ -53,6 +53,19 @@ test-unit: $(STAMP)
 test-engine: $(STAMP)
 	$(PACKAGES)
 	$(PYTEST) tests/engine
+
+# Engines of other releases of Debian's, in trees that are built once. The oldest may be this machine's own.
+CORE := $(addprefix tests/engine/,test_lifecycle.py test_copy_up.py test_sharing.py test_homes.py podman)
+OLDEST = $$(dockerd --version 2>/dev/null | grep -q ' 20[.]10[.]' || echo bookworm)
+OTHERS = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(filter-out dockerd=% docker=%,$(TOOLS)); fi
+
+test-newest: $(STAMP)
+	$(OTHERS)
+	set -e; for release in $(OLDEST) forky; do HOSTPREP_TEST_ENGINE=$$release $(PYTEST) $(CORE); done
+
+test-engines: $(STAMP)
+	$(OTHERS)
+	set -e; for release in bookworm trixie forky; do HOSTPREP_TEST_ENGINE=$$release $(PYTEST) tests/engine; done
 
 # Under systemd; again to upgrade. systemd/setup lists the variables (PREFIX, DESTDIR, SYSTEM_PACKAGES ...).
 install uninstall:

@@ -14,7 +14,7 @@ from demo.engine import PATH, TOP, Unavailable
 
 
 class Versions(NamedTuple):
-    """How the versions begin of what a release has."""
+    """The versions of what a release has, as far as README.md's table names them."""
 
     docker: str
     compose: str
@@ -22,11 +22,13 @@ class Versions(NamedTuple):
 
 
 RELEASES = {
-    "bookworm": Versions(docker="20.10.", compose="1.29.", podman="4.3."),
-    "trixie": Versions(docker="26.1.", compose="2.26.", podman="5.4."),
-    "forky": Versions(docker="28.5.", compose="2.40.", podman="5.8."),
+    "bookworm": Versions(docker="20.10", compose="1.29", podman="4.3"),
+    "trixie": Versions(docker="26.1", compose="2.26", podman="5.4"),
+    "forky": Versions(docker="28.5", compose="2.40", podman="5.8"),
 }
 RELEASE = os.environ.get("HOSTPREP_TEST_ENGINE") or None
+if RELEASE and RELEASE not in RELEASES:
+    raise ValueError(f"HOSTPREP_TEST_ENGINE={RELEASE} is none of {', '.join(RELEASES)}")
 
 
 def tree() -> Path | None:
