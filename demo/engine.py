@@ -31,19 +31,19 @@ TOP = Path(__file__).resolve().parent.parent
 # The distribution's programs first, so that every machine runs the same; and root's PATH may lack sbin.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ.get("PATH", "")
 
-# The first process sets the scene, says so, and then only reaps orphans. With the arguments HOME and TREE, another
-# distribution's tree is the root directory, so that engine and clients are that one's. All else runs in the machine's
-# own, at MACHINE below it. What both have at the same path are peers: a mount that one makes there, the other has, too.
+# The first process sets the scene, says so, and then only reaps orphans. With a tree, that is the root directory, so
+# that engine and clients are another distribution's; all else runs in the machine's own, at MACHINE below it. What both
+# have at the same path are mounts of one peer group: a mount that one makes there, the other has, too.
 MACHINE = "/machine"
 INIT = """
 mount -t tmpfs -o mode=0755 tmpfs /run && mount -t tmpfs tmpfs /etc/docker && mkdir -p /run/docker/plugins || exit
-home=$1 tree=$2 machine=$3 shared=
+home=$1 tree=$2 machine=$3 temporary=$4 shared=
 if [ "$tree" ]; then
     # What engines write beside their data does not get into the tree, which is used again.
     mkdir "$home/tree" "$home/upper" "$home/work" || exit
     mount -t overlay -o "lowerdir=$tree,upperdir=$home/upper,workdir=$home/work" overlay "$home/tree" || exit
     mkdir "$home/tree$machine" && cd "$home/tree" && pivot_root . ".$machine" && cd / || exit
-    shared="/proc /sys /dev /run /srv /tmp $home"
+    shared="/proc /sys /dev /run /srv $temporary $home"
 fi
 mount --make-rshared / || exit
 for directory in $shared; do
@@ -112,6 +112,8 @@ class Process:
 
     def kill(self) -> None:
         """End it and its workers at once (SIGKILL)."""
+        if not self.running():
+            return  # its number may be another process's by now
         self.signal(signal.SIGKILL)
         self._nsenter.wait(10)
         wait_for(lambda: not Path(f"/proc/{self.pid}").exists(), f"process {self.pid} to end", 10)
@@ -163,7 +165,8 @@ class Engine:
         argv = [
             "setpriv", "--pdeathsig", "KILL",
             "unshare", "--mount", "--propagation", "slave", "--pid", "--mount-proc", "--net",
-            "--fork", "--kill-child", "sh", "-c", INIT, "init", str(self.home), str(self.tree or ""), MACHINE,
+            "--fork", "--kill-child", "sh", "-c", INIT,
+            "init", str(self.home), str(self.tree or ""), MACHINE, tempfile.gettempdir(),
         ]  # fmt: skip
         self._unshare = subprocess.Popen(
             argv, env=environment(), start_new_session=True,
@@ -181,9 +184,10 @@ class Engine:
         # The kernel ends every process of a pid namespace before its first process counts as ended.
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._init, signal.SIGKILL)
-        self._unshare.wait(30)
+        # Those include the ones that another has to reap: an nsenter, which may be stopped.
         for process in self._spawned:
             process.kill()
+        self._unshare.wait(30)
 
     def _remove_cgroups(self) -> None:
         groups = Path("/sys/fs/cgroup")
