@@ -136,7 +136,7 @@ class _Engine:
         if not isinstance(described, dict) or not isinstance(about, dict):
             raise NoImage(f"the engine does not describe image {printable(image)}")
         if "BuildahVersion" in about:
-            # It would name one owner for all: what it packs it gives to the user that the container runs as.
+            # What it packs of a container's files has one owner for all, whoever has them in the image.
             raise NoImage(
                 "Podman does not show whose the files of an image are",
                 hint="podman save -o image.tar IMAGE; hostprep probe --archive image.tar; then give uid and gid",

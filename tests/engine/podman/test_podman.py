@@ -73,17 +73,28 @@ def test_copied_up_once(podman: Podman) -> None:
 
 
 def test_several_containers(podman: Podman) -> None:
-    """Podman mounts for the first container and unmounts after the last; each sees the others' files."""
+    """Podman mounts for the first container and unmounts after the last, and shows where only between these.
+
+    What is changed meanwhile is put right by the last Unmount. Each container sees the others' files.
+    """
     mountpoint = podman.create("mongo")
+    assert podman.inspect("mongo")["Mountpoint"] == ""
     podman.daemon("first", "mongo:/data")
+    os.chmod(mountpoint, 0o777)
+    os.chown(mountpoint, 0, 0)
     podman.daemon("second", "mongo:/data")
+    assert podman.inspect("mongo")["Mountpoint"] == mountpoint
+    assert owner(mountpoint) == (0, 0)
 
     podman.exec("first", "echo from first > /data/first")
     assert podman.exec("second", "cat /data/first; echo from second > /data/second") == "from first"
     podman("rm", "-f", "first")
 
     assert podman.exec("second", f"cat /data/first; {WRITE}") == "from first\nwritten"
+    assert owner(mountpoint) == (0, 0)
+    podman("rm", "-f", "second")
     assert owner(mountpoint) == owner(f"{mountpoint}/second") == (184, 998)
+    assert podman.inspect("mongo")["Mountpoint"] == ""
 
 
 def test_restart(podman: Podman) -> None:
