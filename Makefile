@@ -57,7 +57,7 @@ test-engine: $(STAMP)
 	$(PYTEST) tests/engine
 
 # Engines of other releases of Debian's, in trees that are built once. The oldest may be this machine's own.
-CORE := $(addprefix tests/engine/,test_lifecycle.py test_copy_up.py test_sharing.py test_homes.py podman)
+CORE := $(addprefix tests/engine/,test_lifecycle.py test_copy_up.py test_sharing.py test_homes.py test_crashes.py podman)
 OLDEST = $$(dockerd --version 2>/dev/null | grep -q ' 20[.]10[.]' || echo bookworm)
 OTHERS = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(filter-out dockerd=% docker=%,$(TOOLS)); fi
 
