@@ -18,11 +18,13 @@ PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(TOOLS)
 GUEST_PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then \
 	demo/packages qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
 
-.PHONY: help check lock audit install uninstall test test-selinux test-unit test-engine crash soak bench bench-tree demo clean
+.PHONY: help check lock audit install uninstall test test-selinux test-unit test-engine test-engines test-newest
+.PHONY: crash soak bench bench-tree demo clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
 	@echo "also: make install uninstall check lock audit test-unit test-engine test-selinux crash soak bench bench-tree clean"
+	@echo "and on the engines of other releases: make test-newest test-engines"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hostprep needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ...)")'
@@ -40,7 +42,7 @@ check: $(STAMP)
 test: $(STAMP)
 	$(PACKAGES)
 	$(PYTEST)
-	@$(MAKE) --no-print-directory test-selinux
+	@$(MAKE) --no-print-directory test-newest test-selinux
 
 # In a guest whose kernel enforces SELinux, under QEMU. 77: this machine cannot run it, and has said why.
 test-selinux:
@@ -58,6 +60,18 @@ test-engine: $(STAMP)
 crash: $(STAMP)
 	demo/packages mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
 	HOSTPREP_TEST_CRASH=full $(PYTEST) tests/unit/test_crash.py tests/unit/test_power_loss.py tests/unit/test_faults.py
+# Engines of other releases of Debian's, in trees that are built once. The oldest may be this machine's own.
+CORE := $(addprefix tests/engine/,test_lifecycle.py test_copy_up.py test_sharing.py test_homes.py test_crashes.py podman)
+OLDEST = $$(dockerd --version 2>/dev/null | grep -q ' 20[.]10[.]' || echo bookworm)
+OTHERS = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(filter-out dockerd=% docker=%,$(TOOLS)); fi
+
+test-newest: $(STAMP)
+	$(OTHERS)
+	set -e; for release in $(OLDEST) forky; do HOSTPREP_TEST_ENGINE=$$release $(PYTEST) $(CORE); done
+
+test-engines: $(STAMP)
+	$(OTHERS)
+	set -e; for release in bookworm trixie forky; do HOSTPREP_TEST_ENGINE=$$release $(PYTEST) tests/engine; done
 
 # Under systemd; again to upgrade. systemd/setup lists the variables (PREFIX, DESTDIR, SYSTEM_PACKAGES ...).
 install uninstall:

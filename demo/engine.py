@@ -31,11 +31,25 @@ TOP = Path(__file__).resolve().parent.parent
 # The distribution's programs first, so that every machine runs the same; and root's PATH may lack sbin.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ.get("PATH", "")
 
-# The first process sets the scene, says so, and then only reaps orphans.
+# The first process sets the scene, says so, and then only reaps orphans. With a tree, that is the root directory, so
+# that engine and clients are another distribution's; all else runs in the machine's own, at MACHINE below it. What both
+# have at the same path are mounts of one peer group: a mount that one makes there, the other has, too.
+MACHINE = "/machine"
 INIT = """
+mount -t tmpfs -o mode=0755 tmpfs /run && mount -t tmpfs tmpfs /etc/docker && mkdir -p /run/docker/plugins || exit
+home=$1 tree=$2 machine=$3 temporary=$4 shared=
+if [ "$tree" ]; then
+    # What engines write beside their data does not get into the tree, which is used again.
+    mkdir "$home/tree" "$home/upper" "$home/work" || exit
+    mount -t overlay -o "lowerdir=$tree,upperdir=$home/upper,workdir=$home/work" overlay "$home/tree" || exit
+    mkdir "$home/tree$machine" && cd "$home/tree" && pivot_root . ".$machine" && cd / || exit
+    shared="/proc /sys /dev /run /srv $temporary $home"
+fi
 mount --make-rshared / || exit
-mount -t tmpfs -o mode=0755 tmpfs /run && mount -t tmpfs tmpfs /etc/docker || exit
-mkdir -p /run/docker/plugins && echo ready || exit
+for directory in $shared; do
+    mkdir -p "$directory" && mount --rbind "$machine$directory" "$directory" || exit
+done
+echo ready || exit
 while :; do sleep 3600 & wait; done
 """
 
@@ -72,12 +86,12 @@ def first_child(process: subprocess.Popen[bytes]) -> int:
 class Process:
     """A program in the engine's namespaces. *pid* is the host's number for it."""
 
-    def __init__(self, engine: Engine, argv: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+    def __init__(self, argv: Sequence[str], inside: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         self.argv = argv
         with log.open("ab") as output:
             # nsenter stays, as the program's parent and as the leader of a process group for both.
             self._nsenter = subprocess.Popen(
-                engine.inside(*argv), env=env, start_new_session=True,
+                inside, env=env, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
         self.pid = first_child(self._nsenter)
@@ -98,15 +112,21 @@ class Process:
 
     def kill(self) -> None:
         """End it and its workers at once (SIGKILL)."""
+        if not self.running():
+            return  # its number may be another process's by now
         self.signal(signal.SIGKILL)
         self._nsenter.wait(10)
         wait_for(lambda: not Path(f"/proc/{self.pid}").exists(), f"process {self.pid} to end", 10)
 
 
 class Engine:
-    """A dockerd of its own. A context manager: Unavailable on entry, and on exit nothing is left."""
+    """A dockerd of its own. A context manager: Unavailable on entry, and on exit nothing is left.
 
-    def __init__(self) -> None:
+    With *tree*, the root directory of another distribution, dockerd and the clients are that one's.
+    """
+
+    def __init__(self, tree: Path | None = None) -> None:
+        self.tree = tree
         self.home = Path()
         self.flags: tuple[str, ...] = ()
         self._unshare: subprocess.Popen[bytes]
@@ -119,7 +139,7 @@ class Engine:
         if os.geteuid() != 0:
             raise Unavailable("only root can run a Docker engine")
         for program, package in {"dockerd": "docker.io", "docker": "docker.io or docker-cli"}.items():
-            if not shutil.which(program, path=PATH):
+            if not self.has(program):
                 raise Unavailable(f"{program} is not installed (package {package})")
         with self._undo as undo:
             # Below directories that are root's alone, as hostprep demands of its root.
@@ -146,6 +166,7 @@ class Engine:
             "setpriv", "--pdeathsig", "KILL",
             "unshare", "--mount", "--propagation", "slave", "--pid", "--mount-proc", "--net",
             "--fork", "--kill-child", "sh", "-c", INIT,
+            "init", str(self.home), str(self.tree or ""), MACHINE, tempfile.gettempdir(),
         ]  # fmt: skip
         self._unshare = subprocess.Popen(
             argv, env=environment(), start_new_session=True,
@@ -163,9 +184,10 @@ class Engine:
         # The kernel ends every process of a pid namespace before its first process counts as ended.
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._init, signal.SIGKILL)
-        self._unshare.wait(30)
+        # Those include the ones that another has to reap: an nsenter, which may be stopped.
         for process in self._spawned:
             process.kill()
+        self._unshare.wait(30)
 
     def _remove_cgroups(self) -> None:
         groups = Path("/sys/fs/cgroup")
@@ -189,7 +211,8 @@ class Engine:
             "--host", self.host, "--group", "root", "--exec-opt", "native.cgroupdriver=cgroupfs",
             "--bridge", "none", "--iptables=false", "--ip6tables=false",
         ]  # fmt: skip
-        self.dockerd = dockerd = self.spawn([*argv, *flags], log=log)
+        argv += flags
+        self.dockerd = dockerd = self._spawn(argv, self.beside(*argv), log=log)
         with contextlib.suppress(TimeoutError):
             wait_for(lambda: not dockerd.running() or self.answers(), "dockerd to answer", 60)
         if not self.answers():
@@ -221,8 +244,17 @@ class Engine:
         return self._init
 
     def inside(self, *argv: str) -> list[str]:
-        """The command that runs *argv* in the engine's namespaces."""
+        """The command that runs *argv*, a program of this machine's, in the engine's namespaces."""
+        return self.beside(*(("chroot", MACHINE) if self.tree else ()), *argv)
+
+    def beside(self, *argv: str) -> list[str]:
+        """The command that runs *argv*, a program that the engine came with, in the engine's namespaces."""
         return ["nsenter", "--target", str(self._init), "--mount", "--pid", "--net", "--", *argv]
+
+    def has(self, program: str) -> bool:
+        """Whether *program* came with the engine."""
+        path = PATH if not self.tree else ":".join(f"{self.tree}{each}" for each in ("/usr/sbin", "/usr/bin"))
+        return shutil.which(program, path=path) is not None
 
     def view(self, path: str) -> Path:
         """Where the host finds what the engine calls *path*."""
@@ -235,7 +267,12 @@ class Engine:
 
     def spawn(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Process:
         """Start a program in the engine's namespaces. It ends with them at the latest."""
-        process = Process(self, argv, environment(env), log)
+        return self._spawn(argv, self.inside(*argv), log=log, env=env)
+
+    def _spawn(
+        self, argv: Sequence[str], inside: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
+    ) -> Process:
+        process = Process(argv, inside, environment(env), log)
         self._spawned.append(process)
         return process
 
@@ -257,8 +294,8 @@ class Engine:
     ) -> subprocess.CompletedProcess[str]:
         """Run a client of an engine (docker, docker-compose) against this one."""
         done = subprocess.run(
-            argv, env=self._client_environment(), input=stdin, capture_output=True, timeout=seconds, cwd=cwd,
-            check=False,
+            self._client(argv, cwd), env=self._client_environment(), input=stdin, capture_output=True,
+            timeout=seconds, cwd=cwd, check=False,
         )  # fmt: skip
         out, err = (raw.decode(errors="replace") for raw in (done.stdout, done.stderr))
         return subprocess.CompletedProcess(done.args, done.returncode, out, err)
@@ -266,9 +303,14 @@ class Engine:
     def begin(self, *argv: str) -> subprocess.Popen[str]:
         """Start a client and do not wait for it."""
         return subprocess.Popen(
-            argv, env=self._client_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            self._client(argv), env=self._client_environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+
+    def _client(self, argv: Sequence[str], cwd: Path | None = None) -> Sequence[str]:
+        if not self.tree:
+            return argv
+        return self.beside("sh", "-c", 'cd "$0" && exec "$@"', str(cwd or "/"), *argv)
 
     def _client_environment(self) -> dict[str, str]:
         return environment({"DOCKER_HOST": self.host, "DOCKER_CONFIG": f"{self.home}/client"})

@@ -135,6 +135,12 @@ class _Engine:
         about = self._ask(self._client.info)
         if not isinstance(described, dict) or not isinstance(about, dict):
             raise NoImage(f"the engine does not describe image {printable(image)}")
+        if "BuildahVersion" in about:
+            # What it packs of a container's files has one owner for all, whoever has them in the image.
+            raise NoImage(
+                "Podman does not show whose the files of an image are",
+                hint="podman save -o image.tar IMAGE; hostprep probe --archive image.tar; then give uid and gid",
+            )
         security = about.get("SecurityOptions") or []
         if any(str(option).startswith(("name=userns", "name=rootless")) for option in security):
             raise NoImage(

@@ -27,27 +27,33 @@ def mode(path: str | Path) -> str:
 class Docker:
     """`docker ARGS` on a private engine; what it prints is the answer, and a failure fails the test."""
 
+    program = "docker"
+
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
     def __call__(self, *args: str, stdin: bytes = b"") -> str:
-        done = self.engine.client("docker", *args, stdin=stdin)
-        assert done.returncode == 0, f"docker {' '.join(args)}: {done.stderr}"
+        done = self.engine.client(self.program, *args, stdin=stdin)
+        assert done.returncode == 0, f"{self.program} {' '.join(args)}: {done.stderr}"
         return done.stdout.strip()
 
     def fails(self, *args: str) -> str:
         """Run a command that must fail, and answer what the user sees."""
-        done = self.engine.client("docker", *args)
-        assert done.returncode != 0, f"docker {' '.join(args)} succeeded: {done.stdout}"
+        done = self.engine.client(self.program, *args)
+        assert done.returncode != 0, f"{self.program} {' '.join(args)} succeeded: {done.stdout}"
         return done.stderr.strip()
 
     def begin(self, *args: str) -> subprocess.Popen[str]:
         """Start a command and do not wait for it."""
-        return self.engine.begin("docker", *args)
+        return self.engine.begin(self.program, *args)
 
     def create(self, name: str, *options: str) -> str:
         """Create a hostprep volume and answer its mount point; without *options*, one for 184:998."""
-        self("volume", "create", "-d", "hostprep", *(options or OPTIONS), name)
+        self("volume", "create", "--driver", "hostprep", *(options or OPTIONS), name)
+        return self.mountpoint(name)
+
+    def mountpoint(self, name: str) -> str:
+        """Where the host has the volume."""
         return str(self.inspect(name)["Mountpoint"])
 
     def inspect(self, name: str) -> dict[str, Any]:
@@ -81,7 +87,22 @@ class Docker:
         """Remove all containers and volumes."""
         # Of one that ends just now, with --rm, dockerd says that its removal is under way: it will be gone.
         if containers := self.containers():
-            self.engine.client("docker", "rm", "-f", "-v", *containers)
+            self.engine.client(self.program, "rm", "-f", "-v", *containers)
             wait_for(lambda: not self.containers(), "the containers to go")
         if volumes := self.volumes():
             self("volume", "rm", *volumes)
+
+
+class Podman(Docker):
+    """`podman ARGS` beside the engine, in the same way."""
+
+    program = "podman"
+
+    def mountpoint(self, name: str) -> str:
+        """Where the host has a volume of hostprep's own; Podman says it only while a container has it mounted."""
+        return f"{self.engine.home}/root/volumes/{name}/_data"
+
+    def remove_everything(self) -> None:
+        """Remove all containers and volumes, also those of which the driver no longer knows."""
+        self("rm", "-f", "-a", "-v")
+        self.engine.client("podman", "volume", "rm", "-f", "-a")

@@ -21,7 +21,7 @@ def image(engine: Engine) -> str:
         tar = redis.image()
     except Unavailable as exc:
         pytest.skip(str(exc))
-    return Docker(engine)("import", str(tar), "redis")
+    return Docker(engine)("import", "-", "redis", stdin=tar.read_bytes())
 
 
 def start(docker: Docker, ids: str) -> None:

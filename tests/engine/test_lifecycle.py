@@ -6,12 +6,11 @@ import datetime
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
-from demo.engine import PATH, Engine, Hostprep
+from demo.engine import Engine, Hostprep
 
 from .client import IDS, WRITE, Docker, mode, owner
 
@@ -185,7 +184,7 @@ volumes:
 
 def compose(engine: Engine, directory: Path, mode: str, *args: str) -> tuple[int, str]:
     """Run Compose on one service and one volume: what it ended with, and what it printed."""
-    if not shutil.which("docker-compose", path=PATH):
+    if not engine.has("docker-compose"):
         pytest.skip("docker-compose is not installed")
     (directory / "docker-compose.yml").write_text(COMPOSE % mode)
     done = engine.client("docker-compose", "--project-name", "demo", *args, cwd=directory)

@@ -115,7 +115,7 @@ def test_what_it_prints_works(probe: Probe, hostprep: Hostprep, name: str) -> No
 @pytest.mark.parametrize("name", ["user-name", "volumes", "drops"])
 def test_compose(probe: Probe, hostprep: Hostprep, tmp_path: Path, name: str) -> None:
     """The Compose file, pasted: the image's program writes."""
-    if not shutil.which("docker-compose", path=PATH):
+    if not probe.docker.engine.has("docker-compose"):
         pytest.skip("docker-compose is not installed")
     found = probe.found(name)
     file = ["docker-compose", "-p", "probed", "-f", str(tmp_path / "compose.yaml")]
