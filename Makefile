@@ -60,6 +60,7 @@ test-engine: $(STAMP)
 crash: $(STAMP)
 	demo/packages mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
 	HOSTPREP_TEST_CRASH=full $(PYTEST) tests/unit/test_crash.py tests/unit/test_power_loss.py tests/unit/test_faults.py
+
 # Engines of other releases of Debian's, in trees that are built once. The oldest may be this machine's own.
 CORE := $(addprefix tests/engine/,test_lifecycle.py test_copy_up.py test_sharing.py test_homes.py test_crashes.py podman)
 OLDEST = $$(dockerd --version 2>/dev/null | grep -q ' 20[.]10[.]' || echo bookworm)
