@@ -35,6 +35,11 @@ RESOLVE_NO_XDEV = 0x01  # refuses mount points, bind mounts of the same file sys
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+SYS_QUOTACTL_FD = 443  # Linux 5.14
+Q_GETQUOTA = 0x800007
+USRQUOTA, GRPQUOTA = 0, 1
+CAP_DAC_OVERRIDE = 1
 
 
 class _OpenHow(ctypes.Structure):
@@ -128,6 +133,24 @@ def umount2(fd: int, flags: int) -> None:
     """
     if _libc.umount2(f"/proc/self/fd/{fd}".encode(), ctypes.c_int(flags)):
         _raise()
+
+
+def get_quota(fd: int, kind: int, number: int) -> tuple[int, int, int, int]:
+    """quotactl_fd(2), Q_GETQUOTA: what a user (USRQUOTA) or group has used up and may use of *fd*'s file system.
+
+    Bytes used and at most, files used and at most; 0 at most is no limit.
+
+    Raises:
+        OSError: ESRCH where quotas are off, ENOSYS without them in the kernel or before Linux 5.14.
+    """
+    block = bytearray(72)  # struct if_dqblk: eight numbers of 64 bits, and which of them are valid
+    command = ctypes.c_uint(Q_GETQUOTA << 8 | kind)
+    where = (ctypes.c_char * len(block)).from_buffer(block)
+    number_ = ctypes.c_uint(number)
+    if _syscall(ctypes.c_long(SYS_QUOTACTL_FD), ctypes.c_uint(fd), command, number_, ctypes.byref(where)) < 0:
+        _raise()
+    hard, _, used, files_hard, _, files, *_ = struct.unpack("8QI4x", block)
+    return used, hard * 1024, files, files_hard
 
 
 def set_immutable(fd: int, immutable: bool) -> None:  # noqa: FBT001  # one attribute, on or off
