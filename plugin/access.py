@@ -52,7 +52,7 @@ class Granted:
 
     rights: int
     by: str
-    """"the owner", "the group 998", "others", and the like."""
+    """"the owner", "the group 998", "others", and the like: "he may write, as the owner"."""
     listed: bool = False
     """Whether an access control list says so, other than for the owner."""
 
@@ -113,9 +113,9 @@ def granted(who: Who, file: Owned, acl: tuple[Entry, ...] = ()) -> Granted:
         rights, gid = max(groups, key=lambda group: ((group[0] & mask).bit_count(), group[0]))
         return Granted(rights & mask, _masked(f"group {gid}", rights, mask), listed=True)
     other = next((entry.rights for entry in acl if entry.tag == _OTHER), 0)
-    return Granted(other, "others in the access control list", listed=True)
+    return Granted(other, "others in its access control list", listed=True)
 
 
 def _masked(entry: str, rights: int, mask: int) -> str:
-    text = f"the access control list's entry for {entry}"
+    text = f"{entry} in its access control list"
     return f"{text}, cut by its mask" if rights & ~mask else text

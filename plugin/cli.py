@@ -421,7 +421,9 @@ def doctor(
     with _ended_in_order():
         found = _diagnose(settings, name, container, user)
         if fix and (remedy := together(found.findings)) is not None:
-            show.diagnosis(found, as_json=False) if not as_json else None
+            if not as_json:
+                show.diagnosis(found, as_json=False)
+                print(f"\n# {remedy.command(name)}\n", flush=True)
             _apply(settings, name, remedy)
             found = _diagnose(settings, name, container, user)
     show.diagnosis(found, as_json=as_json)
@@ -431,6 +433,7 @@ def doctor(
 def _diagnose(settings: Settings, name: str, container: str | None, user: str | None) -> Diagnosis:
     from .doctor import diagnose
     from .engine import Containers
+    from .patient import patients
 
     driver = Driver.open(settings, create=False)
     with contextlib.ExitStack() as stack:
@@ -440,7 +443,8 @@ def _diagnose(settings: Settings, name: str, container: str | None, user: str | 
         except NoContainer:
             if container is not None:
                 raise
-        return diagnose(driver, name, engine, container, user)
+        whom = patients(driver, name, engine, container, user)
+    return diagnose(driver, name, whom)
 
 
 def _apply(settings: Settings, name: str, remedy: Apply) -> None:

@@ -154,6 +154,8 @@ class Process:
     groups: tuple[int, ...]
     overrides: bool
     label: str
+    remap: Remap | None
+    """The user namespace that it is in; None for this process's own."""
 
     @classmethod
     def read(cls, pid: int) -> Process:
@@ -172,8 +174,14 @@ class Process:
         except OSError:  # no security module keeps any
             context = ""
         capabilities = int(fields["CapEff"], 16)
+        remap = Remap.read(pid)
         return cls(
-            uid, gid, tuple(map(int, fields["Groups"].split())), bool(capabilities >> CAP_DAC_OVERRIDE & 1), context
+            uid,
+            gid,
+            tuple(map(int, fields["Groups"].split())),
+            bool(capabilities >> CAP_DAC_OVERRIDE & 1),
+            context,
+            None if remap.identical else remap,
         )
 
 

@@ -9,177 +9,48 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shlex
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 from . import access, denials, fds, trash
 from .access import Who
-from .container import Container, Process, Remap, open_inside, read_inside, seen_from_here
+from .container import Container, Mounted, open_inside
 from .driver import Driver
-from .errors import HostprepError, Invalid, NoContainer, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
+from .errors import HostprepError, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
 from .filesystem import FileSystem, given_at_mount
 from .filesystem import look as look_at_file_system
 from .finding import Apply, Diagnosis, Finding, Verdict
-from .image import FILE_LIMIT, GROUPS, USERS, container_user
 from .labels import UNSUPPORTED, read_label
 from .mounts import mount_table
-from .options import MAX_ID, Mode, Recurse, check_name
+from .options import Mode, Recurse, check_name
+from .patient import Patient
 from .record import Record
 
-_NUMBERS: Final = re.compile(r"([0-9]{1,10})(?::([0-9]{1,10}))?", re.ASCII)
 _LOOKED_AT: Final = 1000  # entries of the volume's directory itself
 _SHOWN: Final = 5  # denials
 _FSTAB: Final = "/etc/fstab"
 
 
-class Containers(Protocol):
-    """Who knows containers: engine.py, which asks an engine."""
-
-    @property
-    def remap(self) -> Remap | None: ...
-    @property
-    def confines(self) -> bool: ...
-    def inspect(self, name: str) -> Container:
-        """The container of that name. Raises NoContainer."""
-
-    def using(self, volume: str) -> list[Container]:
-        """Those that run and have *volume*."""
-
-    def user_files(self, container: Container) -> tuple[bytes | None, bytes | None]:
-        """The passwd and group of its image. Raises NoImage."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patient:
-    """For whom a volume is looked at."""
-
-    who: Who
-    why: str
-    inside: tuple[int, int]
-    """The numbers that he has in the container."""
-    container: Container | None = None
-    remap: Remap | None = None
-    label: str | None = None
-    """The context of the container's processes; empty where they are not confined, None for the engines' own."""
-    seen: bool = False
-    """Whether the container's processes can be looked at."""
-    asked: bool = True
-    """Whether the container was asked for, and not only found to have the volume."""
-
-    def __str__(self) -> str:
-        where = f" in container {self.container.name}" if self.container else ""
-        return f"{self.inside[0]}:{self.inside[1]}{where}"
-
-    def may(self, file: os.stat_result, acl: tuple[access.Entry, ...]) -> access.Granted:
-        """What he may do with a file."""
-        power = self.who.overrides and (self.remap is None or self.remap.covers(file.st_uid, file.st_gid))
-        return access.granted(replace(self.who, overrides=power), file, acl)
-
-
-def diagnose(
-    driver: Driver, name: str, engine: Containers | None, container: str | None, user: str | None
-) -> Diagnosis:
-    """Look at the volume *name*.
-
-    For whom: for *user* (as `docker run --user` has it) in *container*; for the user that *container* runs as; for
-    those of the containers that run and have the volume; or for the declared owner.
-
-    Args:
-        engine: None where none can be asked.
+def diagnose(driver: Driver, name: str, patients: Sequence[Patient]) -> Diagnosis:
+    """Look at the volume *name* for *patients*.
 
     Raises:
-        NoContainer, NoImage: the container or its user cannot be told of.
-        Invalid: *name* or *user* is malformed.
+        Invalid: *name* is none that a volume can have.
     """
-    check_name(name)
+    whom = tuple(map(str, patients))
     with contextlib.ExitStack() as stack:
-        volume = record = data = None
         try:
-            volume = stack.enter_context(driver.store.volume(name))
+            volume = stack.enter_context(driver.store.volume(check_name(name)))
             record = driver.store.record(volume, name)
         except (NoSuchVolume, Unreadable) as exc:
-            patients = _patients(engine, name, record, container, user)
-            return Diagnosis(name, tuple(map(str, patients)), (_unknown(driver, name, exc, patients),))
-        patients = _patients(engine, name, record, container, user)
+            return Diagnosis(name, whom, (_unknown(driver, name, exc, patients),))
         try:
             data = stack.enter_context(fds.held(driver.store.open_data(volume, record)))
         except (NotReady, NotAllowed) as exc:
-            findings = [_missing(driver.store.place(record), exc)]
-        else:
-            findings = list(_Examination(driver, record, data, patients).findings())
-        return Diagnosis(name, tuple(map(str, patients)), tuple(findings))
-
-
-# -- for whom --------------------------------------------------------------------------------------------------------
-
-
-def _patients(
-    engine: Containers | None, name: str, record: Record | None, container: str | None, user: str | None
-) -> list[Patient]:
-    if container is not None:
-        if engine is None:
-            raise NoContainer("no engine can be asked about a container")
-        return [_patient(engine, engine.inspect(container), user, asked=True)]
-    if user is not None:
-        numbers = _NUMBERS.fullmatch(user)
-        if numbers is None or any(int(each or 0) > MAX_ID for each in numbers.groups()):
-            hint = "give numbers, 184:998, or with --container the name that its image has"
-            raise Invalid(f'--user "{printable(user[:200])}" is no user', hint=hint)
-        inside = int(numbers[1]), int(numbers[2] or 0)
-        remap = engine.remap if engine else None
-        # Root in a container has power over files as long as nobody takes it from him.
-        return [Patient(_mapped(remap, inside, (), overrides=inside[0] == 0), "--user", inside, remap=remap)]
-    if engine is not None and (found := engine.using(name)):
-        return [_patient(engine, each, None, asked=False) for each in found]
-    if record is not None and record.options.uid is not None:
-        owner = record.options.uid, record.options.gid or 0
-        return [Patient(Who(*owner, overrides=owner[0] == 0), "the declared owner", owner)]
-    return []
-
-
-def _patient(engine: Containers, container: Container, user: str | None, *, asked: bool) -> Patient:
-    process = Process.read(container.pid) if seen_from_here(container) else None
-    remap = None if container.host_users else engine.remap
-    label = container.label if engine.confines else ""
-    if process is not None:
-        remap = Remap.read(container.pid)
-        remap = None if remap.identical else remap
-        label = process.label
-        if user is None:
-            who = Who(process.uid, process.gid, process.groups, process.overrides)
-            inside = (remap.inside(who.uid, who.gid) if remap else None) or (who.uid, who.gid)
-            return Patient(who, "its first process", inside, container, remap, label, seen=True, asked=asked)
-    wanted, said_by = (container.user, "USER") if user is None else (user, "--user")
-    found = container_user(wanted, container.groups, _files(engine, container, wanted, process), said_by=said_by)
-    power = found.uid == 0 and container.overrides
-    who = _mapped(remap, (found.uid, found.gid), found.groups, overrides=power)
-    seen = process is not None
-    return Patient(who, found.why, (found.uid, found.gid), container, remap, label, seen=seen, asked=asked)
-
-
-def _files(
-    engine: Containers, container: Container, user: str, process: Process | None
-) -> tuple[bytes | None, bytes | None]:
-    """The passwd and group by which *user* is to be understood."""
-    if ":" in user and _NUMBERS.fullmatch(user) and all(group.isdecimal() for group in container.groups):
-        return None, None  # they would change nothing
-    if process is not None:
-        passwd, group = (read_inside(container.pid, path, limit=FILE_LIMIT) for path in (USERS, GROUPS))
-        return passwd, group
-    return engine.user_files(container)
-
-
-def _mapped(remap: Remap | None, inside: tuple[int, int], groups: tuple[int, ...], *, overrides: bool) -> Who:
-    if remap is None:
-        return Who(*inside, groups, overrides)
-    uid, gid = remap.uid(inside[0]), remap.gid(inside[1])
-    if uid is None or gid is None:
-        raise NoContainer(f"the container's user namespace has no {inside[0]}:{inside[1]}", hint="name another --user")
-    return Who(uid, gid, tuple(each for group in groups if (each := remap.gid(group)) is not None), overrides)
+            return Diagnosis(name, whom, (_missing(driver.store.place(record), exc),))
+        return Diagnosis(name, whom, tuple(_Examination(driver, record, data, patients).findings()))
 
 
 # -- what there is -------------------------------------------------------------------------------------------------
@@ -188,19 +59,19 @@ def _mapped(remap: Remap | None, inside: tuple[int, int], groups: tuple[int, ...
 def _unknown(driver: Driver, name: str, exc: HostprepError, patients: Sequence[Patient]) -> Finding:
     if isinstance(exc, Unreadable):
         return Finding("volume", Verdict.BAD, exc.message, exc.hint or "a record that can be read")
-    for entry in trash.entries(driver.store):
-        if entry.record is not None and entry.record.name == name:
-            what = f"{exc.message}: it was removed at {entry.removed_at}, and is in the trash"
-            return Finding("volume", Verdict.BAD, what, "a volume", shlex.join(["hostprep", "restore", name]))
-    create, what = ["docker", "volume", "create", "-d", "hostprep"], exc.message
+    removed = [each for each in trash.entries(driver.store) if each.record is not None and each.record.name == name]
+    command, what = ["docker", "volume", "create", "-d", "hostprep", name], exc.message
     if any(each["name"] == name for each in driver.retained_volumes()):
         what += ": it was removed, and its data retained; a volume of that name takes it up again"
+    elif removed:
+        what += f": it was removed at {removed[0].removed_at}, and is in the trash"
+        command = ["hostprep", "restore", name]
     elif patients:
-        create += ["-o", f"uid={patients[0].who.uid}", "-o", f"gid={patients[0].who.gid}"]
+        command[-1:] = ["-o", f"uid={patients[0].who.uid}", "-o", f"gid={patients[0].who.gid}", name]
     for patient in patients:
         if patient.container and (mounted := patient.container.has(name)):
             what += f"; container {patient.container.name} has one of that name of the driver {mounted.driver}"
-    return Finding("volume", Verdict.BAD, what, "a volume of hostprep's", shlex.join([*create, name]))
+    return Finding("volume", Verdict.BAD, what, "a volume of hostprep's", shlex.join(command))
 
 
 def _missing(place: str, exc: NotReady | NotAllowed) -> Finding:
@@ -259,7 +130,9 @@ class _Examination:
         yield from self._drift()
         yield from self._label()
         yield from self._denials()
-        yield from look_at_file_system(self.where, [patient.who for patient in self.patients], purges=self._purges())
+        whom = [patient.who for patient in self.patients]
+        running = [patient.container.name for patient in self.patients if patient.container and patient.container.pid]
+        yield from look_at_file_system(self.where, whom, running=running, purges=self._purges())
 
     def _directory(self) -> str:
         label = f", {printable(self.label)}" if self.label else ""
@@ -269,53 +142,58 @@ class _Examination:
     # -- the mount in the container ------------------------------------------------------------------------------
 
     def _mount(self, patient: Patient, container: Container) -> Iterator[Finding]:
-        mounted, restart = container.has(self.record.name), shlex.join(["docker", "restart", container.name])
+        mounted, who = container.has(self.record.name), f"container {container.name}"
         if mounted is None:
             wanted = f"-v {self.record.name}:/…, when the container is made"
-            yield Finding("mount", Verdict.BAD, f"container {container.name} does not have the volume", wanted)
+            yield Finding("mount", Verdict.BAD, f"{who} does not have the volume", wanted)
             return
         at = printable(mounted.at)
         if mounted.driver == "local":
-            what = f"container {container.name} has at {at} a volume of that name of the driver local"
-            yield Finding(
-                "mount", Verdict.BAD, what, "hostprep's: remove container and local volume, and make both anew"
-            )
+            what = f"{who} has at {at} a volume of that name of the driver local"
+            wanted = "hostprep's: remove container and local volume, and make both anew"
+            yield Finding("mount", Verdict.BAD, what, wanted)
             return
-        writable = mounted.writable
-        if not container.pid:
-            yield Finding(
-                "mount", Verdict.NOTE, f"container {container.name} does not run: its start mounts it at {at}"
-            )
-        elif not patient.seen:
-            yield Finding("mount", Verdict.NOTE, f"container {container.name} cannot be looked into from here")
-        else:
-            try:
-                inside = open_inside(container.pid, mounted.at)
-            except OSError as exc:
-                what = f"container {container.name} has nothing at {at}: {exc.strerror}"
-                yield Finding("mount", Verdict.BAD, what, "the volume", restart)
-                return
-            with fds.held(inside):
-                if not os.path.samestat(os.fstat(inside), self.found):
-                    what = f"container {container.name} has at {at} what the volume was when it started, not what it is"
-                    yield Finding("mount", Verdict.BAD, what, f"{self.shown}, which its next start mounts", restart)
-                    return
-                if writable and os.fstatvfs(inside).f_flag & os.ST_RDONLY and not self.where.read_only:
-                    what = (
-                        f"the mount at {at} in container {container.name} is read-only, as the host's was at its start"
-                    )
-                    yield Finding("mount", Verdict.BAD, what, "read and write, as of the next start", restart)
-                    return
-        if not writable:
-            what = f"container {container.name} has it read-only (:ro)"
+        if container.pid and patient.seen:
+            yield from self._live_mount(patient, container, mounted)
+            return
+        why = "cannot be looked into from here" if container.pid else f"does not run: its start mounts it at {at}"
+        yield Finding("mount", Verdict.NOTE, f"{who} {why}")
+        if not mounted.writable:
+            verdict = Verdict.BAD if patient.asked else Verdict.NOTE
+            wanted = f"-v {self.record.name}:{at}, when the container is made"
+            yield Finding("mount", verdict, f"{who} has it read-only (:ro)", wanted)
+
+    def _live_mount(self, patient: Patient, container: Container, mounted: Mounted) -> Iterator[Finding]:
+        who, at = f"container {container.name}", printable(mounted.at)
+        restart = shlex.join(["docker", "restart", container.name])
+        try:
+            inside = open_inside(container.pid, mounted.at)
+        except OSError as exc:
+            what = f"{who} has nothing at {at}: {exc.strerror}"
+            yield Finding("mount", Verdict.BAD, what, "the volume", restart)
+            return
+        with fds.held(inside):
+            same = os.path.samestat(os.fstat(inside), self.found)
+            flags, on_host = (os.fstatvfs(fd).f_flag for fd in (inside, self.data))
+        if not same:
+            what = f"{who} has at {at} what the volume was when it started, not what it is"
+            yield Finding("mount", Verdict.BAD, what, f"{self.shown}, which its next start mounts", restart)
+        elif flags & os.ST_RDONLY and not mounted.writable:
+            what = f"{who} has it read-only (:ro)"
             if not patient.asked:
                 yield Finding("mount", Verdict.NOTE, what)
                 return
-            remount = ["mount", "-N", str(container.pid), "-o", "remount,bind,rw", mounted.at]
-            wanted = f"made without :ro, -v {self.record.name}:{at}; until then, while it runs"
-            yield Finding("mount", Verdict.BAD, what, wanted, shlex.join(remount) if patient.seen else "")
-        elif patient.seen:
-            yield Finding("mount", Verdict.OK, f"at {at} in container {container.name}, read and write")
+            remount = shlex.join(["mount", "-N", str(container.pid), "-o", "remount,bind,rw", mounted.at])
+            wanted = f"-v {self.record.name}:{at}, when the container is made; until it is made anew, while it runs"
+            yield Finding("mount", Verdict.BAD, what, wanted, remount)
+        elif flags & ~on_host & os.ST_RDONLY:
+            what = f"the mount at {at} in {who} is read-only, as the host's was at its start"
+            yield Finding("mount", Verdict.BAD, what, "read and write, as of its next start", restart)
+        elif flags & ~on_host & os.ST_NOEXEC:
+            what = f"the mount at {at} in {who} is noexec, as the host's was at its start"
+            yield Finding("mount", Verdict.WARNING, what, "exec, as of its next start", restart)
+        else:
+            yield Finding("mount", Verdict.OK, f"at {at} in {who}")
 
     # -- owner and mode ------------------------------------------------------------------------------------------
 
@@ -333,7 +211,7 @@ class _Examination:
             yield from self._contents(patient, wanted)
             return
         is_ = f"{self.found.st_uid}:{self.found.st_gid} {self.mode}"
-        what = f"{who} may not {missing}: the directory is {is_}, and what counts is {granted.by}"
+        what = f"{who} may not {missing}, as {granted.by}: the directory is {is_}"
         # Right but for the user namespace: that is then what to say.
         inside = access.granted(Who(*patient.inside), self.found, self.acl)
         check = "acl" if granted.listed else "mode" if patient.who.uid == self.found.st_uid else "owner"

@@ -19,7 +19,7 @@ _NO_OWNERS: Final = frozenset({"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseb
 _ENOUGH: Final = 1 << 16  # bytes; with less it counts as full
 _LOW: Final = 0.05  # of it free
 _MASKS: Final = ("umask=", "fmask=", "dmask=")
-_NO_QUOTA: Final = frozenset({errno.ESRCH, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.EPERM})
+_NO_QUOTA: Final = frozenset({errno.ESRCH, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.EROFS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,14 @@ class FileSystem:
         return f"umount {self.point} && {shlex.join(mount)}"
 
 
-def look(where: FileSystem, whom: list[Who], *, purges: bool) -> Iterator[Finding]:
+def look(where: FileSystem, whom: list[Who], *, running: list[str], purges: bool) -> Iterator[Finding]:
     """What is wrong with a file system, or one finding that nothing is.
 
     Args:
+        running: the containers that have it mounted now, with the flags that it had when they started.
         purges: whether the trash, on the same file system, holds anything.
     """
-    found = [*_flags(where), *_room(where, purges=purges), *_quotas(where, whom)]
+    found = [*_flags(where, running), *_room(where, purges=purges), *_quotas(where, whom)]
     if where.squashed:
         name = where.mount.source if where.mount else where.kind
         found.append(
@@ -102,7 +103,7 @@ def look(where: FileSystem, whom: list[Who], *, purges: bool) -> Iterator[Findin
     yield from found
 
 
-def _flags(where: FileSystem) -> Iterator[Finding]:
+def _flags(where: FileSystem, running: list[str]) -> Iterator[Finding]:
     flags = os.fstatvfs(where.data).f_flag
     if flags & os.ST_RDONLY:
         yield Finding(
@@ -117,8 +118,8 @@ def _flags(where: FileSystem) -> Iterator[Finding]:
             "noexec",
             Verdict.WARNING,
             f"the file system at {where.point} is mounted noexec: no program in the volume can be run",
-            "exec, if the container keeps programs there; then start it again",
-            f"mount -o remount,exec {where.point}",
+            "exec, if the container keeps programs there",
+            " && ".join([f"mount -o remount,exec {where.point}", *(f"docker restart {name}" for name in running)]),
         )
 
 

@@ -38,6 +38,7 @@ ORDER = [
     "denials",
     "finding",
     "filesystem",
+    "patient",
     "doctor",
     "wire",
     "server",
