@@ -17,13 +17,13 @@ import click
 from . import show
 from .driver import Driver, Images
 from .errors import BadSetting, Busy, Conflict, HostprepError, Invalid, NoContainer, NoImage, in_words, printable
-from .finding import together
+from .finding import Diagnosis, together
 from .options import parse_image, parse_path
 from .settings import Settings, engine_socket
 from .tree import raise_open_files
 
 if TYPE_CHECKING:
-    from .finding import Apply, Diagnosis
+    from .finding import Apply
     from .image import Findings
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -417,7 +417,11 @@ def doctor(
     Without NAME: whether hostprep itself is installed as it should be.
     """
     if name is None:
-        raise click.UsageError("Missing argument 'NAME'.")
+        if fix or container is not None or user is not None:
+            raise click.UsageError("Missing argument 'NAME'.")
+        found = _installation(settings)
+        show.diagnosis(found, as_json=as_json)
+        sys.exit(0 if found.usable else 1)
     with _ended_in_order():
         found = _diagnose(settings, name, container, user)
         if fix and (remedy := together(found.findings)) is not None:
@@ -428,6 +432,20 @@ def doctor(
             found = _diagnose(settings, name, container, user)
     show.diagnosis(found, as_json=as_json)
     sys.exit(0 if found.usable else 1)
+
+
+def _installation(settings: Settings) -> Diagnosis:
+    from .engine import Containers
+    from .installation import look
+
+    if os.geteuid() != 0:
+        raise BadSetting("hostprep needs to be root", hint="it looks into directories of other users; use sudo")
+    try:
+        with Containers.asked(_engine(settings)) as engine:
+            asked: Containers | NoContainer = engine
+    except NoContainer as exc:
+        asked = exc
+    return Diagnosis("", (), tuple(look(settings, asked)))
 
 
 def _diagnose(settings: Settings, name: str, container: str | None, user: str | None) -> Diagnosis:

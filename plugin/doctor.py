@@ -218,6 +218,12 @@ class _Examination:
         if patient.remap is not None and not inside.missing(wanted):
             check = "userns"
             what = f"{patient} is {patient.who} on this host (userns-remap), and the directory is {is_}"
+        if not self.where.keeps_owners:
+            yield self._given_at_mount(patient.who)
+            return
+        if self.where.squashed:
+            check = "root_squash"
+            what += ", on a server that does not let hostprep change that"
         words = f"{access.words(wanted)} for {patient.who}"
         yield Finding(check, Verdict.BAD, what, words, self._owner_remedy(patient, granted, wanted))
 
@@ -226,8 +232,6 @@ class _Examination:
         who, options = patient.who, dict[str, str]()
         if self.where.squashed:
             return self.where.on_its_server("chown", str(who))
-        if not self.where.keeps_owners:
-            return self._given_at_mount(who).fix(self.record.name)
         if granted.listed:
             rights = "".join(letter if wanted & bit else "-" for bit, letter in ((4, "r"), (2, "w"), (1, "x")))
             return shlex.join(["setfacl", "-m", f"u:{who.uid}:{rights}", self.place])

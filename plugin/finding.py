@@ -67,9 +67,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All that was found of a volume, in the order in which access fails."""
+    """All that was found of a volume, in the order in which access fails; or of hostprep itself."""
 
     name: str
+    """Empty for hostprep itself."""
     whom: tuple[str, ...]
     """For whom it was looked at, a phrase each."""
     findings: tuple[Finding, ...]

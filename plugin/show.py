@@ -248,7 +248,9 @@ def diagnosis(found: Diagnosis, *, as_json: bool) -> None:
         print(json.dumps(_diagnosed(found), indent=2))
         return
     whom = f" for {', '.join(found.whom)}" if found.whom else ""
-    print(printable(f"volume {found.name}{whom}:"), _styled("usable" if found.usable else "not usable", found.gravest))
+    usable, not_usable = ("usable", "not usable") if found.name else ("works", "does not work")
+    what = f"volume {found.name}{whom}:" if found.name else "hostprep on this host:"
+    print(printable(what), _styled(usable if found.usable else not_usable, found.gravest))
     print()
     for finding in found.findings:
         mark = "" if finding.verdict is Verdict.OK else finding.verdict.value.upper() + "  "

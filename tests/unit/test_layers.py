@@ -40,6 +40,7 @@ ORDER = [
     "filesystem",
     "patient",
     "doctor",
+    "installation",
     "wire",
     "server",
     "archive",
