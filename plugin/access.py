@@ -96,7 +96,8 @@ def granted(who: Who, file: Owned, acl: tuple[Entry, ...] = ()) -> Granted:
     if who.uid == file.st_uid:
         return Granted(mode >> 6 & ALL, "the owner")  # of a list too: chmod(2) keeps the two the same
     mine = {who.gid, *who.groups}
-    if not acl:
+    # With no bit of the group's, which then are the list's mask, the kernel does not look at the list (namei.c).
+    if not acl or not mode & 0o070:
         if file.st_gid in mine:
             return Granted(mode >> 3 & ALL, f"the group {file.st_gid}")
         return Granted(mode & ALL, "others")

@@ -24,7 +24,7 @@ _LOOKED_AT: Final = 20_000  # entries of a volume among which the denied file is
 _DEPTH: Final = 32
 _KINDS: Final = {"dir": "directory", "lnk_file": "symlink", "sock_file": "socket", "fifo_file": "FIFO"}
 _AVC: Final = re.compile(r"avc: +denied +\{ ([^}]{1,500}) \} for +(.*)")
-_TIME: Final = re.compile(r"audit\(([0-9]{1,12})\.|^([0-9]{1,12})\.", re.ASCII)
+_TIMES: Final = (re.compile(r"audit\(([0-9]{1,12})\.", re.ASCII), re.compile(r"^([0-9]{1,12})\.", re.ASCII))
 _FIELD: Final = re.compile(r'(\w+)=("[^"]*"|\S+)')
 
 
@@ -61,7 +61,7 @@ def parse(line: str) -> Denial | None:
     if found is None:
         return None
     fields = {key: _text(key, value) for key, value in _FIELD.findall(found[2])}
-    when = _TIME.search(line)
+    when = next((match for match in (time_.search(line) for time_ in _TIMES) if match), None)
     if fields.get("permissive") == "1" or not {"scontext", "tcontext", "tclass"} <= fields.keys():
         return None
     inode = fields.get("ino", "")
@@ -74,7 +74,7 @@ def parse(line: str) -> Denial | None:
         fields.get("name") or os.path.basename(fields.get("path", "")),
         fields.get("dev", ""),
         int(inode) if inode.isascii() and inode.isdecimal() else 0,
-        int(when[1] or when[2]) if when else 0,
+        int(when[1]) if when else 0,
     )
 
 
