@@ -18,11 +18,11 @@ PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(TOOLS)
 GUEST_PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then \
 	demo/packages qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
 
-.PHONY: help check install uninstall test test-selinux test-unit test-engine bench bench-tree demo clean
+.PHONY: help check install uninstall test test-selinux test-unit test-engine bench bench-tree demo screens clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
-	@echo "also: make install uninstall check test-unit test-engine test-selinux bench bench-tree clean"
+	@echo "also: make install uninstall check test-unit test-engine test-selinux bench bench-tree screens clean"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hostprep needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ...)")'
@@ -70,6 +70,11 @@ bench-tree: $(STAMP)
 demo: $(STAMP)
 	demo/packages $(ENGINE)
 	@$(BIN)/python -m demo
+
+# The pictures of README.md and docs/: real runs on a private engine.
+screens: $(STAMP)
+	demo/packages $(ENGINE)
+	$(BIN)/python -m demo.screens
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -111,11 +111,12 @@ def recorded() -> tuple[str, list[Denial]]:
 def sentence(denial: Denial) -> str:
     """What happened, as a person says it."""
     who = f"{denial.command or 'a process'} ({_part(denial.source, 2)})"
-    what = _KINDS.get(denial.kind, denial.kind)
+    kind = _KINDS.get(denial.kind, denial.kind)
+    what = "the volume's directory" if denial.path == "." else f"the {kind} {denial.path or denial.name}"
     times = f", {denial.times} times" if denial.times > 1 else ""
     return (
         f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(denial.last))}{times}: {who} was denied "
-        f"{', '.join(denial.permissions)} of the {what} {denial.path or denial.name}, labelled {denial.target}"
+        f"{' and '.join(denial.permissions)} on {what}, labelled {denial.target}"
     )
 
 
