@@ -52,9 +52,11 @@ class Granted:
 
     rights: int
     by: str
-    """"the owner", "the group 998", "others", and the like: "he may write, as the owner"."""
+    """"the owner", "one of the others" and the like: "he may write, as the owner"."""
     listed: bool = False
     """Whether an access control list says so, other than for the owner."""
+    group: bool = False
+    """Whether it is as one of the directory's group, by its mode."""
 
     def missing(self, wanted: int) -> str:
         """Which of the rights *wanted* are not there, in words; empty where all are."""
@@ -99,8 +101,8 @@ def granted(who: Who, file: Owned, acl: tuple[Entry, ...] = ()) -> Granted:
     # With no bit of the group's, which then are the list's mask, the kernel does not look at the list (namei.c).
     if not acl or not mode & 0o070:
         if file.st_gid in mine:
-            return Granted(mode >> 3 & ALL, f"the group {file.st_gid}")
-        return Granted(mode & ALL, "others")
+            return Granted(mode >> 3 & ALL, f"one of the group {file.st_gid}", group=True)
+        return Granted(mode & ALL, "one of the others")
     mask = next((entry.rights for entry in acl if entry.tag == _MASK), ALL)
     for entry in acl:
         if entry.tag == _USER and entry.id == who.uid:
@@ -114,7 +116,7 @@ def granted(who: Who, file: Owned, acl: tuple[Entry, ...] = ()) -> Granted:
         rights, gid = max(groups, key=lambda group: ((group[0] & mask).bit_count(), group[0]))
         return Granted(rights & mask, _masked(f"group {gid}", rights, mask), listed=True)
     other = next((entry.rights for entry in acl if entry.tag == _OTHER), 0)
-    return Granted(other, "others in its access control list", listed=True)
+    return Granted(other, "one of the others in its access control list", listed=True)
 
 
 def _masked(entry: str, rights: int, mask: int) -> str:

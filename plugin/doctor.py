@@ -12,24 +12,26 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from . import access, denials, fds, trash
 from .access import Who
 from .container import Container, Mounted, open_inside
 from .driver import Driver
-from .errors import HostprepError, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
+from .errors import HostprepError, NoSuchVolume, NotAllowed, NotReady, Redirectable, Unreadable, printable
 from .filesystem import FileSystem, given_at_mount
 from .filesystem import look as look_at_file_system
 from .finding import Apply, Diagnosis, Finding, Verdict
 from .labels import UNSUPPORTED, read_label
-from .mounts import mount_table
+from .mounts import mount_table, unescaped
 from .options import Mode, Recurse, check_name
 from .patient import Patient
 from .record import Record
 
 _LOOKED_AT: Final = 1000  # entries of the volume's directory itself
 _SHOWN: Final = 5  # denials
+_NOT_LET: Final = "a label with which the policy does not let it do that"
 _FSTAB: Final = "/etc/fstab"
 
 
@@ -47,7 +49,12 @@ def diagnose(driver: Driver, name: str, patients: Sequence[Patient]) -> Diagnosi
         except (NoSuchVolume, Unreadable) as exc:
             return Diagnosis(name, whom, (_unknown(driver, name, exc, patients),))
         try:
-            data = stack.enter_context(fds.held(driver.store.open_data(volume, record)))
+            try:
+                data = driver.store.open_data(volume, record)
+            except Redirectable:  # as the next Mount has it: a mount of it is answered, from then on
+                record = replace(record, pinned=True)
+                data = driver.store.open_data(volume, record)
+            stack.enter_context(fds.held(data))
         except (NotReady, NotAllowed) as exc:
             return Diagnosis(name, whom, (_missing(driver.store.place(record), exc),))
         return Diagnosis(name, whom, tuple(_Examination(driver, record, data, patients).findings()))
@@ -78,7 +85,7 @@ def _missing(place: str, exc: NotReady | NotAllowed) -> Finding:
     """The finding of a volume whose directory cannot be opened."""
     remedy, wanted = "", exc.hint
     if isinstance(exc, NotReady):
-        wanted = "the data in its place; this makes an empty directory, should it be lost"
+        wanted = "the data in its place (is its disk mounted?); should it be lost, this makes an empty directory"
         remedy = shlex.join(["mkdir", place])
         if (point := _unmounted(place)) is not None:
             wanted, remedy = f"what {_FSTAB} has for {point}", shlex.join(["mount", point])
@@ -90,7 +97,7 @@ def _unmounted(place: str) -> str | None:
     mounted = {mount.point for mount in mount_table()}
     with contextlib.suppress(OSError), open(_FSTAB, encoding="utf-8", errors="replace") as table:
         fields = [line.split() for line in table if not line.lstrip().startswith("#")]
-        points = [each[1] for each in fields if len(each) > 1 and each[1].startswith("/")]
+        points = [unescaped(each[1]) for each in fields if len(each) > 1 and each[1].startswith("/")]
         above = [point for point in points if place == point or place.startswith(point.rstrip("/") + "/")]
         return max((point for point in above if point not in mounted), key=len, default=None)
     return None
@@ -224,8 +231,8 @@ class _Examination:
         if self.where.squashed:
             check = "root_squash"
             what += ", on a server that does not let hostprep change that"
-        words = f"{access.words(wanted)} for {patient.who}"
-        yield Finding(check, Verdict.BAD, what, words, self._owner_remedy(patient, granted, wanted))
+        remedy = self._owner_remedy(patient, granted, wanted)
+        yield Finding(check, self._bad(remedy, [patient]), what, f"{access.words(wanted)} for {patient.who}", remedy)
 
     def _owner_remedy(self, patient: Patient, granted: access.Granted, wanted: int) -> Apply | str:
         """What lets a patient do what is *wanted*."""
@@ -234,15 +241,24 @@ class _Examination:
             return self.where.on_its_server("chown", str(who))
         if granted.listed:
             rights = "".join(letter if wanted & bit else "-" for bit, letter in ((4, "r"), (2, "w"), (1, "x")))
-            return shlex.join(["setfacl", "-m", f"u:{who.uid}:{rights}", self.place])
+            # By the mount, where somebody could put something else in the place of the path.
+            where = self.driver.store.mountpoint(self.record)
+            return shlex.join(["setfacl", "-m", f"u:{who.uid}:{rights}", where])
+        mode = self.mode if self.record.options.mode is None else self.record.options.mode
+        if granted.group and self.record.options.gid == self.found.st_gid:  # shared with that group, so it stays
+            return Apply({"mode": str(Mode(mode | wanted << 3))})
         if who.uid != self.found.st_uid:
             declared = self.record.options
             options |= {"uid": str(who.uid)} if declared.uid != who.uid else {}
             options |= {"gid": str(who.gid)} if declared.gid != who.gid else {}
-        mode = self.mode if self.record.options.mode is None else self.record.options.mode
         if mode & wanted << 6 != wanted << 6:
             options["mode"] = str(Mode(mode | wanted << 6))
         return Apply(options)
+
+    def _bad(self, remedy: Apply | str, patients: Sequence[Patient]) -> Verdict:
+        """How bad it is, what *remedy* mends: what is as declared again at a start does not keep from starting."""
+        runs = any(patient.container and patient.container.pid for patient in patients)
+        return Verdict.BAD if runs or remedy != Apply() else Verdict.WARNING
 
     def _given_at_mount(self, who: Who) -> Finding:
         label = (self.labels.default or None) if self.labels.applied else None
@@ -313,7 +329,8 @@ class _Examination:
             yield Finding("label", Verdict.OK, f"{why}: no label keeps anybody out")
             return
         if self.label is None:
-            yield Finding("label", Verdict.BAD, "the directory has no label", "one", Apply(self._label_options()))
+            remedy = Apply(self._label_options())
+            yield Finding("label", self._bad(remedy, self.patients), "the directory has no label", "one", remedy)
             return
         processes = dict.fromkeys(patient.label for patient in self.patients) or {None: None}
         for process in processes:
@@ -337,7 +354,8 @@ class _Examination:
                 yield Finding("categories", Verdict.BAD, what, wanted, self._label_remedy(shared=True))
                 return
             what = f"{printable(label)}: the policy lets {who} not {may_not} it"
-            yield Finding("label", Verdict.BAD, what, self.labels.usable(label), self._label_remedy(shared=False))
+            remedy = self._label_remedy(shared=False)
+            yield Finding("label", self._bad(remedy, self.patients), what, self.labels.usable(label), remedy)
             return
         yield Finding("label", Verdict.OK, f"{printable(label)}: the policy lets {_domain(context)} read and write it")
         yield from self._labels_inside(context)
@@ -406,10 +424,8 @@ class _Examination:
             now = f"by now its label is {printable(denial.label)}, which allows it"
             return Finding("denials", Verdict.NOTE, f"{what}; {now}")
         alike = self.labels.at_level_of(denial.target, denial.source)
-        for_whom = (
-            "those with its categories" if self.labels.allows(alike, denial.target, needed) else "other processes"
-        )
-        what += f", which is for {for_whom}"
+        why = "whose categories it does not have" if self.labels.allows(alike, denial.target, needed) else _NOT_LET
+        what += f", {why}"
         # What lies in the directory itself has been looked at; deeper down only this tells.
         if "/" not in denial.path or not self.where.keeps_labels:
             return Finding("denials", Verdict.NOTE, what)

@@ -292,17 +292,17 @@ def _mount(line: str) -> Mount:
     slave = any(field.startswith("master:") for field in optional)
     return Mount(
         int(number),
-        _unescaped(point),
+        unescaped(point),
         shared,
         slave,
         device,
-        _unescaped(root),
+        unescaped(root),
         kind,
-        _unescaped(source),
+        unescaped(source),
         tuple(options.split(",")),
     )
 
 
-def _unescaped(text: str) -> str:
-    """Space, tab, line end, backslash and # stand as three octal digits in mountinfo."""
+def unescaped(text: str) -> str:
+    """Space, tab, line end, backslash and # stand as three octal digits in mountinfo and fstab(5)."""
     return _ESCAPED.sub(lambda found: chr(int(found[1], 8)), text)

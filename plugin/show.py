@@ -254,7 +254,7 @@ def diagnosis(found: Diagnosis, *, as_json: bool) -> None:
     print()
     for finding in found.findings:
         mark = "" if finding.verdict is Verdict.OK else finding.verdict.value.upper() + "  "
-        print(f"{_styled(f'{finding.check:<12}', finding.verdict)} {mark}{printable(finding.what)}")
+        print(f"{_styled(f'{finding.check:<13}', finding.verdict)}{mark}{printable(finding.what)}")
         if finding.wanted:
             print(f"{'':<12} wanted: {printable(finding.wanted)}")
         if fix := finding.fix(found.name):

@@ -168,7 +168,7 @@ def test_it_only_looks(doctor: Doctor, docker: Docker, hostprep: Hostprep) -> No
     found = doctor.found("mongo", "--container", "db")
 
     assert found["whom"] == [f"{IDS} in container db"]  # by name, from the image: that asks the engine for files
-    assert not found["usable"]
+    assert [each["check"] for each in found["findings"] if each["verdict"] == "warning"] == ["owner", "drift"]
     assert (data.stat().st_uid, data.stat().st_gid) == (5, 6)
     assert hostprep.log.read_text() == before
     assert len(docker.containers()) == 1
@@ -358,6 +358,13 @@ def test_group(doctor: Doctor, docker: Docker) -> None:
     doctor.well("mongo", "--container", "db")
     doctor.well("mongo", "--container", "db", "--user", "mongodb")
     doctor.finding("owner", "mongo", "--user", IDS)
+
+
+def test_group_that_may_not(doctor: Doctor, docker: Docker) -> None:
+    """A volume that is shared with a group stays so."""
+    docker.create("mongo", "-o", "uid=5", "-o", "gid=44", "-o", "mode=0750")
+    docker.daemon("db", "mongo:/data", "--group-add", "44")
+    doctor.mended("owner", "hostprep apply mongo -o mode=0770")
 
 
 def test_who_it_became(doctor: Doctor, docker: Docker) -> None:
