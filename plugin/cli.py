@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .image import Findings
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_PROBE: Final = 60.0  # seconds that an engine may take to show an image to a person
+_ASKED: Final = 60.0  # seconds that an engine may take to answer a person
 _FLAGS: Final = {
     "root": "directory that holds the volumes",
     "socket": "where to listen",
@@ -375,13 +375,13 @@ def _look(settings: Settings, image: str, paths: tuple[str, ...], user: str | No
     except NoContainer as exc:
         raise NoImage(exc.message, hint="probe there, or an --archive here") from None
     try:
-        return engine.look(image, paths, user, seconds=_PROBE)
+        return engine.look(image, paths, user, seconds=_ASKED)
     except Absent:
         if not pull:
             raise
     with show.Pull(image) as update:
         engine.pull(image, update)
-    return engine.look(image, paths, user, seconds=_PROBE)
+    return engine.look(image, paths, user, seconds=_ASKED)
 
 
 def _engine(settings: Settings) -> str:
@@ -441,7 +441,7 @@ def _installation(settings: Settings) -> Diagnosis:
     if os.geteuid() != 0:
         raise BadSetting("hostprep needs to be root", hint="it looks into directories of other users; use sudo")
     try:
-        with Containers.asked(_engine(settings)) as engine:
+        with Containers.asked(_engine(settings), seconds=_ASKED) as engine:
             asked: Containers | NoContainer = engine
     except NoContainer as exc:
         asked = exc
@@ -457,7 +457,7 @@ def _diagnose(settings: Settings, name: str, container: str | None, user: str | 
     with contextlib.ExitStack() as stack:
         engine = None
         try:
-            engine = stack.enter_context(Containers.asked(_engine(settings)))
+            engine = stack.enter_context(Containers.asked(_engine(settings), seconds=_ASKED))
         except NoContainer:
             if container is not None:
                 raise

@@ -19,6 +19,7 @@ AUDIT_LOG: Final = "/var/log/audit/audit.log"
 _TAIL: Final = 4 << 20  # bytes of the log that are looked at
 _JOURNAL: Final = ("journalctl", "-q", "-b", "--no-pager", "-o", "short-unix", "-n", "20000")
 _FROM: Final = ("_TRANSPORT=audit", "+", "_TRANSPORT=kernel")
+_KEPT: Final = 1000  # denials, the last ones
 _SECONDS: Final = 10  # for the journal's answer
 _LOOKED_AT: Final = 20_000  # entries of a volume among which the denied file is looked for
 _DEPTH: Final = 32
@@ -131,7 +132,7 @@ def _counted(lines: Iterable[str]) -> list[Denial]:
             same = replace(denial, last=0)
             times, last = found.pop(same, (0, 0))
             found[same] = times + 1, max(last, denial.last)
-    return [replace(denial, times=times, last=last) for denial, (times, last) in found.items()]
+    return [replace(denial, times=times, last=last) for denial, (times, last) in found.items()][-_KEPT:]
 
 
 def concerning(data: int, mount: Mount | None, denials: list[Denial]) -> list[Denial]:

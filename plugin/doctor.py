@@ -32,6 +32,7 @@ from .record import Record
 _LOOKED_AT: Final = 1000  # entries of the volume's directory itself
 _SHOWN: Final = 5  # denials
 _NOT_LET: Final = "a label with which the policy does not let it do that"
+_INSTEAD: Final = "hostprep's: take out what is in it, remove container and local volume, and make both anew"
 _FSTAB: Final = "/etc/fstab"
 
 
@@ -76,8 +77,9 @@ def _unknown(driver: Driver, name: str, exc: HostprepError, patients: Sequence[P
     elif patients:
         command[-1:] = ["-o", f"uid={patients[0].who.uid}", "-o", f"gid={patients[0].who.gid}", name]
     for patient in patients:
-        if patient.container and (mounted := patient.container.has(name)):
-            what += f"; container {patient.container.name} has one of that name of the driver {mounted.driver}"
+        if patient.container and (mounted := patient.container.has(name)) and mounted.driver == "local":
+            what += f"; container {patient.container.name} has one of that name of the driver local"
+            return Finding("volume", Verdict.BAD, what, _INSTEAD)
     return Finding("volume", Verdict.BAD, what, "a volume of hostprep's", shlex.join(command))
 
 
@@ -157,8 +159,7 @@ class _Examination:
         at = printable(mounted.at)
         if mounted.driver == "local":
             what = f"{who} has at {at} a volume of that name of the driver local"
-            wanted = "hostprep's: remove container and local volume, and make both anew"
-            yield Finding("mount", Verdict.BAD, what, wanted)
+            yield Finding("mount", Verdict.BAD, what, _INSTEAD)
             return
         if container.pid and patient.seen:
             yield from self._live_mount(patient, container, mounted)
@@ -426,8 +427,9 @@ class _Examination:
         alike = self.labels.at_level_of(denial.target, denial.source)
         why = "whose categories it does not have" if self.labels.allows(alike, denial.target, needed) else _NOT_LET
         what += f", {why}"
-        # What lies in the directory itself has been looked at; deeper down only this tells.
-        if "/" not in denial.path or not self.where.keeps_labels:
+        # What lies in the directory itself has been looked at; deeper down, where that is right, only this tells.
+        root = self.labels.missing(self.label or "", denial.source)
+        if "/" not in denial.path or root or not self.where.keeps_labels:
             return Finding("denials", Verdict.NOTE, what)
         return Finding(
             "denials", Verdict.BAD, what, f"{printable(self.label or '')}, the volume's own", self._relabelling()

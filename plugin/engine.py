@@ -35,7 +35,9 @@ _T = TypeVar("_T")
 _PATIENCE: Final = 10.0  # seconds for all questions about one image; a person may have more
 _LAST: Final = 5.0  # seconds for the removal of the container, whatever was spent before
 _MANY: Final = 8  # containers of one volume that are looked at
-_ENGINE_HINT: Final = "is it running, and is this its socket? --docker-host names another"
+_IS_IT: Final = "is it running, and is this its socket?"
+_WITHOUT: Final = f"{_IS_IT} uid and gid can be given as numbers without it"
+_OTHERWISE: Final = f"{_IS_IT} --docker-host names another"
 _LABEL: Final = "hostprep.probe"
 _STAT: Final = 32768  # characters of a path's description
 _GO_SYMLINK: Final = 1 << 27  # in Go's io/fs.FileMode, in which an engine describes a path
@@ -102,17 +104,17 @@ class Containers:
 
     @classmethod
     @contextlib.contextmanager
-    def asked(cls, host: str) -> Iterator[Containers]:
-        """Connect to the engine at *host*.
+    def asked(cls, host: str, *, seconds: float) -> Iterator[Containers]:
+        """Connect to the engine at *host*, which has *seconds* for all that is asked.
 
         Raises:
             NoContainer: it does not answer, or not in time.
         """
         try:
-            with _Engine.asked(host, time.monotonic() + _PATIENCE) as engine:
+            with _Engine.asked(host, time.monotonic() + seconds, hint=_OTHERWISE) as engine:
                 yield cls(engine)
         except NoImage as exc:
-            raise NoContainer(exc.message, hint=_ENGINE_HINT) from None
+            raise NoContainer(exc.message, hint=exc.hint) from None
 
     def inspect(self, name: str) -> Container:
         """The container of that name or id.
@@ -154,7 +156,7 @@ class _Engine:
 
     @classmethod
     @contextlib.contextmanager
-    def asked(cls, host: str, deadline: float) -> Iterator[_Engine]:
+    def asked(cls, host: str, deadline: float, *, hint: str = _WITHOUT) -> Iterator[_Engine]:
         """Connect, and put into words what goes wrong until the end."""
         import docker.errors
         import urllib3
@@ -176,7 +178,6 @@ class _Engine:
             late = isinstance(exc, TimeoutError) or "timed out" in str(exc).lower()
             said = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
             why = "does not answer in time" if late else f"cannot be asked: {printable(said[:500])}"
-            hint = "is it running, and is this its socket? uid and gid can be given as numbers without it"
             raise NoImage(f"the engine at {where} {why}", hint=hint) from None
         finally:
             if client is not None:

@@ -101,4 +101,5 @@ def together(findings: Sequence[Finding]) -> Apply | None:
                     f"{key} would have to be {options[key]} and {value}",
                     hint="say with --container or --user for whom the volume is",
                 )
-    return Apply(options, any(remedy.contents for remedy in remedies), remedies[0].recurse)
+    whole = [remedy for remedy in remedies if remedy.contents]
+    return Apply(options, bool(whole), whole[0].recurse if whole else None)

@@ -25,6 +25,8 @@ class Containers(Protocol):
     @property
     def remap(self) -> Remap | None: ...
     @property
+    def rootless(self) -> bool: ...
+    @property
     def confines(self) -> bool: ...
     def inspect(self, name: str) -> Container:
         """The container of that name. Raises NoContainer."""
@@ -105,6 +107,8 @@ def _patient(engine: Containers, container: Container, user: str | None, *, aske
     process = None
     with contextlib.suppress(OSError):  # it ended meanwhile
         process = Process.read(container.pid) if seen_from_here(container) else None
+    if process is None and engine.rootless:
+        raise NoContainer("the engine is rootless, so the container's numbers are not the host's", hint="start it")
     remap = None if container.host_users else engine.remap
     label = container.label if engine.confines else ""
     if process is not None:

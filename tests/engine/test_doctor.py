@@ -21,6 +21,7 @@ from .probed import MADE, made
 
 pytestmark = pytest.mark.engine
 Found = dict[str, Any]
+MUCH = "head -c 200000 /dev/zero > /data/file; echo written"
 
 
 class Doctor:
@@ -72,16 +73,16 @@ class Doctor:
         )  # fmt: skip
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 
-    def mended(self, check: str, command: str, container: str = "db", **named: str) -> None:
-        """The container cannot write; *check* says so; the *command* is printed, and pasted; then it can."""
-        finding = self.finding(check, "mongo", "--container", container, **named)
+    def mended(self, check: str, command: str, *, script: str = WRITE, verdict: str = "bad") -> None:
+        """The container db cannot write; *check* says so; the *command* is printed, and pasted; then it can."""
+        finding = self.finding(check, "mongo", "--container", "db", verdict=verdict)
         assert finding["fix"] == command
         if finding["verdict"] == "bad":
-            done = self.docker.engine.client("docker", "exec", container, "sh", "-euc", WRITE)
+            done = self.docker.engine.client("docker", "exec", "db", "sh", "-euc", script)
             assert done.returncode != 0, "it was not broken"
         self.paste(command)
-        assert self.docker.exec(container, WRITE).endswith("written")
-        self.well("mongo", "--container", container)
+        assert self.docker.exec("db", script).endswith("written")
+        self.well("mongo", "--container", "db")
 
 
 @pytest.fixture
@@ -523,9 +524,33 @@ def test_space(doctor: Doctor, docker: Docker, engine: Engine, allowed: Path) ->
         docker.create("mongo", "-o", f"path={point}/mongo", *OPTIONS)
         docker.daemon("db", "mongo:/data")
         docker("exec", "db", "sh", "-c", "cat /dev/zero > /data/big 2>/dev/null || :")
-        doctor.mended("space", f"mount -o remount,size=2097152 {point}")
+        doctor.mended("space", f"mount -o remount,size=2097152 {point}", script=MUCH)
     finally:
         docker.remove_everything()
+        engine.run("umount", str(point))
+        point.rmdir()
+
+
+def test_space_in_the_trash(doctor: Doctor, docker: Docker, hostprep: Hostprep, engine: Engine, tmp_path: Path) -> None:
+    """What makes a file system full is in the trash: then it is that which goes, when it is told to."""
+    hostprep.stop()
+    image, point = tmp_path / "small.img", engine.home / "small"
+    image.touch()
+    os.truncate(image, 16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    point.mkdir(mode=0o700)
+    engine.run("mount", "-o", "loop", str(image), str(point))
+    try:
+        with Hostprep(engine, root=str(point)) as small:
+            small.root = point
+            docker.create("mongo")
+            docker.create("old")
+            docker.daemon("db", "mongo:/data")
+            docker.run("old:/data", "cat /dev/zero > /data/big 2>/dev/null || :")
+            docker("volume", "rm", "old")
+            Doctor(docker, small).mended("space", "hostprep purge --all", script=MUCH)
+            docker.remove_everything()
+    finally:
         engine.run("umount", str(point))
         point.rmdir()
 

@@ -44,3 +44,9 @@ def test_usable() -> None:
     warned = Diagnosis("mongo", (), (found(Verdict.WARNING), found(Verdict.OK)))
     assert (warned.usable, warned.gravest) == (True, Verdict.WARNING)
     assert not Diagnosis("mongo", (), (found(Verdict.OK), found(Verdict.BAD))).usable
+
+
+def test_contents_among_others() -> None:
+    """What recurse was comes back, whichever remedy is the first."""
+    one = together([found(remedy=Apply({"uid": "5"})), found(remedy=Apply(contents=True, recurse="never"))])
+    assert one == Apply({"uid": "5"}, contents=True, recurse="never")
