@@ -38,6 +38,7 @@ RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 SYS_QUOTACTL_FD = 443  # Linux 5.14
 Q_GETQUOTA = 0x800007
+Q_XGETQSTAT = 0x5805
 USRQUOTA, GRPQUOTA = 0, 1
 CAP_DAC_OVERRIDE = 1
 
@@ -143,14 +144,22 @@ def get_quota(fd: int, kind: int, number: int) -> tuple[int, int, int, int]:
     Raises:
         OSError: ESRCH where quotas are off, ENOSYS without them in the kernel or before Linux 5.14.
     """
-    block = bytearray(72)  # struct if_dqblk: eight numbers of 64 bits, and which of them are valid
-    command = ctypes.c_uint(Q_GETQUOTA << 8 | kind)
-    where = (ctypes.c_char * len(block)).from_buffer(block)
-    number_ = ctypes.c_uint(number)
-    if _syscall(ctypes.c_long(SYS_QUOTACTL_FD), ctypes.c_uint(fd), command, number_, ctypes.byref(where)) < 0:
-        _raise()
-    hard, _, used, files_hard, _, files, *_ = struct.unpack("8QI4x", block)
+    state = _quotactl_fd(fd, Q_XGETQSTAT, kind, 0, 80)  # struct fs_quota_stat: a version, then flags of 16 bits
+    (flags,) = struct.unpack_from("=xxH", state)
+    if not flags & (2 << 2 * kind):  # FS_QUOTA_UDQ_ENFD, FS_QUOTA_GDQ_ENFD: limits are kept, not only counted
+        return 0, 0, 0, 0
+    block = _quotactl_fd(fd, Q_GETQUOTA, kind, number, 72)  # struct if_dqblk
+    hard, _, used, files_hard, _, files = struct.unpack_from("=6Q", block)
     return used, hard * 1024, files, files_hard
+
+
+def _quotactl_fd(fd: int, command: int, kind: int, number: int, size: int) -> bytes:
+    block = ctypes.create_string_buffer(size)
+    command_ = ctypes.c_uint(command << 8 | kind)
+    arguments = ctypes.c_uint(fd), command_, ctypes.c_uint(number), ctypes.byref(block)
+    if _syscall(ctypes.c_long(SYS_QUOTACTL_FD), *arguments) < 0:
+        _raise()
+    return block.raw
 
 
 def set_immutable(fd: int, immutable: bool) -> None:  # noqa: FBT001  # one attribute, on or off

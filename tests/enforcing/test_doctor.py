@@ -192,12 +192,14 @@ def disk(srv: Path, docker: Docker, *make: str, mount: tuple[str, ...] = ()) -> 
     os.truncate(image, 32 << 20)
     checked(*make, str(image))
     point.mkdir()
-    checked("mount", "-o", ",".join(["loop", *mount]), str(image), str(point))
+    device = checked("losetup", "--find", "--show", str(image))
+    checked("mount", "-o", ",".join(["rw", *mount]), device, str(point))
     try:
         yield point
     finally:
         docker.remove_everything()
-        checked("umount", str(point))
+        command("umount", str(point))
+        checked("losetup", "--detach", device)
         image.unlink()
 
 
@@ -219,16 +221,20 @@ def test_no_labels(doctor: Doctor, docker: Docker, srv: Path) -> None:
 
 def test_quota(doctor: Doctor, docker: Docker, srv: Path) -> None:
     """A user whose quota is used up, on a disk with room."""
-    with disk(srv, docker, "mkfs.ext4", "-q", "-O", "quota") as point:
+    with disk(srv, docker, "mkfs.ext4", "-q", "-O", "quota", mount=("usrquota",)) as point:
         docker.create("mongo", path=f"{point}/mongo", label="container_file_t")
         checked("setquota", "-u", "184", "0", "1024", "0", "0", str(point))
         docker.daemon("db", "mongo:/data")
         docker.exec("db", "cat /dev/zero > /data/big || :")
-        assert "quota" in docker.exec("db", "echo more > /data/more").lower()
+        assert "quota" in docker.exec("db", "head -c 200000 /dev/zero > /data/more").lower()
         found = doctor.sick("quota")
         assert found["fix"] == f"setquota -u 184 0 2048 0 0 {point}"
         checked("sh", "-euc", found["fix"])
-        assert docker.exec("db", WRITE) == "written"
+        assert docker.exec("db", "head -c 200000 /dev/zero > /data/more") == ""
+        assert doctor.found("mongo", "--container", "db")["usable"]
+        # Counted, and not kept to.
+        checked("setquota", "-u", "184", "0", "1024", "0", "0", str(point))
+        checked("quotaoff", str(point))
         assert doctor.found("mongo", "--container", "db")["usable"]
 
 
