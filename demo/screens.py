@@ -17,6 +17,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
@@ -34,13 +35,13 @@ FILES = (Entry("var", 0o755), Entry("var/lib", 0o755), Entry("var/lib/mongodb", 
 FORMAT = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 
-def main() -> int:
-    """Write all pictures. Exit status 0, or 1 with the reason on stderr."""
-    SCREENS.mkdir(exist_ok=True)
+def main(directory: Path = SCREENS) -> int:
+    """Write all pictures into *directory*. Exit status 0, or 1 with the reason on stderr."""
+    directory.mkdir(exist_ok=True)
     try:
         with Engine() as engine, Hostprep(engine, docker_host=engine.host) as hostprep:
             for name, title, shown in screens(engine, hostprep):
-                (SCREENS / f"{name}.svg").write_text(picture(name, title, shown))
+                (directory / f"{name}.svg").write_text(picture(name, title, shown))
     except Unavailable as exc:
         print(f"screens: {exc}", file=sys.stderr)
         return 1
@@ -110,4 +111,4 @@ def picture(name: str, title: str, shown: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*map(Path, sys.argv[1:])))

@@ -582,3 +582,17 @@ def test_no_engine(docker: Docker, hostprep: Hostprep) -> None:
     done = hostprep.command("--docker-host", "unix:///run/none.sock", "doctor", "mongo", "--container", "db")
     assert (done.returncode, done.stdout) == (1, "")
     assert "/run/none.sock" in done.stderr
+
+
+# -- the pictures --------------------------------------------------------------------------------------------------
+
+
+def test_pictures(tmp_path: Path) -> None:
+    """`make screens` runs what the pictures of the documentation show, on an engine of its own, and writes them all."""
+    argv = [sys.executable, "-m", "demo.screens", str(tmp_path)]
+    done = subprocess.run(argv, cwd=TOP, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    pictures = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert set(pictures) == {path.name for path in (TOP / "docs" / "screens").iterdir()}
+    assert "not&#160;usable" in pictures["doctor.svg"]
+    assert str(tmp_path) not in "".join(pictures.values())
