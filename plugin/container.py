@@ -24,6 +24,8 @@ class Mounted:
     driver: str
     at: str
     writable: bool
+    subpath: str = ""
+    """What of the volume is mounted, where that is not all of it (volume-subpath)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,10 @@ class Container:
             config, host, state = found["Config"], found["HostConfig"], found["State"]
             added, dropped = (_names(host.get(f"Cap{what}")) for what in ("Add", "Drop"))
             privileged = bool(host.get("Privileged"))
+            subpaths = {
+                str(each.get("Target")): str((each.get("VolumeOptions") or {}).get("Subpath") or "")
+                for each in host.get("Mounts") or ()
+            }
             return cls(
                 id=str(found["Id"]),
                 name=str(found["Name"]).lstrip("/"),
@@ -72,6 +78,7 @@ class Container:
                         str(each.get("Driver") or ""),
                         str(each["Destination"]),
                         bool(each.get("RW")),
+                        subpaths.get(str(each["Destination"]), ""),
                     )
                     for each in found.get("Mounts") or ()
                 ),
@@ -80,8 +87,8 @@ class Container:
             raise NoContainer("the engine does not describe the container") from None
 
     def has(self, volume: str) -> Mounted | None:
-        """How it has *volume*, by whichever driver."""
-        return next((each for each in self.mounts if each.volume == volume), None)
+        """How it has *volume*, by whichever driver; where it has it twice, how it may write it."""
+        return max((each for each in self.mounts if each.volume == volume), key=lambda e: e.writable, default=None)
 
 
 def _names(capabilities: Any) -> set[str]:

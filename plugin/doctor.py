@@ -183,7 +183,10 @@ class _Examination:
         with fds.held(inside):
             same = os.path.samestat(os.fstat(inside), self.found)
             flags, on_host = (os.fstatvfs(fd).f_flag for fd in (inside, self.data))
-        if not same:
+        if mounted.subpath:
+            what = f"{who} has only {printable(mounted.subpath)} of it, at {at}: that is not looked into"
+            yield Finding("mount", Verdict.NOTE, what)
+        elif not same:
             what = f"{who} has at {at} what the volume was when it started, not what it is"
             yield Finding("mount", Verdict.BAD, what, f"{self.shown}, which its next start mounts", restart)
         elif flags & os.ST_RDONLY and not mounted.writable:

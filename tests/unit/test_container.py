@@ -37,6 +37,16 @@ def test_described() -> None:
     assert found.has("other") is None
 
 
+def test_twice() -> None:
+    """A volume that it has twice counts as it may be written; a part of one is known to be a part."""
+    first = INSPECTED["Mounts"][0]
+    host = {"Mounts": [{"Target": "/all", "VolumeOptions": {"Subpath": "a/b"}}, {"Target": "/data"}]}
+    mounts = [first, {**first, "Destination": "/all", "RW": True}]
+    mounted = Container.parse(changed(Mounts=mounts, HostConfig=host)).has("mongo")
+    assert mounted is not None
+    assert (mounted.at, mounted.subpath) == ("/all", "a/b")
+
+
 @pytest.mark.parametrize(
     ("host", "overrides"),
     [
