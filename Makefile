@@ -19,12 +19,12 @@ GUEST_PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then \
 	demo/packages qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
 
 .PHONY: help check lock audit install uninstall test test-selinux test-unit test-engine test-engines test-newest
-.PHONY: crash soak bench bench-tree demo clean
+.PHONY: crash soak bench bench-tree demo screens clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
-	@echo "also: make install uninstall check lock audit test-unit test-engine test-selinux crash soak bench bench-tree clean"
-	@echo "and on the engines of other releases: make test-newest test-engines"
+	@echo "also: make install uninstall check lock audit test-unit test-engine test-selinux crash soak bench bench-tree"
+	@echo "screens clean; and on the engines of other releases: make test-newest test-engines"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hostprep needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ...)")'
@@ -108,6 +108,11 @@ bench-tree: $(STAMP)
 demo: $(STAMP)
 	demo/packages $(ENGINE)
 	@$(BIN)/python -m demo
+
+# The pictures of README.md and docs/: real runs on a private engine.
+screens: $(STAMP)
+	demo/packages $(ENGINE)
+	$(BIN)/python -m demo.screens
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

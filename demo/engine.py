@@ -349,9 +349,10 @@ class Hostprep:
     ) -> None:
         self.stop()
 
-    def _environment(self, settings: Mapping[str, str]) -> dict[str, str]:
+    def variables(self, settings: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment variables of the server and the command."""
         own = {"HOSTPREP_ROOT": str(self.root), "PYTHONPATH": str(TOP)}
-        given = self.settings | dict(settings)
+        given = self.settings | dict(settings or {})
         return own | {f"HOSTPREP_{name.upper()}": value for name, value in given.items()}
 
     def start(self, *, within: Sequence[str] = (), **settings: str) -> None:
@@ -361,7 +362,7 @@ class Hostprep:
         """
         self.changed = bool(settings or within)
         argv = [*within, sys.executable, "-m", "plugin", "serve"]
-        server = self._process = self.engine.spawn(argv, log=self.log, env=self._environment(settings))
+        server = self._process = self.engine.spawn(argv, log=self.log, env=self.variables(settings))
         wait_for(lambda: not server.running() or self.answers(), "hostprep to answer")
         if not server.running():
             tail = self.log.read_text(errors="replace").splitlines()[-5:]
@@ -388,6 +389,6 @@ class Hostprep:
         """Run a hostprep command on the server's root."""
         inside = self.engine.inside(sys.executable, "-m", "plugin", *args)
         return subprocess.run(
-            inside, env=environment(self._environment({})), stdin=subprocess.DEVNULL, capture_output=True,
+            inside, env=environment(self.variables()), stdin=subprocess.DEVNULL, capture_output=True,
             text=True, timeout=60, check=False,
         )  # fmt: skip

@@ -16,16 +16,29 @@ import click
 
 from . import show
 from .driver import Driver, Images
-from .errors import BadSetting, Busy, Conflict, HostprepError, Invalid, NoImage, NoSuchVolume, in_words, printable
+from .errors import (
+    BadSetting,
+    Busy,
+    Conflict,
+    HostprepError,
+    Invalid,
+    NoContainer,
+    NoImage,
+    NoSuchVolume,
+    in_words,
+    printable,
+)
+from .finding import Diagnosis, together
 from .options import parse_image, parse_path
 from .settings import Settings, engine_socket
 from .tree import raise_open_files
 
 if TYPE_CHECKING:
+    from .finding import Apply
     from .image import Findings
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_PROBE: Final = 60.0  # seconds that an engine may take to show an image to a person
+_ASKED: Final = 60.0  # seconds that an engine may take to answer a person
 _FLAGS: Final = {
     "root": "directory that holds the volumes",
     "socket": "where to listen",
@@ -374,19 +387,106 @@ def _look(settings: Settings, image: str, paths: tuple[str, ...], user: str | No
     from .engine import Absent
     from .engine import Images as Engine
 
-    host = settings.docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     try:
-        engine = Engine(engine_socket(host))
-    except ValueError as exc:
-        raise NoImage(f"DOCKER_HOST={printable(host)} is not {exc}", hint="probe there, or an --archive here") from None
+        engine = Engine(_engine(settings))
+    except NoContainer as exc:
+        raise NoImage(exc.message, hint="probe there, or an --archive here") from None
     try:
-        return engine.look(image, paths, user, seconds=_PROBE)
+        return engine.look(image, paths, user, seconds=_ASKED)
     except Absent:
         if not pull:
             raise
     with show.Pull(image) as update:
         engine.pull(image, update)
-    return engine.look(image, paths, user, seconds=_PROBE)
+    return engine.look(image, paths, user, seconds=_ASKED)
+
+
+def _engine(settings: Settings) -> str:
+    """Where the engine listens that a person means.
+
+    Raises:
+        NoContainer: not on this host.
+    """
+    host = settings.docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    try:
+        return engine_socket(host)
+    except ValueError as exc:
+        raise NoContainer(f"DOCKER_HOST={printable(host)} is not {exc}", hint="look there") from None
+
+
+@group.command()
+@click.argument("name", required=False)
+@click.option("--container", metavar="C", help="for the user of this container, or --user in it")
+@click.option("--user", metavar="USER", help="for this user, as docker run --user has it")
+@click.option("--fix", is_flag=True, help="apply what hostprep itself can mend")
+@_json_flag
+@click.pass_obj
+def doctor(
+    settings: Settings,
+    name: str | None,
+    container: str | None,
+    user: str | None,
+    fix: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
+    """Say whether a user, in a container, can use a volume, and what mends it if not. Exit 1: not.
+
+    Without NAME: whether hostprep itself is installed as it should be.
+    """
+    if name is None:
+        if fix or container is not None or user is not None:
+            raise click.UsageError("Missing argument 'NAME'.")
+        found = _installation(settings)
+        show.diagnosis(found, as_json=as_json)
+        sys.exit(0 if found.usable else 1)
+    with _ended_in_order():
+        found = _diagnose(settings, name, container, user)
+        if fix and (remedy := together(found.findings)) is not None:
+            if not as_json:
+                show.diagnosis(found, as_json=False)
+                print(f"\n# {remedy.command(name)}\n", flush=True)
+            _apply(settings, name, remedy)
+            found = _diagnose(settings, name, container, user)
+    show.diagnosis(found, as_json=as_json)
+    sys.exit(0 if found.usable else 1)
+
+
+def _installation(settings: Settings) -> Diagnosis:
+    from .engine import Containers
+    from .installation import look
+
+    if os.geteuid() != 0:
+        raise BadSetting("hostprep needs to be root", hint="it looks into directories of other users; use sudo")
+    try:
+        with Containers.asked(_engine(settings), seconds=_ASKED) as engine:
+            asked: Containers | NoContainer = engine
+    except NoContainer as exc:
+        asked = exc
+    return Diagnosis("", (), tuple(look(settings, asked)))
+
+
+def _diagnose(settings: Settings, name: str, container: str | None, user: str | None) -> Diagnosis:
+    from .doctor import diagnose
+    from .engine import Containers
+    from .patient import patients
+
+    driver = Driver.open(settings, create=False)
+    with contextlib.ExitStack() as stack:
+        engine = None
+        try:
+            engine = stack.enter_context(Containers.asked(_engine(settings), seconds=_ASKED))
+        except NoContainer:
+            if container is not None:
+                raise
+        whom = patients(driver, name, engine, container, user)
+    return diagnose(driver, name, whom)
+
+
+def _apply(settings: Settings, name: str, remedy: Apply) -> None:
+    driver = Driver.open(settings, create=False)
+    for given, unset in remedy.steps():
+        driver.change(name, given, unset, _soon(settings))
+        _wait(driver, name)
 
 
 @contextlib.contextmanager

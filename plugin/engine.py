@@ -1,4 +1,4 @@
-"""An engine that is asked about an image, by the Docker SDK, which only this module knows and only where it is used.
+"""An engine that is asked about images and containers, by the Docker SDK, which only this module knows.
 
 Nothing of the image is run. The engine makes a container of it, which is never started, and shows that container's
 files one by one; then the container is removed, also after an error or Ctrl-C (after a kill -9 it stays:
@@ -22,8 +22,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from .errors import NoImage, printable
-from .image import FILE_LIMIT, Config, Entry, Findings, chosen, look
+from .container import Container, Remap
+from .errors import NoContainer, NoImage, printable
+from .image import FILE_LIMIT, Config, Entry, Findings, chosen, look, user_files
 from .options import Mode
 from .tar import Member, Reader
 
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _PATIENCE: Final = 10.0  # seconds for all questions about one image; a person may have more
 _LAST: Final = 5.0  # seconds for the removal of the container, whatever was spent before
+_MANY: Final = 8  # containers of one volume that are looked at
+_IS_IT: Final = "is it running, and is this its socket?"
+_WITHOUT: Final = f"{_IS_IT} uid and gid can be given as numbers without it"
+_OTHERWISE: Final = f"{_IS_IT} --docker-host names another"
 _LABEL: Final = "hostprep.probe"
 _STAT: Final = 32768  # characters of a path's description
 _GO_SYMLINK: Final = 1 << 27  # in Go's io/fs.FileMode, in which an engine describes a path
@@ -83,6 +88,65 @@ class Images:
             engine.pull(repository, tag or "latest", progress)
 
 
+class Containers:
+    """What a doctor asks about containers (doctor.py). Made by `asked`."""
+
+    def __init__(self, engine: _Engine) -> None:
+        self._engine = engine
+        info = engine.info()
+        options = [str(option) for option in info.get("SecurityOptions") or []]
+        self.version = str(info.get("ServerVersion") or "unknown")
+        self.remap = Remap.of_engine(info)
+        """What userns-remap gives to containers; None without it."""
+        self.rootless = any(option.startswith("name=rootless") for option in options)
+        self.confines = any(option.startswith("name=selinux") for option in options)
+        """Whether it gives containers an SELinux context of their own."""
+
+    @classmethod
+    @contextlib.contextmanager
+    def asked(cls, host: str, *, seconds: float) -> Iterator[Containers]:
+        """Connect to the engine at *host*, which has *seconds* for all that is asked.
+
+        Raises:
+            NoContainer: it does not answer, or not in time.
+        """
+        try:
+            with _Engine.asked(host, time.monotonic() + seconds, hint=_OTHERWISE) as engine:
+                yield cls(engine)
+        except NoImage as exc:
+            raise NoContainer(exc.message, hint=exc.hint) from None
+
+    def inspect(self, name: str) -> Container:
+        """The container of that name or id.
+
+        Raises:
+            NoContainer: there is none.
+        """
+        import docker.errors
+
+        try:
+            return Container.parse(self._engine.describe(name))
+        except docker.errors.NotFound:
+            hint = "docker ps -a shows them"
+            raise NoContainer(f"the engine has no container {printable(name)}", hint=hint) from None
+
+    def using(self, volume: str) -> list[Container]:
+        """Those that run and have *volume*, the oldest first."""
+        found = []
+        for name in self._engine.running_with(volume):
+            with contextlib.suppress(NoContainer):  # it ended meanwhile
+                found.append(self.inspect(name))
+        return [container for container in reversed(found) if container.pid and container.has(volume)]
+
+    def user_files(self, container: Container) -> tuple[bytes | None, bytes | None]:
+        """The passwd and group of the image of *container*.
+
+        Not the container's own: to show them the engine would mount its volumes, and a Mount mends them.
+        """
+        with self._engine.files(container.image) as tree:
+            return user_files(tree)
+
+
 class _Engine:
     """An engine, until a deadline."""
 
@@ -92,7 +156,7 @@ class _Engine:
 
     @classmethod
     @contextlib.contextmanager
-    def asked(cls, host: str, deadline: float) -> Iterator[_Engine]:
+    def asked(cls, host: str, deadline: float, *, hint: str = _WITHOUT) -> Iterator[_Engine]:
         """Connect, and put into words what goes wrong until the end."""
         import docker.errors
         import urllib3
@@ -114,7 +178,6 @@ class _Engine:
             late = isinstance(exc, TimeoutError) or "timed out" in str(exc).lower()
             said = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
             why = "does not answer in time" if late else f"cannot be asked: {printable(said[:500])}"
-            hint = "is it running, and is this its socket? uid and gid can be given as numbers without it"
             raise NoImage(f"the engine at {where} {why}", hint=hint) from None
         finally:
             if client is not None:
@@ -132,8 +195,8 @@ class _Engine:
                 f"the engine has no image {shown}",
                 hint=f"docker pull {shown}, or hostprep probe --pull {shown}",
             ) from None
-        about = self._ask(self._client.info)
-        if not isinstance(described, dict) or not isinstance(about, dict):
+        about = self.info()
+        if not isinstance(described, dict):
             raise NoImage(f"the engine does not describe image {printable(image)}")
         if "BuildahVersion" in about:
             # What it packs of a container's files has one owner for all, whoever has them in the image.
@@ -147,14 +210,36 @@ class _Engine:
                 "the engine gives containers other numbers than the host's (userns-remap or rootless)",
                 hint="probe an archive (docker save), add the first number of /etc/subuid, and give uid and gid",
             )
-        image_id = str(described.get("Id"))
-        config = Config.parse(described, image_id=image_id)
-        with self._container(image_id, config) as container:
+        config = Config.parse(described, image_id=str(described.get("Id")))
+        with self._container(config) as container:
             tree = _Files(self, container)
             return look(image, config, tree, paths if only else (*config.volumes, *paths), user)
 
     @contextlib.contextmanager
-    def _container(self, image_id: str, config: Config) -> Iterator[str]:
+    def files(self, image_id: str) -> Iterator[_Files]:
+        """The files of an image, until the end."""
+        described = self._ask(self._client.inspect_image, image_id)
+        with self._container(Config.parse(described, image_id=image_id)) as container:
+            yield _Files(self, container)
+
+    def info(self) -> dict[str, Any]:
+        """What the engine says of itself."""
+        about = self._ask(self._client.info)
+        if not isinstance(about, dict):
+            raise NoImage("the engine does not describe itself")
+        return about
+
+    def describe(self, container: str) -> Any:
+        """A container, as it is inspected."""
+        return self._ask(self._client.inspect_container, container)
+
+    def running_with(self, volume: str) -> list[str]:
+        """The ids of the containers that run with *volume*, the newest first."""
+        found = self._ask(self._client.containers, filters={"volume": volume, "status": "running"})
+        return [str(each.get("Id")) for each in found][:_MANY]
+
+    @contextlib.contextmanager
+    def _container(self, config: Config) -> Iterator[str]:
         """Have a container of the image, not started, until the end."""
         import docker.errors
         from docker.types import Mount
@@ -169,7 +254,7 @@ class _Engine:
             try:
                 self._ask(
                     self._client.create_container,
-                    image_id,
+                    config.id,
                     # Never run. An image without a program of its own makes no container without one.
                     entrypoint=["hostprep-probe"],
                     name=name,

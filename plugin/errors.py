@@ -10,6 +10,7 @@
     ├── Unreadable      hostprep's own state cannot be read or trusted: an administrator must look
     ├── NotReady        the data directory is missing or not usable: mend the host
     ├── NoImage         an image is not there or does not tell its numbers: pull it, or give uid and gid
+    ├── NoContainer     a container is not there, or its engine does not say: name another, or do without
     └── BadSetting      a setting or the installation is wrong: hostprep does not start
 
 OSError passes through unwrapped and is put into words at the edge (the wire, the command line).
@@ -68,6 +69,10 @@ class NotReady(HostprepError):
 
 class NoImage(HostprepError):
     """An image that is not there, cannot be looked into, or does not say which user it is for."""
+
+
+class NoContainer(HostprepError):
+    """A container that is not there, or an engine that does not tell of it."""
 
 
 class BadSetting(HostprepError):

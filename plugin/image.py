@@ -9,7 +9,7 @@ import posixpath
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from .errors import NoImage, printable
@@ -261,7 +261,7 @@ def look(image: str, config: Config, tree: Tree, paths: Sequence[str], user: str
     Raises:
         NoImage: it does not say.
     """
-    passwd, group = (tree.read(chase(tree, path)[0]) for path in (USERS, GROUPS))
+    passwd, group = user_files(tree)
     said_by = "USER" if user is None else "--user"
     runs_as = exec_user(config.user if user is None else user, passwd, group, said_by=said_by)
     names: dict[int, str] = {}
@@ -269,6 +269,24 @@ def look(image: str, config: Config, tree: Tree, paths: Sequence[str], user: str
         names.setdefault(each.id, each.name)
     found = tuple(_directory(path, tree, runs_as, names) for path in dict.fromkeys(paths))
     return Findings(image, config, runs_as, found)
+
+
+def container_user(spec: str, added: Sequence[str], files: tuple[bytes | None, bytes | None], *, said_by: str) -> User:
+    """Whom an engine runs *spec* as, by the passwd and group among *files*, in a container with the groups *added*.
+
+    Raises:
+        NoImage: it does not say.
+    """
+    passwd, group = files
+    user = exec_user(spec, passwd, group, said_by=said_by)
+    named = {entry.name: entry.id for entry in _entries(group)}
+    more = (named.get(each) if (number := _atoi(each)) is None else number for each in added)
+    return replace(user, groups=tuple(dict.fromkeys([*user.groups, *(gid for gid in more if gid is not None)])))
+
+
+def user_files(tree: Tree) -> tuple[bytes | None, bytes | None]:
+    """The passwd and group of *tree*; None for one that it does not have."""
+    return tree.read(chase(tree, USERS)[0]), tree.read(chase(tree, GROUPS)[0])
 
 
 def _directory(path: str, tree: Tree, user: User, names: Mapping[int, str]) -> Directory:

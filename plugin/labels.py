@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -141,17 +141,38 @@ class Labels:
         Asked of the policy for the engines' own process context, at the level of *label*: at any other a container
         needs `--security-opt label=level:…`.
         """
-        if self._policy is None or self._process is None or self.default is None:
+        if not self.can_tell:
             return ""
-        level = [range_.partition("-")[0] for range_ in label.split(":", 3)[3:]]  # containers run at one level
-        process = ":".join([*self._process.split(":", 3)[:3], *level])
-        missing = [access for access, needed in _NEEDED.items() if not self._allows(process, label, needed)]
+        missing = self.missing(label, self.process(label))
         if not missing:
             return ""
-        usable = ":".join([*self.default.split(":", 3)[:3], *level])
-        return f"the policy of this host lets no container {' or '.join(missing)} {label}: usable is {usable}"
+        return (
+            f"the policy of this host lets no container {' or '.join(missing)} {label}: usable is {self.usable(label)}"
+        )
 
-    def _allows(self, process: str, label: str, needed: tuple[tuple[str, str], ...]) -> bool:
+    @property
+    def can_tell(self) -> bool:
+        """Whether there is a policy that can be asked what containers may do."""
+        return self._policy is not None and self._process is not None and self.default is not None
+
+    def process(self, label: str) -> str:
+        """The engines' own process context, at the level of *label*: containers run at one level."""
+        return self.at_level_of(label, self._process or "")
+
+    def at_level_of(self, label: str, process: str) -> str:
+        """The context *process* at the level of *label*."""
+        return _at_level(process, _level(label))
+
+    def usable(self, label: str) -> str:
+        """What *label* would be with the type that the policy has for container files."""
+        return _at_level(self.default or "", _level(label))
+
+    def missing(self, label: str, process: str) -> list[str]:
+        """Which of read, write and search the policy does not let *process* do with files of *label*."""
+        return [access for access, needed in _NEEDED.items() if not self.allows(process, label, needed)]
+
+    def allows(self, process: str, label: str, needed: Sequence[tuple[str, str]]) -> bool:
+        """Whether the policy lets *process* do all that is *needed*, class and permission, with files of *label*."""
         policy: Any = self._policy
         for kind, permission in needed:
             wanted = policy.string_to_security_class(kind)
@@ -190,6 +211,14 @@ def kernel_has_selinux() -> bool:
     /proc/filesystems says so even where selinuxfs itself is not mounted, as inside a managed plugin.
     """
     return any(line.split()[-1:] == ["selinuxfs"] for line in Path("/proc/filesystems").read_text().splitlines())
+
+
+def _level(label: str) -> list[str]:
+    return [range_.partition("-")[0] for range_ in label.split(":", 3)[3:]]
+
+
+def _at_level(context: str, level: list[str]) -> str:
+    return ":".join([*context.split(":", 3)[:3], *level])
 
 
 def _type(label: str) -> str:

@@ -37,6 +37,12 @@ RESOLVE_NO_XDEV = 0x01  # refuses mount points, bind mounts of the same file sys
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+SYS_QUOTACTL_FD = 443  # Linux 5.14
+Q_GETQUOTA = 0x800007
+Q_XGETQSTAT = 0x5805
+USRQUOTA, GRPQUOTA = 0, 1
+CAP_DAC_OVERRIDE = 1
 
 
 class _OpenHow(ctypes.Structure):
@@ -144,6 +150,32 @@ def umount2(fd: int, flags: int) -> None:
     """
     if _libc.umount2(f"/proc/self/fd/{fd}".encode(), ctypes.c_int(flags)):
         _raise()
+
+
+def get_quota(fd: int, kind: int, number: int) -> tuple[int, int, int, int]:
+    """quotactl_fd(2), Q_GETQUOTA: what a user (USRQUOTA) or group has used up and may use of *fd*'s file system.
+
+    Bytes used and at most, files used and at most; 0 at most is no limit.
+
+    Raises:
+        OSError: ESRCH where quotas are off, ENOSYS without them in the kernel or before Linux 5.14.
+    """
+    state = _quotactl_fd(fd, Q_XGETQSTAT, kind, 0, 80)  # struct fs_quota_stat: a version, then flags of 16 bits
+    (flags,) = struct.unpack_from("=xxH", state)
+    if not flags & (2 << 2 * kind):  # FS_QUOTA_UDQ_ENFD, FS_QUOTA_GDQ_ENFD: limits are kept, not only counted
+        return 0, 0, 0, 0
+    block = _quotactl_fd(fd, Q_GETQUOTA, kind, number, 72)  # struct if_dqblk
+    hard, _, used, files_hard, _, files = struct.unpack_from("=6Q", block)
+    return used, hard * 1024, files, files_hard
+
+
+def _quotactl_fd(fd: int, command: int, kind: int, number: int, size: int) -> bytes:
+    block = ctypes.create_string_buffer(size)
+    command_ = ctypes.c_uint(command << 8 | kind)
+    arguments = ctypes.c_uint(fd), command_, ctypes.c_uint(number), ctypes.byref(block)
+    if _syscall(ctypes.c_long(SYS_QUOTACTL_FD), *arguments) < 0:
+        _raise()
+    return block.raw
 
 
 def set_immutable(fd: int, immutable: bool) -> None:  # noqa: FBT001  # one attribute, on or off

@@ -225,6 +225,11 @@ class Mount:
     device: str
     root: str
     """What of the file system is mounted there, as a path from the file system's own root."""
+    kind: str
+    """The file system's: ext4, nfs4 and so on."""
+    source: str
+    options: tuple[str, ...]
+    """The file system's own, not those of this mount of it."""
 
 
 def uses(data: int, path: str) -> list[str]:
@@ -239,11 +244,10 @@ def uses(data: int, path: str) -> list[str]:
         NotAllowed: it cannot be told, since this process's root directory hides the mount that the directory is on.
     """
     own = mount_table()
-    under = fds.mount_id(data)
-    mount = next((mount for mount in own if mount.id == under), None)
+    mount = mount_of(data)
     if mount is None:
         raise NotAllowed(f"who uses {printable(path)} cannot be told", hint="run this outside of the chroot")
-    root = os.path.normpath(os.path.join(mount.root, os.path.relpath(path, mount.point)))
+    root = place_in_file_system(mount, path)
     found = [f"{each.point} is a mount point" for each in own if is_below(each.point, path)]
     for process, table in [("self", own), *_other_tables()]:
         for each in table:
@@ -263,6 +267,17 @@ def _other_tables() -> Iterator[tuple[str, list[Mount]]]:
                 seen.add(namespace)
 
 
+def mount_of(fd: int) -> Mount | None:
+    """The mount that *fd* was opened on; None where this process's root directory hides it."""
+    under = fds.mount_id(fd)
+    return next((mount for mount in mount_table() if mount.id == under), None)
+
+
+def place_in_file_system(mount: Mount, path: str) -> str:
+    """Where *path*, which is on *mount*, lies from the file system's own root."""
+    return os.path.normpath(os.path.join(mount.root, os.path.relpath(path, mount.point)))
+
+
 def mount_table(process: str = "self") -> list[Mount]:
     """The mounts of a process's namespace below its root directory, in the order in which they cover each other."""
     with open(f"/proc/{process}/mountinfo", "rb") as table:
@@ -272,12 +287,22 @@ def mount_table(process: str = "self") -> list[Mount]:
 def _mount(line: str) -> Mount:
     # id, parent, device, root, mount point, options, then any number of optional fields up to a hyphen.
     number, _, device, root, point, _, *rest = line.split(" ")
-    optional = rest[: rest.index("-")]
+    optional, (kind, source, options) = rest[: rest.index("-")], rest[rest.index("-") + 1 :]
     shared = any(field.startswith("shared:") for field in optional)
     slave = any(field.startswith("master:") for field in optional)
-    return Mount(int(number), _unescaped(point), shared, slave, device, _unescaped(root))
+    return Mount(
+        int(number),
+        unescaped(point),
+        shared,
+        slave,
+        device,
+        unescaped(root),
+        kind,
+        unescaped(source),
+        tuple(options.split(",")),
+    )
 
 
-def _unescaped(text: str) -> str:
-    """Space, tab, line end, backslash and # stand as three octal digits in mountinfo."""
+def unescaped(text: str) -> str:
+    """Space, tab, line end, backslash and # stand as three octal digits in mountinfo and fstab(5)."""
     return _ESCAPED.sub(lambda found: chr(int(found[1], 8)), text)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .directory import Prepared
 from .errors import printable
+from .finding import Apply, Diagnosis, Verdict
 from .migration import Move, Outcome, Step
 from .passes import Progress
 
@@ -238,6 +239,59 @@ def _probed(found: Findings, follows: Recipe | None, notes: list[str]) -> dict[s
         "create": list(follows.create) if follows else [],
         "compose": follows.compose if follows else None,
         "run": follows.run if follows else None,
+    }
+
+
+def diagnosis(found: Diagnosis, *, as_json: bool) -> None:
+    """Print what a doctor found, the gravest in red, and each command as it is to be pasted."""
+    if as_json:
+        print(json.dumps(_diagnosed(found), indent=2))
+        return
+    whom = f" for {', '.join(found.whom)}" if found.whom else ""
+    usable, not_usable = ("usable", "not usable") if found.name else ("works", "does not work")
+    what = f"volume {found.name}{whom}:" if found.name else "hostprep on this host:"
+    print(printable(what), _styled(usable if found.usable else not_usable, found.gravest))
+    print()
+    for finding in found.findings:
+        mark = "" if finding.verdict is Verdict.OK else finding.verdict.value.upper() + "  "
+        print(f"{_styled(f'{finding.check:<13}', finding.verdict)}{mark}{printable(finding.what)}")
+        if finding.wanted:
+            print(f"{'':<12} wanted: {printable(finding.wanted)}")
+        if fix := finding.fix(found.name):
+            print(f"{'':<12} fix:    {printable(fix)}")
+
+
+_STYLES = {Verdict.OK: "green", Verdict.NOTE: "cyan", Verdict.WARNING: "yellow", Verdict.BAD: "bold red"}
+
+
+def _styled(text: str, verdict: Verdict) -> str:
+    """*text* in the colour of *verdict*, on a terminal."""
+    if not sys.stdout.isatty():
+        return text
+    from rich.console import Console
+    from rich.text import Text
+
+    with (console := Console()).capture() as captured:
+        console.print(Text(text, style=_STYLES[verdict]), end="")
+    return captured.get()
+
+
+def _diagnosed(found: Diagnosis) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "whom": list(found.whom),
+        "usable": found.usable,
+        "findings": [
+            {
+                "check": each.check,
+                "verdict": each.verdict.value,
+                "what": each.what,
+                "wanted": each.wanted,
+                "fix": each.fix(found.name),
+                "by_hostprep": isinstance(each.remedy, Apply),
+            }
+            for each in found.findings
+        ],
     }
 
 

@@ -50,6 +50,9 @@ class TestExit:
             ["probe"],
             ["probe", "a", "b"],
             ["probe", "--pull", "--archive", "x.tar"],
+            ["doctor", "--fix"],
+            ["doctor", "--user", "184:998"],
+            ["doctor", "a", "b"],
             ["create", "a", "b"],
             ["restore", "a", "--id"],
             ["create", "a", "-o"],
@@ -104,6 +107,8 @@ class TestExit:
             (["probe", "x", "--path", "data"], ["option at", "absolute"]),
             (["probe", "--archive", "/none.tar"], ["/none.tar", "No such file"]),
             (["create", "mongo", "-o", "path=/opt/x"], ["HOSTPREP_ALLOW"]),
+            (["--docker-host", "unix:///none", "doctor", "here", "--container", "x"], ["/none", "No such file"]),
+            (["--docker-host", "unix:///none", "doctor", "a b"], ["is not valid"]),
         ],
         ids=lambda value: " ".join(value).replace("\n", "").replace("\x1b", "") if isinstance(value, list) else None,
     )
@@ -123,8 +128,7 @@ class TestExit:
 
     def test_nothing_like_it_yet(self, hostprep: Command) -> None:
         """Commands that are not there yet are unknown."""
-        for command in ("doctor", "import"):
-            assert hostprep(command, "x").code in (1, 2)
+        assert hostprep("repair", "x").code == 2
 
     def test_a_broken_root(self, hostprep: Command, host: Host) -> None:
         """An unusable root is one line."""

@@ -95,3 +95,24 @@ def test_compose_reads_it(name: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "driver: hostprep" in done.stdout
+
+
+def test_findings() -> None:
+    """docs/doctor.md has every name that a finding of doctor's can have."""
+    page = (REPOSITORY / "docs" / "doctor.md").read_text()
+    sources = [(REPOSITORY / "plugin" / f"{name}.py").read_text() for name in ("doctor", "filesystem")]
+    names = set(re.findall(r'Finding\(\s*"([a-z_ -]+)"', "".join(sources))) | {"acl", "mode", "no owners", "no labels"}
+    assert len(names) > 15
+    assert [name for name in sorted(names - {"filesystem"}) if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/doctor.md"])
+def test_pictures(page: str) -> None:
+    """The pictures of a page are there, and nothing is fetched from elsewhere to look at them."""
+    path = REPOSITORY / page
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", path.read_text())
+    assert pictures
+    for picture in pictures:
+        text = (path.parent / picture).read_text()
+        assert set(re.findall(r'(?:href|src|url)\s*[=(]\s*"?([^#"\s)][^"\s)]*)', text)) == set()
+        assert "hostprep&#160;" in text

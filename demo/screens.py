@@ -1,0 +1,114 @@
+"""make screens: the pictures of README.md and docs/, each of a real run on a private engine.
+
+What is shown is what the command wrote to a terminal. Only two names differ, which belong to the private engine: its
+root and its socket are shown as those of an installed hostprep.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import shlex
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
+from rich.text import Text
+
+from .engine import TOP, Engine, Hostprep, Unavailable, environment
+from .images import Entry, busybox
+
+SCREENS = TOP / "docs" / "screens"
+COLUMNS = 200  # nothing is wrapped by the terminal
+# As the official image of the database: root first, then the owner of the data.
+IMAGE = ("--change", "VOLUME /var/lib/mongodb", "--change", 'CMD ["mongod"]')
+FILES = (Entry("var", 0o755), Entry("var/lib", 0o755), Entry("var/lib/mongodb", 0o755, 184, 998))
+# Nothing is fetched when a picture is looked at: without rich's web fonts, the reader's own.
+FORMAT = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+
+
+def main(directory: Path = SCREENS) -> int:
+    """Write all pictures into *directory*. Exit status 0, or 1 with the reason on stderr."""
+    directory.mkdir(exist_ok=True)
+    try:
+        with Engine() as engine, Hostprep(engine, docker_host=engine.host) as hostprep:
+            for name, title, shown in screens(engine, hostprep):
+                (directory / f"{name}.svg").write_text(picture(name, title, shown))
+    except Unavailable as exc:
+        print(f"screens: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def screens(engine: Engine, hostprep: Hostprep) -> Iterator[tuple[str, str, str]]:
+    """File, title and what the terminal shows."""
+
+    def docker(*argv: str, stdin: bytes = b"") -> None:
+        engine.client("docker", *argv, stdin=stdin).check_returncode()
+
+    docker("import", *IMAGE, "-", "mongodb", stdin=busybox(*FILES))
+    yield "probe", "which numbers does an image need?", run(hostprep, "probe", "mongodb")
+
+    docker("volume", "create", "-d", "hostprep", "-o", "uid=1000", "-o", "gid=1000", "mongo")
+    program = ("mongodb", "sh", "-c", "exec sleep 600")
+    docker("run", "-d", "--name", "db", "-u", "184:998", "-v", "mongo:/data", "--stop-signal", "KILL", *program)
+    sick = run(hostprep, "doctor", "mongo", "--container", "db")
+    mended = run(hostprep, "doctor", "mongo", "--container", "db", "--fix", quietly=True)
+    assert "not usable" in sick
+    yield "doctor", "why can a container not use its volume?", sick
+    yield "fix", "and what mends it", mended
+
+    docker("rm", "-f", "db")
+    docker("volume", "create", "-d", "hostprep", "-o", "uid=999", "-o", "gid=999", "redis")
+    os.chown(hostprep.root / "volumes/redis/_data", 0, 0)
+    yield "installation", "is hostprep installed as it should be?", run(hostprep, "doctor")
+    docker("volume", "rm", "mongo", "redis")
+
+
+def run(hostprep: Hostprep, *arguments: str, quietly: bool = False) -> str:
+    """What a terminal shows of a command: it, and what it prints. *quietly*: without what it logs."""
+    terminal, its_end = pty.openpty()
+    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
+    argv = hostprep.engine.inside(sys.executable, "-m", "plugin", *arguments)
+    environ = {**hostprep.variables(), "TERM": "xterm-256color"}
+    with os.fdopen(terminal, "rb", buffering=0) as shown:
+        with os.fdopen(its_end, "wb", buffering=0) as end:
+            errors = subprocess.DEVNULL if quietly else end
+            process = subprocess.Popen(
+                argv, env=environment(environ), stdin=subprocess.DEVNULL, stdout=end, stderr=errors
+            )
+        printed = b""
+        try:
+            while more := shown.read(65536):
+                printed += more
+        except OSError:  # EIO: the other end is closed
+            pass
+    process.wait(60)
+    text = printed.decode().replace("\r\n", "\n")
+    text = text.replace(str(hostprep.root), "/var/lib/hostprep").replace(
+        hostprep.engine.host, "unix:///run/docker.sock"
+    )
+    return f"# {shlex.join(['hostprep', *arguments])}\n{text}"
+
+
+def picture(name: str, title: str, shown: str) -> str:
+    """An SVG of a terminal. The same text gives the same picture."""
+    text = Text.from_ansi(shown.rstrip("\n"))
+    # A segment of its own, and what follows at its own place: some programs drop blanks at the beginning of a text.
+    text.highlight_regex("(?m)^ +", "dim")
+    width = max(len(line) for line in text.plain.splitlines()) + 1
+    console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(text, soft_wrap=True)
+    return console.export_svg(title=title, code_format=FORMAT, unique_id=f"screen-{name}") + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(Path, sys.argv[1:])))
