@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from . import fds, tree
-from .errors import Busy, HostprepError, Unreadable, in_words, printable
+from .errors import Busy, HostprepError, NoSuchVolume, Unreadable, in_words, printable
 from .record import LIMIT
 from .store import Store
 
@@ -233,6 +233,8 @@ class Passes:
                 # The process has the lock's descriptor too: an orphan's tree is not begun a second time.
                 elif (outcome := begun.work(data, order, held, report)) is not None:
                     finish(outcome)
+        except NoSuchVolume:
+            log.info("pass over %s: it was removed meanwhile", begun.name)  # who waits sees so for himself
         except (HostprepError, OSError, ValueError) as exc:
             begun.failure = in_words(exc)
             log.error("pass over %s: %s", begun.name, printable(begun.failure))

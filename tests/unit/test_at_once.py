@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import Any
 
 import pytest
@@ -10,8 +12,8 @@ from plugin import store, trash
 from plugin.driver import Driver
 from plugin.errors import NoSuchVolume
 
-from .conftest import Command, OpenDriver
-from .host import Docker, Host, soon
+from .conftest import Command, Gate, OpenDriver
+from .host import Docker, Host, eventually, owner, soon
 
 pytestmark = pytest.mark.root
 
@@ -82,3 +84,28 @@ def test_removed_while_all_are_listed(
     assert done.code == 0
     assert "redis" in done.out
     assert "mongo" not in done.out
+
+
+@pytest.mark.parametrize("then", ["gone", "another"])
+def test_removed_by_another_process_during_a_pass(
+    docker: Docker, open_driver: OpenDriver, host: Host, gate: Gate, then: str
+) -> None:
+    """A Mount that waits for a pass when another process removes the volume is told so, or has the new one."""
+    docker.created("mongo", uid="184")
+    (host.data("mongo") / "file").touch()
+    os.chown(host.data("mongo"), 55, 66)
+    other, answers = open_driver(HOSTPREP_SELINUX="force"), []
+    waiting = threading.Thread(target=lambda: answers.append(docker.mount("mongo")))
+    waiting.start()
+    eventually(lambda: len(gate.waiting()) == 1, "the pass is begun")
+
+    other.remove("mongo", soon())
+    if then == "another":
+        other.create("mongo", {"uid": "12"}, soon())
+    gate.open()
+    waiting.join()
+
+    assert answers[0].status == (404 if then == "gone" else 200), answers
+    assert docker.names() == ([] if then == "gone" else ["mongo"])
+    if then == "another":
+        assert owner(host.data("mongo")) == (12, 0)
