@@ -103,5 +103,6 @@ def prepare(
         if not dry_run:
             prepared.changes = apply(data, prepared.changes, found, want, labels)
             os.fsync(data)
-            os.fsync(above)
+            if prepared.made:
+                os.fsync(above)
     return prepared

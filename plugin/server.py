@@ -193,10 +193,10 @@ class Worker(gunicorn.workers.gthread.ThreadWorker):  # type: ignore[misc]
     def is_parent_alive(self) -> bool:
         return True  # there is no arbiter: who started this process may go
 
-    def accept(self, listener: Any) -> None:
+    def accept(self, *listener: Any) -> None:
         """Accept who has connected; where no descriptor is left they wait, and this server does not end for it."""
         try:
-            super().accept(listener)
+            super().accept(*listener)  # older gunicorns pass two
         except OSError as exc:
             if not self._refused:
                 log.error("no connection can be accepted: %s", exc.strerror)

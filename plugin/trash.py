@@ -203,7 +203,7 @@ def _record(trash: int, entry: str) -> Record | None:
 
 
 def _forget_retained(volume: int) -> None:
-    """Remove what an interrupted step left beside the record. In `volumes` the record goes first, here that does."""
+    """Remove what an interrupted step left beside the record: in the trash, unlike among volumes, it would count."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(RETAINED, dir_fd=volume)
 

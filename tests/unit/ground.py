@@ -38,6 +38,11 @@ class Ground:
             goes_on(host, engine(opened(host)))
             self.after_finely = look(host, fine=True)
 
+    def some(self, apart: int) -> range:
+        """Numbers of steps, so far apart; of a full run, all."""
+        count = len(self.steps)
+        return range(count) if FULL else range(len(self.case.name) % min(apart, count), count, apart)
+
     @contextlib.contextmanager
     def host(self) -> Iterator[Host]:
         """A host as it is before."""

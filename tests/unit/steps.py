@@ -140,6 +140,10 @@ class Ended:
     code: int = 0
     """As subprocess has it: negative, the signal."""
 
+    def at(self, number: int) -> str:
+        """The step with that number, for a message. A busy machine may take one more, or one fewer, in a pass."""
+        return str(self.steps[number]) if number < len(self.steps) else "no step"
+
 
 def only(verdict: int, number: int) -> Callable[[Step], int]:
     """*verdict* for the step *number*; all others go on."""
