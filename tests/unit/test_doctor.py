@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,15 @@ class TestVolume:
         assert doctor.found("mongo", "--user", "184")["whom"] == ["184:0"]
         assert doctor.found("mongo", "--user", "0")["usable"]
         assert not doctor.found("mongo", "--user", "5:998")["usable"]
+
+    def test_no_sdk(self, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without the Docker SDK it does what it can do without an engine, and says what is missing for the rest."""
+        doctor.hostprep("create", "mongo", *MONGO)
+        monkeypatch.setitem(sys.modules, "docker.errors", None)
+        assert doctor.found("mongo")["usable"]
+        done = doctor.hostprep(*ALONE, "doctor", "mongo", "--container", "db")
+        assert (done.code, done.out) == (1, "")
+        assert "python3-docker" in done.err
 
     def test_interrupted(self, doctor: Doctor, host: Host) -> None:
         """A pass that was interrupted, which the next start goes on with; and the command that does."""
