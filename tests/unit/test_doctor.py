@@ -126,8 +126,13 @@ class TestVolume:
         doctor.hostprep("create", "mongo", *MONGO)
         (host.data("mongo") / "file").touch(mode=0o644)
         (host.data("mongo") / "lost+found").mkdir(mode=0o700)
+        (host.data("mongo") / "own").touch(mode=0o400)
+        os.chown(host.data("mongo") / "own", 184, 998)
         (finding,) = doctor.all("contents", "mongo")
         assert finding["verdict"] == "warning"
+        assert "1 of the first 2 entries" in finding["what"]
+        assert doctor.hostprep(*ALONE, "doctor", "mongo", "--fix").code == 0
+        assert (host.data("mongo") / "file").stat().st_uid == 0
 
     def test_hostile_names(self, doctor: Doctor, host: Host) -> None:
         """What a container's user may have called a file does nothing to a terminal."""
