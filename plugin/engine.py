@@ -158,9 +158,12 @@ class _Engine:
     @contextlib.contextmanager
     def asked(cls, host: str, deadline: float, *, hint: str = _WITHOUT) -> Iterator[_Engine]:
         """Connect, and put into words what goes wrong until the end."""
-        import docker.errors
-        import urllib3
-
+        try:
+            import docker.errors
+            import urllib3
+        except ImportError:
+            needed = "install python3-docker, or PyPI's docker, for the Python that runs hostprep"
+            raise NoImage("no engine can be asked without the Docker SDK for Python", hint=needed) from None
         path = host.removeprefix("unix://")
         where = printable(path)
         client: docker.APIClient | None = None

@@ -87,10 +87,16 @@ class Diagnosis:
 def together(findings: Sequence[Finding]) -> Apply | None:
     """Those remedies of *findings* that are hostprep's as one; None where there are none.
 
+    Of what is only a warning that alone which makes things as declared: the rest may be meant as it is.
+
     Raises:
         Conflict: two want an option to have different values, as for containers of different users.
     """
-    remedies = [finding.remedy for finding in findings if isinstance(finding.remedy, Apply)]
+    remedies = [
+        finding.remedy
+        for finding in findings
+        if isinstance(finding.remedy, Apply) and (finding.verdict is Verdict.BAD or finding.remedy == Apply())
+    ]
     if not remedies:
         return None
     options: dict[str, str] = {}

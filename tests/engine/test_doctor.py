@@ -361,6 +361,16 @@ def test_group(doctor: Doctor, docker: Docker) -> None:
     doctor.finding("owner", "mongo", "--user", IDS)
 
 
+def test_user_of_the_container(doctor: Doctor, docker: Docker) -> None:
+    """Names are those of the running container's own passwd, which need not be its image's any more."""
+    docker.create("mongo")
+    docker.daemon("db", "mongo:/data", "-u", "0")
+    docker.exec("db", "echo app:x:77:78::/:/bin/sh >> /etc/passwd")
+    assert doctor.found("mongo", "--container", "db", "--user", "app")["whom"] == ["77:78 in container db"]
+    assert doctor.finding("owner", "mongo", "--container", "db", "--user", "app")["fix"].endswith("-o uid=77 -o gid=78")
+    assert "nobody-there" in doctor.fails("mongo", "--container", "db", "--user", "nobody-there")
+
+
 def test_group_that_may_not(doctor: Doctor, docker: Docker) -> None:
     """A volume that is shared with a group stays so."""
     docker.create("mongo", "-o", "uid=5", "-o", "gid=44", "-o", "mode=0750")

@@ -100,7 +100,10 @@ def test_compose_reads_it(name: str, tmp_path: Path) -> None:
 def test_findings() -> None:
     """docs/doctor.md has every name that a finding of doctor's can have."""
     page = (REPOSITORY / "docs" / "doctor.md").read_text()
-    sources = [(REPOSITORY / "plugin" / f"{name}.py").read_text() for name in ("doctor", "filesystem")]
+    sources = [
+        (REPOSITORY / "plugin" / f"{name}.py").read_text()
+        for name in ("doctor", "filesystem", "ownership", "confinement")
+    ]
     names = set(re.findall(r'Finding\(\s*"([a-z_ -]+)"', "".join(sources))) | {"acl", "mode", "no owners", "no labels"}
     assert len(names) > 15
     assert [name for name in sorted(names - {"filesystem"}) if f"`{name}`" not in page] == []

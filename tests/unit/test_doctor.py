@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,15 @@ class TestVolume:
         assert doctor.found("mongo", "--user", "0")["usable"]
         assert not doctor.found("mongo", "--user", "5:998")["usable"]
 
+    def test_no_sdk(self, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without the Docker SDK it does what it can do without an engine, and says what is missing for the rest."""
+        doctor.hostprep("create", "mongo", *MONGO)
+        monkeypatch.setitem(sys.modules, "docker.errors", None)
+        assert doctor.found("mongo")["usable"]
+        done = doctor.hostprep(*ALONE, "doctor", "mongo", "--container", "db")
+        assert (done.code, done.out) == (1, "")
+        assert "python3-docker" in done.err
+
     def test_interrupted(self, doctor: Doctor, host: Host) -> None:
         """A pass that was interrupted, which the next start goes on with; and the command that does."""
         doctor.hostprep("create", "mongo", *MONGO)
@@ -116,8 +126,13 @@ class TestVolume:
         doctor.hostprep("create", "mongo", *MONGO)
         (host.data("mongo") / "file").touch(mode=0o644)
         (host.data("mongo") / "lost+found").mkdir(mode=0o700)
+        (host.data("mongo") / "own").touch(mode=0o400)
+        os.chown(host.data("mongo") / "own", 184, 998)
         (finding,) = doctor.all("contents", "mongo")
         assert finding["verdict"] == "warning"
+        assert "1 of the first 2 entries" in finding["what"]
+        assert doctor.hostprep(*ALONE, "doctor", "mongo", "--fix").code == 0
+        assert (host.data("mongo") / "file").stat().st_uid == 0
 
     def test_hostile_names(self, doctor: Doctor, host: Host) -> None:
         """What a container's user may have called a file does nothing to a terminal."""
