@@ -18,11 +18,11 @@ PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(TOOLS)
 GUEST_PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then \
 	demo/packages qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
 
-.PHONY: help check install uninstall test test-selinux test-unit test-engine bench bench-tree demo clean
+.PHONY: help check install uninstall test test-selinux test-unit test-engine bench bench-tree demo clean plugin plugin-push
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
-	@echo "also: make install uninstall check test-unit test-engine test-selinux bench bench-tree clean"
+	@echo "also: make install uninstall plugin plugin-push check test-unit test-engine test-selinux bench bench-tree clean"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hostprep needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ...)")'
@@ -52,11 +52,18 @@ test-unit: $(STAMP)
 
 test-engine: $(STAMP)
 	$(PACKAGES)
-	$(PYTEST) tests/engine
+	$(PYTEST) tests/engine tests/managed
 
 # Under systemd; again to upgrade. systemd/setup lists the variables (PREFIX, DESTDIR, SYSTEM_PACKAGES ...).
 install uninstall:
 	@systemd/setup $@
+
+# Docker's managed plugin, on the engine that `docker` reaches. managed/build lists the variables (PLUGIN_NAME ...).
+plugin:
+	@managed/build create
+
+plugin-push:
+	@managed/build push
 
 bench: $(STAMP)
 	demo/packages $(ENGINE)

@@ -106,6 +106,11 @@ class Process:
 class Engine:
     """A dockerd of its own. A context manager: Unavailable on entry, and on exit nothing is left."""
 
+    network: tuple[str, ...] = ("--net",)
+    """What gives it a network of its own, in which there is nothing (unshare(1))."""
+    prefix = "hostprep-engine-"
+    """How its directory below /var/lib is called."""
+
     def __init__(self) -> None:
         self.home = Path()
         self.flags: tuple[str, ...] = ()
@@ -123,7 +128,7 @@ class Engine:
                 raise Unavailable(f"{program} is not installed (package {package})")
         with self._undo as undo:
             # Below directories that are root's alone, as hostprep demands of its root.
-            self.home = Path(tempfile.mkdtemp(prefix="hostprep-engine-", dir="/var/lib"))
+            self.home = Path(tempfile.mkdtemp(prefix=self.prefix, dir="/var/lib"))
             undo.callback(shutil.rmtree, self.home, ignore_errors=True)
             undo.callback(self._remove_cgroups)
             if not Path("/etc/docker").exists():
@@ -144,7 +149,7 @@ class Engine:
         # setpriv and --kill-child: however this process ends, everything ends.
         argv = [
             "setpriv", "--pdeathsig", "KILL",
-            "unshare", "--mount", "--propagation", "slave", "--pid", "--mount-proc", "--net",
+            "unshare", "--mount", "--propagation", "slave", "--pid", "--mount-proc", *self.network,
             "--fork", "--kill-child", "sh", "-c", INIT,
         ]  # fmt: skip
         self._unshare = subprocess.Popen(
