@@ -16,7 +16,7 @@ TOOLS := $(ENGINE) systemd-analyze=systemd docker-compose=docker-compose docker-
 PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(TOOLS); fi
 
 GUEST_PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then \
-	demo/packages qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
+	demo/packages $(ENGINE) qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
 
 .PHONY: help check install uninstall test test-selinux test-unit test-engine bench bench-tree demo clean plugin plugin-push
 
