@@ -16,15 +16,15 @@ TOOLS := $(ENGINE) systemd-analyze=systemd docker-compose=docker-compose docker-
 PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(TOOLS); fi
 
 GUEST_PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then \
-	demo/packages qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
+	demo/packages $(ENGINE) qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
 
-.PHONY: help check lock audit install uninstall test test-selinux test-unit test-engine test-engines test-newest
-.PHONY: crash soak bench bench-tree demo screens clean
+.PHONY: help check lock audit install uninstall plugin plugin-push test test-selinux test-unit test-engine test-engines
+.PHONY: test-newest crash soak bench bench-tree demo screens clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
-	@echo "also: make install uninstall check lock audit test-unit test-engine test-selinux crash soak bench bench-tree"
-	@echo "screens clean; and on the engines of other releases: make test-newest test-engines"
+	@echo "also: make install uninstall plugin plugin-push check lock audit test-unit test-engine test-selinux crash soak"
+	@echo "bench bench-tree screens clean; and on the engines of other releases: make test-newest test-engines"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hostprep needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ...)")'
@@ -54,7 +54,7 @@ test-unit: $(STAMP)
 
 test-engine: $(STAMP)
 	$(PACKAGES)
-	$(PYTEST) tests/engine
+	$(PYTEST) tests/engine tests/managed
 
 # Each verb, killed, without power or with a broken disk, at each step: half an hour. `make test` has a part of it.
 crash: $(STAMP)
@@ -77,6 +77,13 @@ test-engines: $(STAMP)
 # Under systemd; again to upgrade. systemd/setup lists the variables (PREFIX, DESTDIR, SYSTEM_PACKAGES ...).
 install uninstall:
 	@systemd/setup $@
+
+# Docker's managed plugin, on the engine that `docker` reaches. managed/build lists the variables (PLUGIN_NAME ...).
+plugin:
+	@managed/build create
+
+plugin-push:
+	@managed/build push
 
 # What make install takes besides hostprep itself: versions, and the hash of every file that the registry has of each.
 lock: $(STAMP)

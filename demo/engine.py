@@ -125,6 +125,11 @@ class Engine:
     With *tree*, the root directory of another distribution, dockerd and the clients are that one's.
     """
 
+    network: tuple[str, ...] = ("--net",)
+    """What gives it a network of its own, in which there is nothing (unshare(1))."""
+    prefix = "hostprep-engine-"
+    """How its directory below /var/lib is called."""
+
     def __init__(self, tree: Path | None = None) -> None:
         self.tree = tree
         self.home = Path()
@@ -143,7 +148,7 @@ class Engine:
                 raise Unavailable(f"{program} is not installed (package {package})")
         with self._undo as undo:
             # Below directories that are root's alone, as hostprep demands of its root.
-            self.home = Path(tempfile.mkdtemp(prefix="hostprep-engine-", dir="/var/lib"))
+            self.home = Path(tempfile.mkdtemp(prefix=self.prefix, dir="/var/lib"))
             undo.callback(shutil.rmtree, self.home, ignore_errors=True)
             undo.callback(self._remove_cgroups)
             if not Path("/etc/docker").exists():
@@ -164,7 +169,7 @@ class Engine:
         # setpriv and --kill-child: however this process ends, everything ends.
         argv = [
             "setpriv", "--pdeathsig", "KILL",
-            "unshare", "--mount", "--propagation", "slave", "--pid", "--mount-proc", "--net",
+            "unshare", "--mount", "--propagation", "slave", "--pid", "--mount-proc", *self.network,
             "--fork", "--kill-child", "sh", "-c", INIT,
             "init", str(self.home), str(self.tree or ""), MACHINE, tempfile.gettempdir(),
         ]  # fmt: skip

@@ -282,7 +282,12 @@ def prepare(settings: Settings, path: str, given: tuple[str, ...], dry_run: bool
     path = os.path.abspath(path)
     with show.Bar(f"preparing {path}") as update:
         done = prepare_directory(
-            path, pairs, Labels.open(settings.selinux), root=settings.root, dry_run=dry_run, report=update
+            path,
+            pairs,
+            Labels.open(settings.selinux, managed=settings.managed),
+            root=settings.root,
+            dry_run=dry_run,
+            report=update,
         )
     if as_json:
         show.as_json(show.prepared(done, dry_run=dry_run))

@@ -34,7 +34,7 @@ from .passes import read_mark
 from .prepare import Found, Want, apply, plan
 from .readiness import Readiness
 from .record import Record, rfc3339
-from .settings import Settings
+from .settings import Settings, is_below, overlap
 from .store import DATA, PATHS, RECORD, RETAINED, Listing, Store
 
 log = logging.getLogger("hostprep")
@@ -77,7 +77,7 @@ class Driver:
         Raises:
             BadSetting: one of them cannot be used.
         """
-        labels = Labels.open(settings.selinux)
+        labels = Labels.open(settings.selinux, managed=settings.managed)
         return cls(settings, Store.open(settings, create=create), labels, images)
 
     # -- what changes a volume -------------------------------------------------------------------------------------
@@ -93,6 +93,11 @@ class Driver:
         """
         check_name(name)
         options = Options.parse(given)
+        if options.path is not None and self.settings.managed:
+            raise NotAllowed(
+                f"option {path_key(given)}: the managed plugin reaches no directory of the host but its own",
+                hint="leave it out; or install hostprep on the host: make install",
+            )
         if options.label is not None:
             self.labels.check(options.label)
         # An equal Create waits until the first knows whether the volume stays: it may have to be withdrawn.
@@ -120,6 +125,11 @@ class Driver:
         """
         if options.image is None:
             return {}
+        if self._images is None and self.settings.managed:
+            raise NotAllowed(
+                "option image: the managed plugin reaches no engine that could be asked",
+                hint="give the uid and gid that hostprep probe shows; or install hostprep on the host: make install",
+            )
         if self._images is None:
             raise NotAllowed(
                 "option image: HOSTPREP_DOCKER_HOST names no engine that could be asked",
@@ -380,7 +390,21 @@ class Driver:
             NoSuchVolume, Unreadable, NotReady, NotAllowed: there is nothing that could be answered.
             Busy: a pass over its tree takes longer than *deadline*; it goes on, and the next Mount joins it.
         """
+        if self.settings.managed:
+            self._check_mounts(check_name(name))
         return self._readiness.make(check_name(name), deadline, engine=engine)
+
+    def _check_mounts(self, name: str) -> None:
+        """Refuse what is mounted below the managed plugin's directory. The engine sees that through a propagated copy,
+        and when it takes the copy away, with the plugin, the original on the host can go with it."""
+        root, within = self.settings.root, f"{self.settings.root}/volumes/{name}"
+        for mount in mounts.mount_table():
+            if is_below(mount.point, root) and overlap(mount.point, within):
+                raise NotAllowed(
+                    f"{printable(mount.point)} is a mount: the engine could unmount it, on the host too, together with "
+                    "the managed plugin",
+                    hint="mount the disk at /var/lib/hostprep itself, or install hostprep on the host: make install",
+                )
 
     def unmount(self, name: str, deadline: float) -> None:
         """Make the volume right again: copy-up may just have been. Whatever is in the way is logged, not raised."""

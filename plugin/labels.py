@@ -32,6 +32,7 @@ _NEEDED: Final = {
     "search": (("dir", "search"),),
 }
 ATTRIBUTE: Final = "security.selinux"
+_MAX_LABEL: Final = 4096  # bytes
 UNSUPPORTED: Final = errno.ENOTSUP  # this file system keeps no labels (vfat, some NFS)
 
 
@@ -62,7 +63,7 @@ def write_label(file: int | str, label: str) -> None:
 class Labels:
     """The labels of this host. Made by `Labels.open`; one object serves every thread."""
 
-    def __init__(self, policy: ModuleType | None, *, applied: bool) -> None:
+    def __init__(self, policy: ModuleType | _Kernel | None, *, applied: bool) -> None:
         self._policy = policy
         self.applied = applied
         """Whether labels are set and compared at all."""
@@ -74,12 +75,16 @@ class Labels:
         """Devices (st_dev) whose file system was seen to keep no labels: nothing is asked of them again."""
 
     @classmethod
-    def open(cls, setting: SELinux) -> Labels:
+    def open(cls, setting: SELinux, *, managed: bool = False) -> Labels:
         """Find out what this kernel and *setting* ask for.
 
+        Args:
+            managed: within the managed plugin, where nothing of the host's policy is to be seen.
+
         Raises:
-            BadSetting: the kernel has SELinux on and the binding to its library cannot be used, or the setting
-                requires what the kernel does not have. Labels are never silently missing.
+            BadSetting: the kernel has SELinux on and the binding to its library cannot be used (*managed*: the kernel
+                does not say what it knows), or the setting requires what the kernel does not have. Labels are never
+                silently missing.
         """
         enabled = kernel_has_selinux()
         if setting is SELinux.OFF:
@@ -98,7 +103,7 @@ class Labels:
                     hint="boot with SELinux on, or set HOSTPREP_SELINUX=auto",
                 )
             return cls(None, applied=False)
-        return cls(_policy(), applied=True)
+        return cls(_Kernel.open() if managed else _policy(), applied=True)
 
     def check(self, label: Label) -> None:
         """Ask the policy whether it knows *label*.
@@ -141,6 +146,13 @@ class Labels:
         Asked of the policy for the engines' own process context, at the level of *label*: at any other a container
         needs `--security-opt label=level:…`.
         """
+        if isinstance(self._policy, _Kernel) and self.default is not None:
+            if self.same(label, self.default, type_only=True):
+                return ""
+            return (
+                f"whether the policy of this host lets a container write {label} cannot be told within the managed "
+                f"plugin: usable is {self.default}"
+            )
         if not self.can_tell:
             return ""
         missing = self.missing(label, self.process(label))
@@ -153,7 +165,8 @@ class Labels:
     @property
     def can_tell(self) -> bool:
         """Whether there is a policy that can be asked what containers may do."""
-        return self._policy is not None and self._process is not None and self.default is not None
+        known = self._policy is not None and not isinstance(self._policy, _Kernel)
+        return known and self._process is not None and self.default is not None
 
     def process(self, label: str) -> str:
         """The engines' own process context, at the level of *label*: containers run at one level."""
@@ -196,6 +209,8 @@ class Labels:
         """A context of lxc_contexts(5): `file`, which the engines give to container files, or `process`."""
         if self._policy is None:
             return None
+        if isinstance(self._policy, _Kernel):
+            return self._policy.CONTEXTS[wanted]
         contexts = Path(self._policy.selinux_lxc_contexts_path()).read_text(encoding="utf-8")
         for line in contexts.splitlines():
             key, _, value = line.partition("=")
@@ -203,6 +218,52 @@ class Labels:
                 return value.strip().strip('"')
         what = {"file": "files", "process": "processes"}[wanted]
         raise BadSetting(f"the SELinux policy names no context for container {what}", hint="look into lxc_contexts")
+
+
+class _Kernel:
+    """What the kernel says of labels where selinuxfs is out of sight, in libselinux's words.
+
+    A thread that writes a label to its own `fscreate` (proc_pid_attr(5)) learns whether the policy knows it, and reads
+    it back in the policy's spelling. What a label is good for cannot be asked that way.
+    """
+
+    # As in the lxc_contexts of every policy that has container-selinux, Debian's included.
+    CONTEXTS: Final = {
+        "file": "system_u:object_r:container_file_t:s0",
+        "process": "system_u:system_r:container_t:s0",
+    }
+    _FSCREATE: Final = "/proc/thread-self/attr/fscreate"
+
+    @classmethod
+    def open(cls) -> _Kernel:
+        """Try it on the label that all volumes get.
+
+        Raises:
+            BadSetting: the kernel does not answer this process, or its policy does not know that label.
+        """
+        kernel, label = cls(), cls.CONTEXTS["file"]
+        try:
+            kernel.security_check_context(label)
+        except OSError as exc:
+            raise BadSetting(
+                f"SELinux is on in this kernel, and {label} cannot be used: {exc.strerror}",
+                hint="install hostprep on the host instead (make install), where the policy is to be seen",
+            ) from None
+        return kernel
+
+    def security_check_context(self, label: str) -> None:
+        self.security_canonicalize_context(label)
+
+    def security_canonicalize_context(self, label: str) -> tuple[int, str]:
+        fd = os.open(self._FSCREATE, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, label.encode("ascii"), 0)
+            try:
+                return 0, os.pread(fd, _MAX_LABEL, 0).rstrip(b"\0\n").decode("ascii")
+            finally:
+                os.pwrite(fd, b"", 0)  # or the next file that this thread makes would have it
+        finally:
+            os.close(fd)
 
 
 def kernel_has_selinux() -> bool:

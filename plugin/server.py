@@ -383,6 +383,8 @@ def _purge_now_and_then(driver: Driver) -> None:
         **{key: value for key, value in os.environ.items() if not key.startswith("HOSTPREP_")},
         "HOSTPREP_ROOT": settings.root,
         "HOSTPREP_TRASH_KEEP": f"{settings.trash_keep}s",
+        "HOSTPREP_SELINUX": settings.selinux.value,  # what it asks for is asked of that process, too
+        "HOSTPREP_MANAGED": "1" if settings.managed else "0",
         "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
     }
     while True:

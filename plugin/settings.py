@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from .errors import BadSetting, printable
 
 _T = TypeVar("_T")
+_MANAGED_PATIENCE: Final = 25  # seconds: an engine waits 30 for a managed plugin
 _DURATION = re.compile(r"([0-9]{1,15})([smhd])", re.ASCII)
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -54,6 +55,8 @@ class Settings:
     log_level: str = "info"
     docker_host: str = ""
     """The engine that may be asked about images; empty: none."""
+    managed: bool = False
+    """Within Docker's managed plugin, whose command (managed/hostprep) says so; no setting of anybody's."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Settings:
@@ -71,7 +74,11 @@ class Settings:
                 found[key] = _READERS[key](text)
             except ValueError as exc:
                 raise BadSetting(f'{variable}="{printable(text)}" is not {exc}') from None
+        if found.get("managed"):
+            found.setdefault("patience", _MANAGED_PATIENCE)
         settings = cls(**found)  # type: ignore[arg-type]  # each reader gives its own field's type
+        if settings.managed:
+            _check_managed(settings)
         return cls(**{**found, "allow": _checked_prefixes(settings)})  # type: ignore[arg-type]
 
 
@@ -141,7 +148,27 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "require_marker": lambda text: _word("0", "1")(text) == "1",
     "log_level": _word("debug", "info", "warning", "error"),
     "docker_host": lambda text: engine_socket(text) if text else "",
+    "managed": lambda text: _word("0", "1")(text) == "1",
 }
+
+
+def _check_managed(settings: Settings) -> None:
+    """Refuse what the managed plugin cannot do, having one directory of the host and no capability for plain labels."""
+    reasons = {
+        "root": "there is only /var/lib/hostprep, where the host may have mounted another directory",
+        "socket": "the engine says where",
+        "allow": "it reaches no directory of the host but its own: for path, make install",
+        "docker_host": "it reaches no engine: give uid and gid, or make install",
+    }
+    defaults = Settings()
+    for key, hint in reasons.items():
+        if getattr(settings, key) != getattr(defaults, key):
+            raise BadSetting(f"HOSTPREP_{key.upper()} is not for the managed plugin", hint=hint)
+    if settings.selinux is SELinux.FORCE:
+        raise BadSetting(
+            "HOSTPREP_SELINUX=force is not for the managed plugin, which has no CAP_SYS_ADMIN",
+            hint="use auto, or make install",
+        )
 
 
 def is_below(path: str, above: str) -> bool:

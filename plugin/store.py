@@ -56,6 +56,7 @@ class Store(Root):
     def __init__(self, settings: Settings, identity: str) -> None:
         super().__init__(settings, identity)
         self.allow = settings.allow
+        self._managed = settings.managed
         self._records: OrderedDict[str, tuple[_Signature, Record]] = OrderedDict()
         self._listing: Listing = ()
         self._listed: tuple[int, ...] = ()
@@ -209,6 +210,11 @@ class Store(Root):
         """
         if not any(is_below(path, prefix) for prefix in self.allow):
             known = ":".join(self.allow)
+            if self._managed:
+                raise NotAllowed(
+                    f"path {printable(path)} is out of the managed plugin's reach",
+                    hint="install hostprep on the host: make install",
+                )
             raise NotAllowed(
                 f"path {printable(path)} is not below a directory that HOSTPREP_ALLOW names",
                 hint=f"allowed is what lies in {known}"
