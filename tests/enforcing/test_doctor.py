@@ -232,9 +232,14 @@ def test_quota(doctor: Doctor, docker: Docker, srv: Path) -> None:
         checked("sh", "-euc", found["fix"])
         assert docker.exec("db", "head -c 200000 /dev/zero > /data/more") == ""
         assert doctor.found("mongo", "--container", "db")["usable"]
-        # Counted, and not kept to.
-        checked("setquota", "-u", "184", "0", "1024", "0", "0", str(point))
-        checked("quotaoff", str(point))
+        # Mounted so that it is counted, and nobody is kept to it.
+        docker("stop", "db")
+        device = checked("findmnt", "-no", "SOURCE", str(point))
+        checked("umount", str(point))
+        checked("mount", device, str(point))
+        checked("setquota", "-u", "184", "0", "512", "0", "0", str(point))
+        docker("start", "db")
+        assert docker.exec("db", "head -c 200000 /dev/zero > /data/again") == ""
         assert doctor.found("mongo", "--container", "db")["usable"]
 
 
