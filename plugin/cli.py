@@ -28,7 +28,7 @@ from .errors import (
     in_words,
     printable,
 )
-from .finding import Diagnosis, together
+from .finding import Diagnosis, Finding, Verdict, together
 from .options import parse_image, parse_path
 from .settings import Settings, engine_socket
 from .tree import raise_open_files
@@ -477,14 +477,19 @@ def _diagnose(settings: Settings, name: str, container: str | None, user: str | 
 
     driver = Driver.open(settings, create=False)
     with contextlib.ExitStack() as stack:
-        engine = None
+        engine, missing = None, ""
         try:
             engine = stack.enter_context(Containers.asked(_engine(settings), seconds=_ASKED))
-        except NoContainer:
+        except NoContainer as exc:
             if container is not None:
                 raise
+            missing = exc.message
         whom = patients(driver, name, engine, container, user)
-    return diagnose(driver, name, whom)
+    found = diagnose(driver, name, whom)
+    if not missing or user is not None:
+        return found
+    note = Finding("engine", Verdict.NOTE, f"{missing}: containers that have the volume are not looked at")
+    return replace(found, findings=(*found.findings, note))
 
 
 def _apply(settings: Settings, name: str, remedy: Apply) -> None:

@@ -43,6 +43,8 @@ _LAST: Final = 0.2  # seconds that a connection stays open at the end
 _READ: Final = 30  # seconds that a client may take to send the rest of a request, or to read the rest of an answer
 _READ_AT_THE_END: Final = 2  # seconds, once the server is to stop
 _PARTS: Final = 0.1  # seconds in which the parts of a request come that was sent at once
+_TAKES: Final = 5.0  # seconds that a client may take over a long answer before it counts as slow
+_STALLS: Final = 250  # ms in which it takes nothing of it, which count as slow, too
 _SLOW: Final = 8  # clients at once that may make a thread wait for their bytes
 _PEEKED: Final = 8192  # bytes; an engine's requests have some hundred
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*0*([0-9]*)", re.IGNORECASE)
@@ -359,11 +361,15 @@ class _InOnePiece:
             self._head = data
             return
         head, self._head = self._head, b""
-        self._send(memoryview(head + data[:_TOGETHER]))
-        self._send(memoryview(data)[_TOGETHER:])  # a long List is not copied
+        self._send(memoryview(head + data[:_TOGETHER]), stalls=0)
+        # A long List is not copied; and who takes it as fast as he can is not slow, though it is more than the kernel
+        # keeps for him.
+        self._send(memoryview(data)[_TOGETHER:], stalls=_STALLS)
 
-    def _send(self, data: memoryview) -> None:
-        if data:
+    def _send(self, data: memoryview, *, stalls: int) -> None:
+        room, end = select.poll(), time.monotonic() + _TAKES
+        room.register(self._sock, select.POLLOUT)
+        while data and time.monotonic() < end and room.poll(stalls):
             with contextlib.suppress(BlockingIOError):
                 data = data[self._sock.send(data, socket.MSG_DONTWAIT) :]
         if data:

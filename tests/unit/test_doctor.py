@@ -53,11 +53,15 @@ class TestVolume:
         doctor.hostprep("create", "mongo")
         found = doctor.found("mongo")
         assert (found["whom"], found["usable"]) == ([], True)
+        last = found["findings"][-1]
+        assert (last["check"], last["verdict"]) == ("engine", "note")
+        assert "/none" in last["what"]
 
     def test_unknown(self, doctor: Doctor, host: Host) -> None:
         """What makes it; and a look at what is not there makes nothing."""
         doctor.hostprep("create", "other")
-        (finding,) = doctor.found("mongo")["findings"]
+        finding, note = doctor.found("mongo")["findings"]
+        assert note["check"] == "engine"
         assert (finding["check"], finding["fix"]) == ("volume", "docker volume create -d hostprep mongo")
         assert not host.data("mongo").exists()
 
@@ -71,7 +75,8 @@ class TestVolume:
         """A record that cannot be read."""
         doctor.hostprep("create", "mongo")
         (host.root / "volumes/mongo/volume.json").write_text("{")
-        (finding,) = doctor.found("mongo")["findings"]
+        finding, note = doctor.found("mongo")["findings"]
+        assert note["check"] == "engine"
         assert (finding["check"], finding["verdict"], finding["fix"]) == ("volume", "bad", "")
 
     @pytest.mark.parametrize("user", ["app", "184:", "4294967295", "184:x", "-1", "184:998:1", "١"])

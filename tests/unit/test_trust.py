@@ -130,7 +130,7 @@ class TestPaths:
             "{srv}/to-victim",
             "{srv}/to-victim/inner",
             "{srv}/to-above/victim",
-            "{srv}/to-root/etc",
+            "{srv}/to-root{above}/victim",
             "{srv}/to-proc",
             "{srv}/to-proc/victim",
             "{srv}/dangling",
