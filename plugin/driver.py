@@ -347,9 +347,9 @@ class Driver:
             return trash.purge(self.store, ids)
         gone = trash.end_purges(self.store)
         if ids is None:
-            return gone + trash.purge(self.store, [removed.id for removed in trash.entries(self.store)])
+            return gone + trash.purge(self.store, [removed.id for removed in trash.entries(self.store)], insist=False)
         while chosen := trash.due(self.store, self.settings.trash_keep):
-            gone += trash.purge(self.store, chosen)
+            gone += trash.purge(self.store, chosen, insist=False)
         return gone
 
     def change(self, name: str, given: Mapping[str, str], unset: tuple[str, ...], deadline: float) -> Record:

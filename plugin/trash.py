@@ -139,8 +139,11 @@ def restore(store: Store, name: str, *, entry: str | None, new_name: str, deadli
     return record
 
 
-def purge(store: Store, chosen: list[str]) -> int:
+def purge(store: Store, chosen: list[str], *, insist: bool = True) -> int:
     """Delete the entries with the ids *chosen*, and return how many are gone; what is in the way is in the log.
+
+    Args:
+        insist: each has to be there; otherwise another process may have restored or purged it since it was chosen.
 
     Raises:
         Invalid: something that is no id. Nothing has been deleted.
@@ -150,7 +153,7 @@ def purge(store: Store, chosen: list[str]) -> int:
         for entry in chosen:
             if not _ID.fullmatch(entry):
                 raise Invalid(f'"{printable(entry)}" is no trash id', hint="hostprep ls --trash shows them")
-            if not fds.exists(trash, entry):
+            if insist and not fds.exists(trash, entry):
                 raise NoSuchVolume(f"no trash entry {entry}", hint="hostprep ls --trash shows them")
         begun = []
         for entry in dict.fromkeys(chosen):

@@ -109,3 +109,26 @@ def test_removed_by_another_process_during_a_pass(
     assert docker.names() == ([] if then == "gone" else ["mongo"])
     if then == "another":
         assert owner(host.data("mongo")) == (12, 0)
+
+
+@pytest.mark.parametrize("ids", [None, []], ids=["all", "due"])
+def test_purged_by_two(
+    open_driver: OpenDriver, host: Host, monkeypatch: pytest.MonkeyPatch, ids: list[str] | None
+) -> None:
+    """Two that purge the same entries at once both succeed, and say together how many are gone."""
+    driver, other = open_driver(HOSTPREP_TRASH_KEEP="0"), open_driver(HOSTPREP_TRASH_KEEP="0")
+    for name in ("mongo", "redis"):
+        driver.create(name, {}, soon())
+        driver.remove(name, soon())
+    purge = trash.purge
+    begun: list[int] = []
+
+    def purge_behind(of: store.Store, chosen: list[str], **rest: bool) -> int:
+        if not begun:
+            begun.append(purge(other.store, chosen[:1]))
+        return purge(of, chosen, **rest)
+
+    monkeypatch.setattr(trash, "purge", purge_behind)
+    assert driver.purge(ids) == 1
+    assert begun == [1]
+    assert host.trash() == []

@@ -292,8 +292,8 @@ class TestSpace:
         kept = removed(driver, host, "b", age=8000)
         delete = trash.purge
 
-        def freeing(*args: object) -> int:
-            gone = delete(*args)  # type: ignore[arg-type]
+        def freeing(*args: object, **rest: bool) -> int:
+            gone = delete(*args, **rest)  # type: ignore[arg-type]
             full.free = 500
             return gone
 
