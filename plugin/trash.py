@@ -14,10 +14,10 @@ import time
 from dataclasses import dataclass, replace
 from typing import Final
 
-from . import fds, tree
-from .errors import Busy, Conflict, Invalid, NoSuchVolume, Unreadable, printable
+from . import fds, mounts, tree
+from .errors import Busy, Conflict, Invalid, NoSuchVolume, NotAllowed, Unreadable, printable
 from .record import LIMIT, Record
-from .store import PATHS, RECORD, RETAINED, Store
+from .store import DATA, PATHS, RECORD, RETAINED, Store
 
 log = logging.getLogger("hostprep")
 
@@ -142,6 +142,9 @@ def restore(store: Store, name: str, *, entry: str | None, new_name: str, deadli
 def purge(store: Store, chosen: list[str], *, insist: bool = True) -> int:
     """Delete the entries with the ids *chosen*, and return how many are gone; what is in the way is in the log.
 
+    What a container that runs has mounted stays: an engine removes no volume in use, but other clients do (`podman
+    volume prune` after a reload removes Docker's).
+
     Args:
         insist: each has to be there; otherwise another process may have restored or purged it since it was chosen.
 
@@ -157,6 +160,9 @@ def purge(store: Store, chosen: list[str], *, insist: bool = True) -> int:
                 raise NoSuchVolume(f"no trash entry {entry}", hint="hostprep ls --trash shows them")
         begun = []
         for entry in dict.fromkeys(chosen):
+            if used := _used(trash, entry):
+                log.warning("%s is not purged: %s", entry, printable(used))
+                continue
             with contextlib.suppress(FileNotFoundError):  # restored or purged by another process meanwhile
                 os.rename(entry, PURGED + entry, src_dir_fd=trash, dst_dir_fd=trash)
                 begun.append(PURGED + entry)
@@ -203,6 +209,17 @@ def _record(trash: int, entry: str) -> Record | None:
             with contextlib.suppress(Unreadable, FileNotFoundError):
                 return Record.from_json(fds.read_file(volume, file, limit=LIMIT), name=None)
     return None
+
+
+def _used(trash: int, entry: str) -> str:
+    """Who has the data of an entry mounted, as far as mounts.uses can tell; empty for nobody."""
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError, NotAllowed),
+        fds.held(fds.open_dir(trash, entry)) as volume,
+        fds.held(fds.open_dir(volume, DATA)) as data,
+    ):
+        return "; ".join(mounts.uses(data, os.readlink(f"/proc/self/fd/{data}")))
+    return ""
 
 
 def _forget_retained(volume: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from demo.engine import Engine, Hostprep, Unavailable, environment, wait_for
 from demo.images import busybox
 
+from . import releases
 from .client import Docker
 
 # Long: a node that is idle tells the managers what plugins it has every 20 seconds, and the machine may be loaded.
@@ -94,7 +95,7 @@ def three_nodes(**settings: str) -> Iterator[Swarm]:
     with contextlib.ExitStack() as undo:
         nodes = []
         for number in range(3):
-            engine = undo.enter_context(Engine())
+            engine = undo.enter_context(Engine(releases.tree()))
             hostprep = undo.enter_context(Hostprep(engine, **settings))
             nodes.append(Node(engine, hostprep, Docker(engine), f"10.98.0.{number + 1}"))
         connect([(node.engine, node.address) for node in nodes])

@@ -34,6 +34,22 @@ def test_restore(docker: Docker, hostprep: Hostprep) -> None:
     assert owner(mountpoint) == (184, 998)
 
 
+def test_purge_of_what_is_in_use(docker: Docker, hostprep: Hostprep) -> None:
+    """What somebody removed while a container uses it is not purged before the container is gone."""
+    hostprep.command("purge", "--all")
+    docker.create("mongo")
+    docker("run", "-d", "--name", "one", "-v", "mongo:/data", "busybox", "sleep", "1000")
+    assert hostprep.command("rm", "mongo").returncode == 0
+
+    purged = hostprep.command("purge", "--all")
+
+    assert purged.stdout.strip() == "0 purged"
+    assert "is not purged: process" in purged.stderr
+    docker("exec", "one", "sh", "-c", "echo kept > /data/file")
+    docker("rm", "-f", "one")
+    assert hostprep.command("purge", "--all").stdout.strip() == "1 purged"
+
+
 def test_restore_refused(docker: Docker, hostprep: Hostprep) -> None:
     """A volume that exists is never replaced by one from the trash; under another name both are there."""
     docker.create("mongo")

@@ -65,11 +65,6 @@ class State:
         match operation.verb:
             case "create":
                 yield self._create(name, dict(operation.given))
-                # The options with which a volume was taken up went over its own. Sent again they may count as equal.
-                given = dict(operation.given)
-                own = volume.options if volume is not None and volume.taken_up and not _wrong(given) else given
-                if given != own and own | given == own:
-                    yield OK, self
             case "remove":
                 if volume is not None:
                     yield OK, self._remove(name, volume)
@@ -104,7 +99,10 @@ class State:
         if _wrong(given):
             return MALFORMED, self
         if name in self.live:
-            return (CONFLICT if given and given != self.live[name].options else OK), self
+            own = self.live[name].options
+            # The options with which a volume was taken up went over its own: sent again they count as equal.
+            asked = own | given if self.live[name].taken_up else given
+            return (CONFLICT if given and asked != own else OK), self
         token = None
         if name in self.retained:
             kept = self.retained[name]
