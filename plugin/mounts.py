@@ -234,7 +234,17 @@ class Mount:
 
 def uses(data: int, path: str) -> list[str]:
     """Who has the open directory *data*, which is at *path*, or something in it, mounted, a phrase each; and what is
-    mounted in it.
+    mounted in it. See `holders`.
+
+    Raises:
+        NotAllowed: as for `holders`.
+    """
+    inside = [f"{each.point} is a mount point" for each in mount_table() if is_below(each.point, path)]
+    return [*inside, *(who for who, _ in holders(data, path))]
+
+
+def holders(data: int, path: str) -> list[tuple[str, str]]:
+    """Who has the open directory *data*, which is at *path*, or something in it, mounted: a phrase, and where in it.
 
     Looked at are the mounts of all processes, so a container that runs is found, whatever engine started it. Not
     found are containers that do not run, a process that only has files in it open, and who is on another machine or
@@ -243,17 +253,16 @@ def uses(data: int, path: str) -> list[str]:
     Raises:
         NotAllowed: it cannot be told, since this process's root directory hides the mount that the directory is on.
     """
-    own = mount_table()
     mount = mount_of(data)
     if mount is None:
         raise NotAllowed(f"who uses {printable(path)} cannot be told", hint="run this outside of the chroot")
     root = place_in_file_system(mount, path)
-    found = [f"{each.point} is a mount point" for each in own if is_below(each.point, path)]
-    for process, table in [("self", own), *_other_tables()]:
+    found = []
+    for process, table in [("self", mount_table()), *_other_tables()]:
+        who = "it is" if process == "self" else f"process {process} has it"
         for each in table:
             if each.device == mount.device and (each.root == root or is_below(each.root, root)):
-                who = "it" if process == "self" else f"process {process} has it"
-                found.append(f"{who} {'is ' if process == 'self' else ''}mounted at {each.point}")
+                found.append((f"{who} mounted at {each.point}", each.root[len(root) :].lstrip("/")))
     return found
 
 

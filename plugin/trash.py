@@ -17,7 +17,7 @@ from typing import Final
 from . import fds, mounts, tree
 from .errors import Busy, Conflict, Invalid, NoSuchVolume, NotAllowed, Unreadable, printable
 from .record import LIMIT, Record
-from .store import DATA, PATHS, RECORD, RETAINED, Store
+from .store import PATHS, RECORD, RETAINED, Store
 
 log = logging.getLogger("hostprep")
 
@@ -158,10 +158,10 @@ def purge(store: Store, chosen: list[str], *, insist: bool = True) -> int:
                 raise Invalid(f'"{printable(entry)}" is no trash id', hint="hostprep ls --trash shows them")
             if insist and not fds.exists(trash, entry):
                 raise NoSuchVolume(f"no trash entry {entry}", hint="hostprep ls --trash shows them")
-        begun = []
+        begun, used = [], _in_use(trash)
         for entry in dict.fromkeys(chosen):
-            if used := _used(trash, entry):
-                log.warning("%s is not purged: %s", entry, printable(used))
+            if entry in used:
+                log.warning("%s is not purged: %s", entry, printable(used[entry]))
                 continue
             with contextlib.suppress(FileNotFoundError):  # restored or purged by another process meanwhile
                 os.rename(entry, PURGED + entry, src_dir_fd=trash, dst_dir_fd=trash)
@@ -178,13 +178,17 @@ def end_purges(store: Store) -> int:
 
 def due(store: Store, keep: int) -> list[str]:
     """The ids of what is older than *keep* seconds; where the file system is nearly full and nothing else is due, of
-    the oldest, unless it is younger than an hour. Empty, too, where only an interrupted purge is to be ended."""
+    the oldest, unless it is younger than an hour. Nothing that is in use; empty, too, where only an interrupted purge
+    is to be ended."""
     with store.part("trash") as trash:
         ids, disk = _ids(trash), os.fstatvfs(trash)
-    expired = [entry for entry in ids if entry[:_STAMP] <= _stamp(time.time() - keep)]
-    if not expired and disk.f_bavail < disk.f_blocks * _FULL:
-        return [entry for entry in ids[:1] if entry[:_STAMP] <= _stamp(time.time() - _YOUNG)]
-    return expired
+        full = disk.f_bavail < disk.f_blocks * _FULL
+        old = [entry for entry in ids if entry[:_STAMP] <= _stamp(time.time() - (min(keep, _YOUNG) if full else keep))]
+        if old:
+            used = _in_use(trash)
+            old = [entry for entry in old if entry not in used]
+    expired = [entry for entry in old if entry[:_STAMP] <= _stamp(time.time() - keep)]
+    return expired or old[:1]
 
 
 def interrupted(store: Store) -> bool:
@@ -211,15 +215,12 @@ def _record(trash: int, entry: str) -> Record | None:
     return None
 
 
-def _used(trash: int, entry: str) -> str:
-    """Who has the data of an entry mounted, as far as mounts.uses can tell; empty for nobody."""
-    with (
-        contextlib.suppress(FileNotFoundError, NotADirectoryError, NotAllowed),
-        fds.held(fds.open_dir(trash, entry)) as volume,
-        fds.held(fds.open_dir(volume, DATA)) as data,
-    ):
-        return "; ".join(mounts.uses(data, os.readlink(f"/proc/self/fd/{data}")))
-    return ""
+def _in_use(trash: int) -> dict[str, str]:
+    """The entries that somebody has mounted, and who, as far as mounts.holders can tell."""
+    with contextlib.suppress(NotAllowed):
+        found = mounts.holders(trash, os.readlink(f"/proc/self/fd/{trash}"))
+        return {place.partition("/")[0]: who for who, place in found if place}
+    return {}
 
 
 def _forget_retained(volume: int) -> None:

@@ -237,6 +237,19 @@ class TestPurge:
         assert os.listdir(host.srv / "a") == ["b"]
         assert host.trash() == []
 
+    def test_one_that_is_in_use(self, driver: Driver, host: Host, caplog: pytest.LogCaptureFixture) -> None:
+        """What somebody has mounted is not purged, however it is asked for, until it is not; others are meanwhile."""
+        entry, other = removed(driver, host, "a", age=90000), removed(driver, host, "b", age=90000)
+        (host.srv / "here").mkdir()
+        with mounted("--bind", f"{host.root}/trash/{entry}/_data", f"{host.srv}/here"):
+            assert trash.due(driver.store, 86400) == [other]
+            assert driver.purge([]) == 1
+            assert driver.purge([entry]) == 0
+            assert driver.purge(None) == 0
+            assert f"{entry} is not purged: it is mounted at {host.srv}/here" in caplog.text
+            assert host.trash() == [entry]
+        assert driver.purge([]) == 1
+
     def test_a_deep_tree(self, driver: Driver, host: Host) -> None:
         """A tree deeper than a process may open files by default is deleted by the command."""
         driver.create("mongo", {}, soon())
@@ -283,6 +296,14 @@ class TestSpace:
         old = removed(driver, host, "a", age=9000)
         removed(driver, host, "b", age=8000)
         assert trash.due(driver.store, 86400) == [old]
+
+    def test_not_one_in_use(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
+        """One that is in use, expired or not, does not keep the next from going."""
+        first, second = removed(driver, host, "a", age=9000), removed(driver, host, "b", age=8000)
+        (host.srv / "here").mkdir()
+        with mounted("--bind", f"{host.root}/trash/{first}/_data", f"{host.srv}/here"):
+            assert trash.due(driver.store, 86400) == [second]
+            assert trash.due(driver.store, 8500) == [second]
 
     def test_until_there_is_space(
         self, driver: Driver, host: Host, full: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
