@@ -72,8 +72,9 @@ def open_below(dirfd: int, name: str, *, directory: bool) -> int:
     """
     flags = DIRECTORY if directory else PINNED
     try:
-        # RESOLVE_NO_SYMLINKS would also refuse to pin a symlink; for one component O_NOFOLLOW says the same.
-        return linux.openat2(dirfd, component(name), flags, linux.RESOLVE_BENEATH | linux.RESOLVE_NO_XDEV)
+        # RESOLVE_NO_SYMLINKS would also refuse to pin a symlink; for one component O_NOFOLLOW says the same. And under
+        # RESOLVE_BENEATH what is moved away at this moment would be EXDEV, too (complete_walk in fs/namei.c).
+        return linux.openat2(dirfd, component(name), flags, linux.RESOLVE_NO_XDEV)
     except OSError as exc:
         if exc.errno != errno.ENOSYS:
             raise

@@ -16,6 +16,7 @@ import stat
 import struct
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from plugin import fds
 from plugin.driver import Driver
 from plugin.errors import Busy, NotAllowed, NotReady
 from plugin.fds import held
@@ -343,6 +345,23 @@ class TestMoves:
         assert {outcome.left for outcome in outcomes} == {0}, "what vanishes is no error"
         assert one_pass(kernel, root, ORDERS[0]).left == 0
         assert set(owners(root).values()) == {(184, 998)}
+
+    def test_what_is_moved_is_no_mount(self, moving: Path, elsewhere: Path) -> None:
+        """A directory that is moved away while it is opened is not there, and not taken for a mount point."""
+        met = Counter[str]()
+        with (
+            attack("carry", moving, str(elsewhere), *NAMES) as attacking,
+            held(os.open(moving, os.O_RDONLY | os.O_DIRECTORY)) as above,
+        ):
+            end = time.monotonic() + PASS_ENDS
+            while (attacking.rounds() < 3000 or min(met["opened"], met["ENOENT"]) < 3000) and time.monotonic() < end:
+                for name in NAMES:
+                    try:
+                        with held(fds.open_below(above, name, directory=True)):
+                            met["opened"] += 1
+                    except OSError as exc:
+                        met[errno.errorcode[exc.errno or 0]] += 1
+        assert met.keys() == {"opened", "ENOENT"}
 
     def test_moved_out_while_it_is_removed(self, kernel: Kernel, root: Path, moving: Path, elsewhere: Path) -> None:
         """A removal takes what is in the directory that it was about to remove, and none of its new neighbours."""
