@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from engine import releases
 from engine.client import Docker
 
 from demo.engine import Engine, Unavailable, environment, wait_for
@@ -32,6 +33,11 @@ class Built(NamedTuple):
     id: str
 
 
+def on_host(engine: Engine, *argv: str) -> None:
+    """Run a command where the engine is, and where DATA is what it is to the engine."""
+    subprocess.run(engine.beside(*argv), env=environment(), stdin=subprocess.DEVNULL, timeout=30, check=True)
+
+
 @contextlib.contextmanager
 def place_for_data(engine: Engine) -> Iterator[None]:
     """For this engine alone, its own directory `root` is what it calls DATA."""
@@ -40,7 +46,8 @@ def place_for_data(engine: Engine) -> Iterator[None]:
         Path(DATA).mkdir(mode=0o700)
     root = engine.home / "root"
     root.mkdir(mode=0o700)
-    engine.run("mount", "-o", "bind", str(root), DATA)  # as docs/plugin.md has it
+    on_host(engine, "mkdir", "-p", "-m", "0700", DATA)
+    on_host(engine, "mount", "-o", "bind", str(root), DATA)  # as docs/plugin.md has it
     yield
     if made:
         Path(DATA).rmdir()
@@ -51,10 +58,10 @@ def engine() -> Iterator[Engine]:
     """A dockerd of the session's own, with the image busybox and the one that the plugin is built on."""
     try:
         image = base()
-        with Builder() as engine, place_for_data(engine):
+        with Builder(releases.tree()) as engine, place_for_data(engine):
             docker = Docker(engine)
             docker("import", "-", "busybox", stdin=busybox())
-            docker("import", str(image), BASE)
+            docker("import", "-", BASE, stdin=image.read_bytes())
             yield engine
     except Unavailable as exc:
         pytest.skip(str(exc))

@@ -16,7 +16,7 @@ from engine.client import WRITE, Docker, mode, owner
 from demo.engine import PATH, Engine, Hostprep, wait_for
 
 from .building import build
-from .conftest import DATA, DRIVER, NAME, Built, Plugin
+from .conftest import DATA, DRIVER, NAME, Built, Plugin, on_host
 
 pytestmark = pytest.mark.engine
 
@@ -77,13 +77,13 @@ class TestUse:
         docker.create("mongo")
         place = f"{DATA}/volumes/mongo/_data"
         plugin.disable()
-        plugin.engine.run("mount", "-t", "tmpfs", "tmpfs", place)
+        on_host(plugin.engine, "mount", "-t", "tmpfs", "tmpfs", place)
         plugin.enable()
         said = docker.fails("run", "--rm", "-v", "mongo:/data", "busybox", "true")
         plugin.disable()
         there = place in plugin.engine.mounts()
         if there:
-            plugin.engine.run("umount", place)
+            on_host(plugin.engine, "umount", place)
         plugin.enable()
 
         assert f"{place} is a mount: the engine could unmount it, on the host too" in said
@@ -280,8 +280,8 @@ volumes:
 
 class TestCompose:
     @pytest.fixture
-    def compose(self) -> str:
-        if not shutil.which("docker-compose", path=PATH):
+    def compose(self, engine: Engine) -> str:
+        if not engine.has("docker-compose"):
             pytest.skip("docker-compose is not installed")
         return "docker-compose"
 
