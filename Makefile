@@ -72,7 +72,7 @@ test-newest: $(STAMP)
 
 test-engines: $(STAMP)
 	$(OTHERS)
-	set -e; for release in bookworm trixie forky; do HOSTPREP_TEST_ENGINE=$$release $(PYTEST) tests/engine; done
+	set -e; for release in bookworm trixie forky; do HOSTPREP_TEST_ENGINE=$$release $(PYTEST) tests/engine tests/managed/test_lifecycle.py; done
 
 # Under systemd; again to upgrade. systemd/setup lists the variables (PREFIX, DESTDIR, SYSTEM_PACKAGES ...).
 install uninstall:
