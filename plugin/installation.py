@@ -154,7 +154,7 @@ def _selinux(settings: Settings) -> Finding:
     else:
         what = f"on, and its policy can be asked (HOSTPREP_SELINUX={settings.selinux.value})"
     try:
-        Labels.open(settings.selinux)
+        Labels.open(settings.selinux, managed=settings.managed)
     except BadSetting as exc:
         remedy = ""
         if "binding" in exc.message:
