@@ -164,7 +164,9 @@ def _body() -> dict[str, Any]:
     try:
         data = request.environ["wsgi.input"].read(_MAX_BODY + 1)  # of a chunked body the length is not known before
     except Exception as exc:  # each server has its own for chunks that are none, and for a client that went away
-        raise Invalid("the request's body cannot be read to its end", hint=f"{type(exc).__name__}: {exc}") from None
+        raise Invalid(
+            "the request's body cannot be read to its end", hint=printable(f"{type(exc).__name__}: {exc}")
+        ) from None
     if len(data) > _MAX_BODY:
         raise RequestEntityTooLarge
     if not data:
