@@ -10,6 +10,6 @@ RUN set -e; \
         python3 python3-flask python3-gunicorn python3-click python3-rich tini
 
 COPY managed/hostprep /usr/bin/
-COPY plugin/*.py /usr/lib/hostprep/plugin/
+COPY plugin/hostprep /usr/lib/hostprep/hostprep
 COPY managed/trim /tmp/
 RUN sh /tmp/trim

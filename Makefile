@@ -13,10 +13,10 @@ TOOLS := $(ENGINE) systemd-analyze=systemd docker-compose=docker-compose docker-
 	mmdebstrap=mmdebstrap ip=iproute2 setfacl=acl mkfs.ext4=e2fsprogs mkfs.btrfs=btrfs-progs
 
 # Where the engine cannot be had, its tests say so and are skipped; with CI=true that is an error.
-PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(TOOLS); fi
+PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then testbed/packages $(TOOLS); fi
 
 GUEST_PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then \
-	demo/packages $(ENGINE) qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
+	testbed/packages $(ENGINE) qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
 
 .PHONY: help check lock audit install uninstall plugin plugin-push test test-selinux test-unit test-engine test-engines
 .PHONY: test-newest crash soak bench bench-tree demo screens clean
@@ -50,7 +50,7 @@ test-selinux:
 	@tests/vm/run || { status=$$?; [ $$status = 77 ] && [ -z "$(CI)" ] && echo "SKIPPED: tests/enforcing (see above)" || exit $$status; }
 
 test-unit: $(STAMP)
-	$(PYTEST) tests/unit
+	$(PYTEST) tests/unit tests/campaigns tests/project
 
 test-engine: $(STAMP)
 	$(PACKAGES)
@@ -58,13 +58,13 @@ test-engine: $(STAMP)
 
 # Each verb, killed, without power or with a broken disk, at each step: half an hour. `make test` has a part of it.
 crash: $(STAMP)
-	demo/packages mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
-	HOSTPREP_TEST_CRASH=full $(PYTEST) tests/unit/test_crash.py tests/unit/test_power_loss.py tests/unit/test_faults.py
+	testbed/packages mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
+	HOSTPREP_TEST_CRASH=full $(PYTEST) tests/campaigns/test_crash.py tests/campaigns/test_power_loss.py tests/campaigns/test_faults.py
 
 # Engines of other releases of Debian's, in trees that are built once. The oldest may be this machine's own.
 CORE := $(addprefix tests/engine/,test_lifecycle.py test_copy_up.py test_sharing.py test_homes.py test_crashes.py podman)
 OLDEST = $$(dockerd --version 2>/dev/null | grep -q ' 20[.]10[.]' || echo bookworm)
-OTHERS = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then demo/packages $(filter-out dockerd=% docker=%,$(TOOLS)); fi
+OTHERS = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then testbed/packages $(filter-out dockerd=% docker=%,$(TOOLS)); fi
 
 test-newest: $(STAMP)
 	$(OTHERS)
@@ -101,24 +101,24 @@ SOAK_SECONDS ?= 600
 soak: $(STAMP)
 	$(PACKAGES)
 	SOAK_SECONDS=$(SOAK_SECONDS) $(PYTEST) -s tests/engine/test_soak.py
-	HISTORIES_SECONDS=$$(($(SOAK_SECONDS) / 4)) $(PYTEST) tests/unit/test_histories.py
+	HISTORIES_SECONDS=$$(($(SOAK_SECONDS) / 4)) $(PYTEST) tests/campaigns/test_histories.py
 
 bench: $(STAMP)
-	demo/packages $(ENGINE)
+	testbed/packages $(ENGINE)
 	$(BIN)/python -m bench
 
 # Half an hour, most of it at a million files.
 bench-tree: $(STAMP)
-	demo/packages strace=strace
+	testbed/packages strace=strace
 	$(BIN)/python -m bench tree 100000 1000000
 
 demo: $(STAMP)
-	demo/packages $(ENGINE)
+	testbed/packages $(ENGINE)
 	@$(BIN)/python -m demo
 
 # The pictures of README.md and docs/: real runs on a private engine.
 screens: $(STAMP)
-	demo/packages $(ENGINE)
+	testbed/packages $(ENGINE)
 	$(BIN)/python -m demo.screens
 
 clean:

@@ -86,7 +86,12 @@ def scratch() -> Iterator[Path]:
 def served(command: list[str], directory: Path, **extra: str) -> Iterator[tuple[str, int, float]]:
     """Run a plugin; yields its socket, its process id and the seconds to its first answer."""
     path = str(directory / "bench.sock")
-    environ = {**os.environ, "PYTHONPATH": str(TOP), "HOSTPREP_ROOT": str(directory / "r"), "HOSTPREP_SOCKET": path}
+    environ = {
+        **os.environ,
+        "PYTHONPATH": f"{TOP / 'plugin'}:{TOP}",
+        "HOSTPREP_ROOT": str(directory / "r"),
+        "HOSTPREP_SOCKET": path,
+    }
     environ |= {"HOSTPREP_LOG_LEVEL": "warning", **extra}
     begun = time.perf_counter()
     process = subprocess.Popen(command, env=environ, cwd="/", stdin=subprocess.DEVNULL)
@@ -111,6 +116,6 @@ def _first_answer(path: str, process: subprocess.Popen[bytes], begun: float) -> 
     raise RuntimeError(f"{process.args!r} did not answer")
 
 
-HOSTPREP = [sys.executable, "-P", "-m", "plugin", "serve"]
+HOSTPREP = [sys.executable, "-P", "-m", "hostprep", "serve"]
 STOCK = [sys.executable, "-P", "-m", "bench.stock"]
 PLAIN = [sys.executable, "-P", "-m", "bench.plain"]

@@ -7,8 +7,8 @@ import logging
 import statistics
 import time
 
-from demo import images
-from demo.engine import Engine, Hostprep
+from testbed import images
+from testbed.engine import Engine, Hostprep
 
 from .client import Client
 

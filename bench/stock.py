@@ -7,9 +7,9 @@ from typing import Any
 
 import gunicorn.app.base
 
-from plugin import server
-from plugin.driver import Driver
-from plugin.settings import Settings
+from hostprep.serve import server
+from hostprep.settings import Settings
+from hostprep.volumes.driver import Driver
 
 
 class Stock(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # gunicorn has no types

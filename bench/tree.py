@@ -43,8 +43,8 @@ def hostprep(root: Path, uid: int) -> float:
     fd = os.open(root, os.O_RDONLY)
     try:
         begun = time.perf_counter()
-        argv = [sys.executable, "-P", "-S", "-m", "plugin.tree", str(fd), order]
-        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(TOP)}
+        argv = [sys.executable, "-P", "-S", "-m", "hostprep.tree.process", str(fd), order]
+        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(TOP / "plugin")}
         done = subprocess.run(argv, env=environ, pass_fds=[fd], capture_output=True, text=True, check=True)
         taken = time.perf_counter() - begun
     finally:
@@ -113,10 +113,10 @@ def writes(root: Path, uid: int) -> int:
         "-P",
         "-S",
         "-m",
-        "plugin.tree",
+        "hostprep.tree.process",
     ]
     try:
-        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(TOP), "PYTHONDONTWRITEBYTECODE": "1"}
+        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(TOP / "plugin"), "PYTHONDONTWRITEBYTECODE": "1"}
         subprocess.run([*argv, str(fd), order], env=environ, pass_fds=[fd], stdout=subprocess.DEVNULL, check=True)
     finally:
         os.close(fd)
@@ -125,8 +125,8 @@ def writes(root: Path, uid: int) -> int:
 
 _PEAK = """
 import re, sys
-from plugin import tree
-tree.main(sys.argv[1:])
+from hostprep.tree import process
+process.main(sys.argv[1:])
 print(re.search("VmHWM:[^0-9]*([0-9]+) kB", open("/proc/self/status").read()).group(1))
 """
 
@@ -139,7 +139,7 @@ def memory(entries: int, make: Callable[[str], None]) -> float:
         fd = os.open(directory, os.O_RDONLY)
         try:
             order = json.dumps({"uid": 1, "gid": 1, "label": None})
-            argv, environ = [sys.executable, "-c", _PEAK, str(fd), order], {"PYTHONPATH": str(TOP)}
+            argv, environ = [sys.executable, "-c", _PEAK, str(fd), order], {"PYTHONPATH": str(TOP / "plugin")}
             done = subprocess.run(argv, env=environ, pass_fds=[fd], capture_output=True, text=True, check=True)
         finally:
             os.close(fd)
@@ -186,7 +186,7 @@ def verbs(entries: int) -> dict[str, float]:
 
 
 def restore(directory: Path, name: str) -> None:
-    argv = [sys.executable, "-m", "plugin", "--root", str(directory / "r"), "restore", name]
+    argv = [sys.executable, "-m", "hostprep", "--root", str(directory / "r"), "restore", name]
     subprocess.run(argv, cwd=TOP, check=True, capture_output=True)
 
 

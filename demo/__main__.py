@@ -8,8 +8,8 @@ import subprocess
 import sys
 from types import FrameType
 
-from . import images
-from .engine import Engine, Hostprep, Unavailable
+from testbed import images
+from testbed.engine import Engine, Hostprep, Unavailable
 
 UID, GID = "184", "998"
 RUN = ("docker", "run", "--rm", "-u", f"{UID}:{GID}", "-v", "mongo:/var/lib/mongodb", "mongodb", "sh", "-c")

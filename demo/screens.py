@@ -23,8 +23,8 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
-from .engine import TOP, Engine, Hostprep, Unavailable, environment
-from .images import Entry, busybox
+from testbed.engine import TOP, Engine, Hostprep, Unavailable, environment
+from testbed.images import Entry, busybox
 
 SCREENS = TOP / "docs" / "screens"
 COLUMNS = 200  # nothing is wrapped by the terminal
@@ -77,7 +77,7 @@ def run(hostprep: Hostprep, *arguments: str, quietly: bool = False) -> str:
     """What a terminal shows of a command: it, and what it prints. *quietly*: without what it logs."""
     terminal, its_end = pty.openpty()
     fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
-    argv = hostprep.engine.inside(sys.executable, "-m", "plugin", *arguments)
+    argv = hostprep.engine.inside(sys.executable, "-m", "hostprep", *arguments)
     environ = {**hostprep.variables(), "TERM": "xterm-256color"}
     with os.fdopen(terminal, "rb", buffering=0) as shown:
         with os.fdopen(its_end, "wb", buffering=0) as end:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.images import Entry, busybox
+from testbed.images import Entry, busybox
 
 from .guest import SRV, Audit, Docker, Hostprep
 

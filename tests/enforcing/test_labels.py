@@ -16,7 +16,7 @@ CONTEXTS = Path("/etc/selinux/default/contexts/lxc_contexts")
 
 def ask(expression: str, python: str = sys.executable) -> str:
     """The value of an expression, in a process of its own: libselinux keeps what it once read."""
-    return checked(python, "-c", f"from plugin.labels import *; print({expression})")
+    return checked(python, "-c", f"from hostprep.host.labels import *; print({expression})")
 
 
 def test_unknown_label(docker: Docker, hostprep: Hostprep) -> None:

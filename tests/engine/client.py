@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from demo.engine import Engine, wait_for
+from testbed.engine import Engine, wait_for
 
 IDS = "184:998"
 WRITE = "echo written > /data/file; cat /data/file"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import Engine, Hostprep, Unavailable, wait_for
-from demo.images import Entry, busybox
+from testbed import releases
+from testbed.engine import Engine, Hostprep, Unavailable, wait_for
+from testbed.images import Entry, busybox
 
-from . import releases
 from .client import Docker
 
 # Podman comes with a release; this machine may have none.

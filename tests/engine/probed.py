@@ -6,7 +6,7 @@ import io
 import tarfile
 from typing import NamedTuple
 
-from demo.images import Entry, add, busybox
+from testbed.images import Entry, add, busybox
 
 USERS = b"""\
 root:x:0:0:root:/:/bin/sh

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from demo.engine import PATH, Unavailable, environment
+from testbed.engine import PATH, Unavailable, environment
 
 RECIPE = (
     "mmdebstrap", "--mode=root", "--variant=minbase", "--include=redis-server", "--quiet",

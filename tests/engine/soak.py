@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from demo.engine import Engine, Hostprep, wait_for
+from testbed.engine import Engine, Hostprep, wait_for
 
 from .client import OPTIONS, Docker
 

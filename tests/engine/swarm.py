@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from demo.engine import Engine, Hostprep, Unavailable, environment, wait_for
-from demo.images import busybox
+from testbed import releases
+from testbed.engine import Engine, Hostprep, Unavailable, environment, wait_for
+from testbed.images import busybox
 
-from . import releases
 from .client import Docker
 
 # Long: a node that is idle tells the managers what plugins it has every 20 seconds, and the machine may be loaded.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import Hostprep
+from testbed.engine import Hostprep
 
 from .client import IDS, OPTIONS, Docker, mode, owner
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import Engine, Hostprep, wait_for
+from testbed.engine import Engine, Hostprep, wait_for
 
 from .client import IDS, OPTIONS, WRITE, Docker, owner
 

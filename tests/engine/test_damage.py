@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import Engine, Hostprep
+from testbed.engine import Engine, Hostprep
 
 from .client import WRITE, Docker
 

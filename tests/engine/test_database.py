@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from demo.engine import Engine, Unavailable, wait_for
+from testbed.engine import Engine, Unavailable, wait_for
 
 from . import redis
 from .client import Docker, owner

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from demo.engine import TOP, Engine, Hostprep, environment
-from demo.images import busybox
+from testbed.engine import TOP, Engine, Hostprep, environment
+from testbed.images import busybox
 
 from .client import IDS, OPTIONS, WRITE, Docker
 from .probed import MADE, made
@@ -91,7 +91,7 @@ def doctor(docker: Docker, hostprep: Hostprep, engine: Engine) -> Doctor:
     command = engine.home / "bin" / "hostprep"
     if not command.exists():
         command.parent.mkdir()
-        command.write_text(f'#!/bin/sh\nPYTHONPATH={TOP} exec {sys.executable} -m plugin "$@"\n')
+        command.write_text(f'#!/bin/sh\nPYTHONPATH={TOP}/plugin exec {sys.executable} -m hostprep "$@"\n')
         command.chmod(0o755)
     hostprep.command("purge", "--all")  # what other tests removed would be found
     return Doctor(docker, hostprep)

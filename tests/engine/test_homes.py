@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import Engine, Hostprep, wait_for
+from testbed.engine import Engine, Hostprep, wait_for
 
 from .client import IDS, OPTIONS, WRITE, Docker, mode, owner
 

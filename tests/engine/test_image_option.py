@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import Engine, Hostprep
-from demo.images import Entry, busybox
+from testbed.engine import Engine, Hostprep
+from testbed.images import Entry, busybox
 
 from .client import Docker, owner
 from .probed import FILES

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import Engine, Hostprep
+from testbed.engine import Engine, Hostprep
 
 from .client import IDS, WRITE, Docker, mode, owner
 

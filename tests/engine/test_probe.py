@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from demo.engine import PATH, TOP, Engine, Hostprep, environment, wait_for
-from demo.images import Entry
+from testbed.engine import PATH, TOP, Engine, Hostprep, environment, wait_for
+from testbed.images import Entry
 
 from .client import Docker, owner
 from .probed import MADE, USERS, made, scratch
@@ -277,7 +277,8 @@ def test_interrupted(probe: Probe, number: signal.Signals) -> None:
 
 def _command(engine: Engine, *arguments: str) -> list[str]:
     return [
-        "env", f"PYTHONPATH={TOP}", sys.executable, "-m", "plugin", "--docker-host", engine.host, "probe", *arguments
+        "env", f"PYTHONPATH={TOP}/plugin", sys.executable, "-m", "hostprep", "--docker-host", engine.host, "probe",
+        *arguments
     ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import Hostprep, wait_for
+from testbed.engine import Hostprep, wait_for
 
 from .client import OPTIONS, WRITE, Docker, mode, owner
 

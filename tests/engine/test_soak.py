@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import Engine, Hostprep
+from testbed.engine import Engine, Hostprep
 
 from .client import Docker
 from .soak import CLIENTS, Soak

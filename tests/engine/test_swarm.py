@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import TOP, Engine, Unavailable, wait_for
+from testbed.engine import TOP, Engine, Unavailable, wait_for
 
 from .client import IDS, owner
 from .client import mode as mode_of

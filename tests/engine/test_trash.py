@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import Hostprep
+from testbed.engine import Hostprep
 
 from .client import OPTIONS, WRITE, Docker, owner
 

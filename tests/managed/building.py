@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from demo.engine import TOP, Engine, Unavailable, environment
+from testbed.engine import TOP, Engine, Unavailable, environment
 
 BASE = "debian:trixie-slim"
 
@@ -56,7 +56,14 @@ def build(engine: Engine, *argv: str, flags: str = "", fails: bool = False, **va
 def archive() -> Path:
     """Where the archive of a build of this checkout is, or would be."""
     cache = os.environ.get("HOSTPREP_TEST_CACHE") or os.path.expanduser("~/.cache/hostprep-tests")
-    parts = ["Dockerfile", "config.json", "pyproject.toml", "managed/*", "plugin/*.py", "tests/managed/base"]
+    parts = [
+        "Dockerfile",
+        "config.json",
+        "pyproject.toml",
+        "managed/*",
+        "plugin/hostprep/**/*.py",
+        "tests/managed/base",
+    ]
     key = hashlib.sha256()
     for path in sorted(path for part in parts for path in TOP.glob(part)):
         key.update(f"{path.relative_to(TOP)}\0".encode() + path.read_bytes())

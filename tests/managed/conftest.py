@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from engine import releases
-from engine.client import Docker
 
-from demo.engine import Engine, Unavailable, environment, wait_for
-from demo.images import busybox
+from testbed import releases
+from testbed.engine import Engine, Unavailable, environment, wait_for
+from testbed.images import busybox
+from tests.engine.client import Docker
 
 from .building import BASE, Builder, base, build, keep
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import TOP, Engine
+from testbed.engine import TOP, Engine
 
 from .building import build
 from .conftest import DRIVER, Built, Plugin
@@ -71,11 +71,15 @@ def test_packages(built: Built) -> None:
     assert foreign == []
 
 
+def sources(package: Path) -> dict[str, str]:
+    """The text of each module of a package."""
+    return {str(path.relative_to(package)): path.read_text() for path in package.rglob("*.py")}
+
+
 def test_package(built: Built) -> None:
     """The package in it is this checkout's."""
-    there = built.directory / "rootfs/usr/lib/hostprep/plugin"
-    here = {path.name: path.read_text() for path in (TOP / "plugin").glob("*.py")}
-    assert {path.name: path.read_text() for path in there.glob("*.py")} == here
+    there = built.directory / "rootfs/usr/lib/hostprep/hostprep"
+    assert sources(there) == sources(TOP / "plugin/hostprep")
 
 
 def test_id(plugin: Plugin, made: str) -> None:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engine.client import WRITE, Docker, mode, owner
 
-from demo.engine import PATH, Engine, Hostprep, wait_for
+from testbed.engine import PATH, Engine, Hostprep, wait_for
+from tests.engine.client import WRITE, Docker, mode, owner
 
 from .building import build
 from .conftest import DATA, DRIVER, NAME, Built, Plugin, on_host

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin import errors
-from plugin.errors import HostprepError, Invalid, in_words, printable
+from hostprep import errors
+from hostprep.errors import HostprepError, Invalid, in_words, printable
 
 
 def test_what_is_wrong_then_what_to_do() -> None:

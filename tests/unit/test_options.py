@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.errors import Invalid
-from plugin.options import (
+from hostprep.errors import Invalid
+from hostprep.options import (
     KNOWN,
     MAX_ID,
     Label,

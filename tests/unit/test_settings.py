@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.errors import BadSetting
-from plugin.settings import Scope, SELinux, Settings, duration, is_below, overlap, system_directory
+from hostprep.errors import BadSetting
+from hostprep.host.labels import SELinux
+from hostprep.host.paths import is_below, overlap, system_directory
+from hostprep.settings import Scope, Settings, duration
 
 
 def refused(**environ: str) -> str:

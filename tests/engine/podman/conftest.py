@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from demo.engine import TOP, Engine, Hostprep
-from demo.images import busybox
+from testbed.engine import TOP, Engine, Hostprep
+from testbed.images import busybox
 
 from ..client import Docker, Podman
 from ..conftest import COPY_UP

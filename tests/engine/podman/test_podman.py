@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import Engine, Hostprep, wait_for
+from testbed import releases
+from testbed.engine import Engine, Hostprep, wait_for
 
-from .. import releases
 from ..client import IDS, OPTIONS, WRITE, Docker, Podman, mode, owner
 
 pytestmark = pytest.mark.engine

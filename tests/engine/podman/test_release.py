@@ -7,9 +7,9 @@ import tomllib
 
 import pytest
 
-from demo.engine import TOP, Engine
+from testbed import releases
+from testbed.engine import TOP, Engine
 
-from .. import releases
 from ..client import Docker, Podman
 
 pytestmark = pytest.mark.engine

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import Engine, Hostprep, ask, environment, wait_for
-from demo.images import Entry, busybox
+from testbed.engine import Engine, Hostprep, ask, environment, wait_for
+from testbed.images import Entry, busybox
 
 from ..client import IDS, OPTIONS, WRITE, Podman, mode, owner
 from ..test_lifecycle import COMPOSE

@@ -1,0 +1,34 @@
+"""`hostprep`, and `python -m hostprep`, which is the same command from a checkout."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .errors import HostprepError, in_words, printable
+
+
+def main() -> None:
+    """Run the command line; an error is one line and exit 1, a wrong flag or a missing argument exit 2."""
+    try:
+        if sys.argv[1:] == ["serve"]:
+            # Without click, whose import takes its time: an engine may be waiting for the first answer.
+            from .serve.server import serve
+            from .settings import Settings
+
+            serve(Settings.read(os.environ))
+        else:
+            from .cli.commands import run
+
+            run()
+            sys.stdout.flush()
+    except BrokenPipeError:  # `hostprep ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (HostprepError, OSError) as exc:
+        print(f"hostprep: {printable(in_words(exc))}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

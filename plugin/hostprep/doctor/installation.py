@@ -1,0 +1,225 @@
+"""Whether hostprep itself is installed as it should be: its root, its socket, the engine, the order in which they
+start, SELinux, the kernel, and every volume in one line. It only looks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
+
+from ..errors import BadSetting, HostprepError, NoContainer, printable
+from ..host import fds, linux
+from ..host.labels import Labels, kernel_has_selinux
+from ..settings import Settings
+from ..volumes.driver import Driver
+from .finding import Finding, Verdict
+
+_SECONDS: Final = 5.0  # that a question may take
+_ANSWER: Final = 1 << 16  # bytes
+_UNITS: Final = ("hostprep.socket", "hostprep.service")
+_ENGINES: Final = ("docker.service", "podman.service")
+
+
+class Engine(Protocol):
+    """What an engine says of itself (engine.py)."""
+
+    @property
+    def version(self) -> str: ...
+    @property
+    def confines(self) -> bool: ...
+    @property
+    def remap(self) -> object | None: ...
+    @property
+    def rootless(self) -> bool: ...
+
+
+def look(settings: Settings, engine: Engine | NoContainer) -> Iterator[Finding]:
+    """All of it, in the order in which a start would fail.
+
+    Args:
+        engine: or why none can be asked.
+    """
+    yield _selinux(settings)
+    driver = None
+    try:
+        driver = Driver.open(settings, create=False)
+    except BadSetting as exc:
+        command = "systemctl start hostprep.service" if _systemd() else ""
+        yield Finding("root", Verdict.BAD, exc.message, exc.hint, command)
+    else:
+        yield Finding("root", Verdict.OK, f"{settings.root}: hostprep's, and root's alone")
+    yield _socket(settings.socket)
+    yield from _start_order()
+    yield from _engine(engine, settings)
+    yield from _kernel()
+    if driver is not None:
+        yield from _volumes(driver)
+
+
+# -- what starts, and when -----------------------------------------------------------------------------------------
+
+
+def _socket(path: str) -> Finding:
+    shown = printable(path)
+    remedy = "systemctl restart hostprep.socket hostprep.service" if _systemd() else "hostprep serve"
+    try:
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.settimeout(_SECONDS)
+            asked.connect(path)
+            asked.sendall(b"POST /Plugin.Activate HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
+            answer = b""
+            while (more := asked.recv(_ANSWER)) and len(answer) < _ANSWER:
+                answer += more
+        says = json.loads(answer.partition(b"\r\n\r\n")[2])
+    except (OSError, ValueError) as exc:
+        why = exc.strerror or "no answer in time" if isinstance(exc, OSError) else "what answers is no volume driver"
+        return Finding("socket", Verdict.BAD, f"{shown}: {why}", "hostprep's server, before the engine starts", remedy)
+    if not isinstance(says, dict) or "VolumeDriver" not in (says.get("Implements") or ()):
+        return Finding("socket", Verdict.BAD, f"{shown}: what answers is no volume driver", "hostprep's", remedy)
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & 0o077:
+        what = f"{shown}: others than root may connect (mode 0{mode:03o})"
+        return Finding("socket", Verdict.BAD, what, "0600", f"chmod 0600 {shown}")
+    return Finding("socket", Verdict.OK, f"{shown}: a volume driver answers, for root alone")
+
+
+def _start_order() -> Iterator[Finding]:
+    if not _systemd():
+        what = "no systemd here: what starts the engine has to start hostprep serve before it"
+        yield Finding("start order", Verdict.NOTE, what)
+        return
+    enable = f"systemctl enable --now {' '.join(_UNITS)}"
+    for unit in _UNITS:
+        if (state := _systemctl("is-enabled", unit)) not in ("enabled", "enabled-runtime", "alias"):
+            absent = state in ("", "not-found")
+            what = f"{unit} is {'not installed' if absent else state}: it does not start with this host"
+            remedy = "make install" if absent else enable
+            yield Finding("start order", Verdict.BAD, what, "enabled, and before the engine", remedy)
+            return
+    before = _systemctl("show", "--property=Before", "--value", _UNITS[0]).split()
+    after = [engine for engine in _ENGINES if engine not in before and _systemctl("is-enabled", engine) == "enabled"]
+    if after:
+        what = f"{_UNITS[0]} may start after {' and '.join(after)}, which then waits 15 seconds for each volume"
+        yield Finding("start order", Verdict.BAD, what, f"Before={' '.join(after)}", "make install")
+        return
+    yield Finding("start order", Verdict.OK, f"{' and '.join(_UNITS)} are enabled, and start before the engine")
+
+
+def _systemd() -> bool:
+    """Whether systemd runs this host (sd_booted(3))."""
+    return os.path.isdir("/run/systemd/system")
+
+
+def _systemctl(*arguments: str) -> str:
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            ["systemctl", *arguments],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            timeout=_SECONDS, check=False,
+        )  # fmt: skip
+        return done.stdout.strip()
+    return ""
+
+
+# -- what it works with --------------------------------------------------------------------------------------------
+
+
+def _engine(engine: Engine | NoContainer, settings: Settings) -> Iterator[Finding]:
+    if isinstance(engine, NoContainer):
+        remedy = "systemctl start docker.service" if _systemd() else ""
+        yield Finding("engine", Verdict.WARNING, engine.message, engine.hint, remedy)
+        return
+    yield Finding("engine", Verdict.OK, f"version {printable(engine.version)} answers")
+    if engine.rootless:
+        yield Finding("engine", Verdict.NOTE, "it is rootless: the numbers in its containers are not the host's")
+    if engine.remap is not None:
+        what = "it has userns-remap: the numbers in its containers are not the host's (hostprep doctor NAME tells them)"
+        yield Finding("engine", Verdict.NOTE, what)
+    if kernel_has_selinux() and not engine.confines:
+        what = "SELinux is on in the kernel, and the engine does not confine its containers with it"
+        wanted = '"selinux-enabled": true in /etc/docker/daemon.json'
+        yield Finding("engine", Verdict.WARNING, what, wanted)
+
+
+def _selinux(settings: Settings) -> Finding:
+    if not kernel_has_selinux():
+        what = "off in this kernel: labels are recorded, and not applied"
+    else:
+        what = f"on, and its policy can be asked (HOSTPREP_SELINUX={settings.selinux.value})"
+    try:
+        Labels.open(settings.selinux, managed=settings.managed)
+    except BadSetting as exc:
+        remedy = ""
+        if "binding" in exc.message:
+            apt, dnf = "apt-get install python3-selinux", "dnf install python3-libselinux"
+            remedy = apt if shutil.which("apt-get") else dnf
+        return Finding("selinux", Verdict.BAD, exc.message, exc.hint, remedy)
+    return Finding("selinux", Verdict.OK, what)
+
+
+def _kernel() -> Iterator[Finding]:
+    with fds.held(os.open("/", fds.DIRECTORY)) as root:
+
+        def open_beneath() -> None:
+            os.close(linux.openat2(root, ".", fds.DIRECTORY, linux.RESOLVE_BENEATH))
+
+        def mount() -> None:
+            with fds.held(linux.open_tree(root, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)) as tree:
+                linux.mount_setattr(tree, 0, propagation=linux.MS_PRIVATE)
+
+        for what, feature, without, look_for in (
+            (
+                "openat2",
+                "5.6",
+                "the numbers of mounts are compared instead, and containers not looked into",
+                open_beneath,
+            ),
+            (
+                "open_tree and mount_setattr",
+                "5.12",
+                "a pass takes longer, and a path below a user's home is refused",
+                mount,
+            ),
+        ):
+            yield _feature(what, feature, without, look_for)
+
+
+def _feature(what: str, since: str, without: str, look_for: Callable[[], None]) -> Finding:
+    try:
+        look_for()
+    except OSError as exc:
+        why = f"come with Linux {since}" if exc.errno == errno.ENOSYS else exc.strerror
+        return Finding("kernel", Verdict.NOTE, f"without {what} ({why}): {without}", f"Linux {since} or newer")
+    return Finding("kernel", Verdict.OK, f"{what}, of Linux {since}")
+
+
+# -- the volumes ---------------------------------------------------------------------------------------------------
+
+
+def _volumes(driver: Driver) -> Iterator[Finding]:
+    for name, _ in driver.volumes():
+        try:
+            status: dict[str, Any] = driver.get(name)["Status"]
+        except HostprepError as exc:
+            yield Finding("volume", Verdict.BAD, f"{name}: {exc.message}", exc.hint)
+            continue
+        if status["uid"] is None:
+            yield Finding("volume", Verdict.BAD, f"{name}: {printable('; '.join(status['warnings']))}")
+            continue
+        is_ = f"{name}: {status['uid']}:{status['gid']} {status['mode']}" + (
+            f" {label}" if (label := status["label"]) else ""
+        )
+        if status["ready"]:
+            yield Finding("volume", Verdict.OK, printable(is_))
+        else:
+            why = "; ".join(status["drift"]) or "a pass over its contents is not finished"
+            yield Finding(
+                "volume", Verdict.WARNING, printable(f"{is_}: {why}"), "as declared", f"hostprep apply {name}"
+            )

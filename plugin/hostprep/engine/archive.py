@@ -1,0 +1,335 @@
+"""An image in a file, as `docker save` and its like write it: docker's own layout or OCI's, no engine needed.
+
+Nothing is unpacked: each layer is read through once, for who owns which path, and again for the few small files that
+are asked for.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import platform
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ..errors import Invalid, NoImage, printable
+from ..options import Mode, parse_image
+from .image import FILE_LIMIT, Config, Entry
+from .tar import Member, Reader, Slice, Stream, absolute
+
+_JSON: Final = 4 << 20  # bytes of a manifest or a configuration
+_FILES: Final = 100_000  # in the archive itself
+_ENTRIES: Final = 1_000_000  # in all layers together: at most 0.5 GB of memory, usually some MB
+_LAYERS: Final = 512
+_HOPS: Final = 8  # from one file of the archive to another
+_GZIP: Final = b"\x1f\x8b"
+_OTHER: Final = {b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+_WHITEOUT: Final = ".wh."  # as in the OCI image specification, layer.md
+_OPAQUE: Final = ".wh..wh..opq"
+# What `docker save` calls an architecture, where the kernel calls it otherwise.
+_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+@contextmanager
+def opened(path: str, wanted: str | None) -> Iterator[tuple[str, Config, Layers]]:
+    """Open the archive at *path*: the name of the image, its configuration and its files.
+
+    Args:
+        wanted: which one, where the archive holds several.
+
+    Raises:
+        NoImage: it is no archive of an image, or one that cannot be read.
+        OSError: the file cannot be.
+    """
+    with open(path, "rb") as file:
+        whole = file.read(len(_GZIP)) == _GZIP
+        file.seek(0)
+        contents: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if whole else file
+        try:
+            yield _Archive(contents, os.path.basename(path)).image(wanted)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
+            raise NoImage(f"{printable(path)} cannot be read: {exc}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    start: int
+    size: int
+    link: str
+
+
+class _Archive:
+    """The files of the archive itself: manifests, configurations, layers."""
+
+    def __init__(self, file: io.BufferedIOBase, name: str) -> None:
+        self._file = file
+        self._name = printable(name)
+        # How long a compressed one is shows at its end.
+        outer = Slice(file, 0, 1 << 62 if isinstance(file, gzip.GzipFile) else file.seek(0, os.SEEK_END))
+        self._files: dict[str, _File] = {}
+        for member in Reader(outer, self._name):
+            if member.kind in ("file", "symlink", "hard link"):
+                link = member.link
+                if member.kind == "symlink":  # docker save's way to have one layer in two images
+                    link = absolute(f"{os.path.dirname(member.path)}/{link}")
+                self._files[member.path] = _File(outer.at, member.size, link)
+            if len(self._files) > _FILES:
+                raise self._bad("it has more files than any archive of images")
+
+    def image(self, wanted: str | None) -> tuple[str, Config, Layers]:
+        if "/manifest.json" in self._files:
+            name, config, layers = self._docker(wanted)
+        elif "/index.json" in self._files:
+            name, config, layers = self._oci(wanted)
+        else:
+            raise self._bad("neither docker's manifest.json nor OCI's index.json is in it")
+        if len(layers) > _LAYERS:
+            raise self._bad(f"the image has {len(layers)} layers")
+        image_id = f"sha256:{hashlib.sha256(self._text(config)).hexdigest()}"
+        parsed = Config.parse(self._json(config), image_id=image_id)
+        try:
+            name = parse_image(name)
+        except Invalid:
+            name = image_id  # by which an engine that has loaded it knows it, too
+        return name, parsed, Layers([self._slice(layer) for layer in layers])
+
+    def _docker(self, wanted: str | None) -> tuple[str, str, list[str]]:
+        found = _list(self._json("/manifest.json"))
+        images = [(_texts(_object(each).get("RepoTags") or []), _object(each)) for each in found]
+        chosen = [each for each in images if wanted is None or _named(wanted) in map(_named, each[0])]
+        names, manifest = self._only(chosen, [name for each in images for name in each[0]], wanted)
+        config, layers = manifest.get("Config"), _texts(manifest.get("Layers"))
+        if not isinstance(config, str):
+            raise self._bad("its manifest.json names no configuration")
+        return wanted or (names[0] if names else ""), absolute(config), [absolute(layer) for layer in layers]
+
+    def _oci(self, wanted: str | None) -> tuple[str, str, list[str]]:
+        found = [
+            (_name_of(each), each) for each in map(_object, _list(_object(self._json("/index.json")).get("manifests")))
+        ]
+        chosen = [each for each in found if wanted is None or _named(wanted) == _named(each[0])]
+        if wanted is not None and not chosen and len(found) == 1 and not found[0][0]:
+            chosen = found
+        name, manifest = self._only(chosen, [each[0] for each in found if each[0]], wanted)
+        described = _object(self._json(self._blob(manifest)))
+        for _ in range(_HOPS):
+            if "manifests" not in described:
+                break
+            described = _object(self._json(self._blob(self._platform(described))))
+        layers = [self._blob(_object(layer)) for layer in _list(described.get("layers"))]
+        return wanted or name, self._blob(_object(described.get("config"))), layers
+
+    def _platform(self, index: dict[str, Any]) -> dict[str, Any]:
+        """Of an image for several machines, the manifest for this one."""
+        machine = _ARCHITECTURES.get(platform.machine(), platform.machine())
+        found = [_object(each) for each in _list(index.get("manifests"))]
+        there = [each for each in found if self._blob(each) in self._files]
+        linux = [each for each in there if _object(each.get("platform") or {"os": "linux"}).get("os") == "linux"]
+        own = [each for each in linux if (each.get("platform") or {}).get("architecture") == machine]
+        if not (own or linux):
+            raise self._bad("it has no image for Linux")
+        return (own or linux)[0]
+
+    def _only(self, chosen: list[Any], names: list[str], wanted: str | None) -> Any:
+        if len(chosen) == 1:
+            return chosen[0]
+        known = ", ".join(printable(name[:200]) for name in names[:20]) or "none by name"
+        if wanted is not None:
+            raise NoImage(f"{self._name} has no image {printable(wanted)}", hint=f"it has {known}")
+        raise NoImage(f"{self._name} has {len(chosen)} images", hint=f"say which one: {known}")
+
+    def _blob(self, described: dict[str, Any]) -> str:
+        digest = described.get("digest")
+        if not isinstance(digest, str):
+            raise self._bad("a digest is missing")
+        return absolute("blobs/" + digest.replace(":", "/", 1))
+
+    def _slice(self, path: str) -> Slice:
+        for _ in range(_HOPS):
+            if (found := self._files.get(path)) is None:
+                break
+            if not found.link:
+                return Slice(self._file, found.start, found.size)
+            path = found.link
+        raise self._bad(f"{printable(path[:200])} is not in it")
+
+    def _json(self, path: str) -> Any:
+        try:
+            return json.loads(self._text(path))
+        except (ValueError, RecursionError):
+            raise self._bad(f"{printable(path[:200])} is no JSON") from None
+
+    def _text(self, path: str) -> bytes:
+        data = self._slice(path).read(_JSON + 1)
+        if len(data) > _JSON:
+            raise self._bad(f"{printable(path[:200])} is too long")
+        return data
+
+    def _bad(self, why: str) -> NoImage:
+        return NoImage(f"{self._name} is no archive of an image: {why}", hint="docker save IMAGE -o FILE makes one")
+
+
+def _object(found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise NoImage("the archive is damaged: an object is missing in its JSON")
+    return found
+
+
+def _list(found: Any) -> list[Any]:
+    if not isinstance(found, list):
+        raise NoImage("the archive is damaged: an array is missing in its JSON")
+    return found
+
+
+def _texts(found: Any) -> list[str]:
+    if not all(isinstance(each, str) for each in _list(found)):
+        raise NoImage("the archive is damaged: a string is missing in its JSON")
+    return list(found)
+
+
+def _name_of(manifest: dict[str, Any]) -> str:
+    notes = _object(manifest.get("annotations") or {})
+    name = notes.get("io.containerd.image.name") or notes.get("org.opencontainers.image.ref.name") or ""
+    return name if isinstance(name, str) else ""
+
+
+def _named(name: str) -> str:
+    """A name with what an engine leaves out when it shows it put in: `mongo` is docker.io/library/mongo:latest."""
+    last = name.rpartition("/")[2]
+    name = name if ":" in last or "@" in last else f"{name}:latest"
+    return name.removeprefix("docker.io/").removeprefix("library/")
+
+
+# -- layers --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Node:
+    """A path of the image, and what is below it. A directory that no layer describes itself has no *member*.
+
+    A hard link has the member, and its layer, of the file's first name.
+    """
+
+    member: Member | None = None
+    layer: int = -1
+    below: dict[str, _Node] = field(default_factory=dict)
+
+
+class Layers:
+    """The files of an image, as its layers lie one over the other: a Tree (image.py)."""
+
+    def __init__(self, layers: list[Slice]) -> None:
+        self._layers = layers
+        self._root = _Node()
+        left = _ENTRIES
+        for number in range(len(layers)):
+            left = self._lay(number, left)
+
+    def _lay(self, number: int, left: int) -> int:
+        """Lay a layer over those before it. Its whiteouts are for what is below it, wherever in it they stand."""
+        over: list[Member] = []
+        for member in Reader(self._stream(number), f"layer {number + 1} of the image"):
+            if (left := left - 1) < 0:
+                break
+            directory, name = os.path.split(member.path)
+            if name == _OPAQUE:
+                if (node := self._node(directory)) is not None:
+                    node.below.clear()
+            elif name.startswith(_WHITEOUT):
+                if (node := self._node(directory)) is not None:
+                    node.below.pop(name.removeprefix(_WHITEOUT), None)
+            else:
+                over.append(member)
+        for member in over:
+            node = self._root
+            for part in _parts(member.path):
+                if part not in node.below:
+                    left -= 1  # one member may name thousands of directories
+                    node.below[part] = _Node()
+                node = node.below[part]
+                if node.member is not None and node.member.kind != "directory":
+                    # A directory over what was a file or a link, also where only what is in it is named.
+                    node.member = None
+            if member.kind == "hard link":
+                other = self._node(member.link)
+                if other is not None and other.member is not None and other.member.kind != "directory":
+                    node.member, node.layer = other.member, other.layer
+                continue
+            if member.kind != "directory":
+                node.below.clear()
+            node.member, node.layer = member, number
+        if left < 0:
+            raise NoImage(f"the image has more than {_ENTRIES} files and directories")
+        return left
+
+    def _stream(self, number: int) -> Stream:
+        part = self._layers[number].again()
+        start = self._layers[number].again().read(6)
+        if start.startswith(_GZIP):
+            return gzip.GzipFile(fileobj=io.BufferedReader(_Raw(part)))
+        for magic, kind in _OTHER.items():
+            if start.startswith(magic):
+                raise NoImage(
+                    f"layer {number + 1} of the image is compressed with {kind}, which hostprep does not read",
+                    hint="load it into an engine and probe it there",
+                )
+        return part
+
+    def _node(self, path: str) -> _Node | None:
+        node: _Node | None = self._root
+        for part in _parts(path):
+            if node is None:
+                break
+            node = node.below.get(part)
+        return node
+
+    def link(self, path: str) -> str | None:
+        node = self._node(path)
+        return node.member.link if node and node.member and node.member.kind == "symlink" else None
+
+    def entry(self, path: str) -> Entry | None:
+        node = self._node(path)
+        if node is None:
+            return None
+        if node.member is None:
+            # No layer says whose it is. An engine makes it, as root.
+            return Entry("directory", Mode(0o755), 0, 0, bool(node.below))
+        member = node.member
+        return Entry(member.kind, Mode(member.mode), member.uid, member.gid, bool(node.below))
+
+    def read(self, path: str) -> bytes | None:
+        node = self._node(path)
+        if node is None or node.member is None or node.member.kind != "file":
+            return None
+        found = None
+        reader = Reader(self._stream(node.layer), f"layer {node.layer + 1} of the image")
+        for member in reader:
+            if member == node.member:
+                found = reader.contents(FILE_LIMIT)
+        return found
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part]
+
+
+class _Raw(io.RawIOBase):
+    """A Slice as gzip reads it."""
+
+    def __init__(self, part: Slice) -> None:
+        super().__init__()
+        self._part = part
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self._part.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

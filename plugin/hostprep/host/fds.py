@@ -1,0 +1,266 @@
+"""Opening, reading and replacing files by descriptor, one component at a time. The only module that opens by name.
+
+A path is for messages; what is acted upon is a descriptor. `dir_fd` alone does not confine (`..` and `/etc` walk
+out of it), so every name that arrives here is checked to be one component.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+
+from ..errors import NotAllowed, Redirectable, Unreadable, printable
+from . import linux
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+# An entry that is gone, or is something else by now: its new state is its owner's business, or the next look's.
+CHANGED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+TEMPORARY = "."  # what begins with it is an interrupted step's; no volume or trash entry does
+_TEMPORARY_NAME = re.compile(r"\.new-[0-9a-f]{16}", re.ASCII)
+
+
+@contextlib.contextmanager
+def held(fd: int) -> Iterator[int]:
+    """Lend *fd*, and close it at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def component(name: str) -> str:
+    """Return *name* if it is one component of a path.
+
+    Raises:
+        ValueError: it is empty, `.` or `..`, or has a slash or NUL in it.
+    """
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"not one path component: {name!r}")
+    return name
+
+
+def open_dir(dirfd: int, name: str) -> int:
+    """Open the directory *name* under *dirfd*, never through a symlink.
+
+    Somebody who can write *dirfd* may still swap the directory for another real one before it is opened; callers
+    therefore act on the returned descriptor only.
+
+    Raises:
+        OSError: ENOTDIR for a symlink too (open(2) with O_DIRECTORY and O_NOFOLLOW), ENOENT.
+    """
+    return os.open(component(name), DIRECTORY, dir_fd=dirfd)
+
+
+def open_below(dirfd: int, name: str, *, directory: bool) -> int:
+    """Open *name* under *dirfd*, which may be hostile: no symlink, and no mount point, bind mounts included.
+
+    A directory is opened for reading, anything else only pinned (O_PATH): a FIFO or device is never really opened.
+
+    Raises:
+        OSError: EXDEV where *name* is a mount point, ELOOP or ENOTDIR for what is no directory, ENOENT.
+    """
+    flags = DIRECTORY if directory else PINNED
+    try:
+        # RESOLVE_NO_SYMLINKS would also refuse to pin a symlink; for one component O_NOFOLLOW says the same. And under
+        # RESOLVE_BENEATH what is moved away at this moment would be EXDEV, too (complete_walk in fs/namei.c).
+        return linux.openat2(dirfd, component(name), flags, linux.RESOLVE_NO_XDEV)
+    except OSError as exc:
+        if exc.errno != errno.ENOSYS:
+            raise
+    with contextlib.ExitStack() as undo:
+        fd = os.open(name, flags, dir_fd=dirfd)
+        undo.callback(os.close, fd)
+        if mount_id(fd) != mount_id(dirfd):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+        undo.pop_all()
+    return fd
+
+
+def mount_id(fd: int) -> int:
+    """The mount that *fd* was opened on, as in mountinfo (proc(5), fdinfo; Linux 3.15)."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("mnt_id:"):
+                return int(line.split()[1])
+    raise OSError(errno.ENOSYS, "no mnt_id in fdinfo")
+
+
+def make_dir(dirfd: int, name: str) -> int:
+    """Make the directory *name*, closed to everybody but root, and open it. The caller gives it its mode.
+
+    Who can write *dirfd* may put another in its place before it is opened: one that is not root's, or not empty, is
+    refused. An empty one of root's is as good, whoever moved it there; and into *dirfd* from elsewhere only who may
+    write it can move a directory (rename(2)).
+
+    Raises:
+        NotAllowed: another was put in its place.
+        OSError: EEXIST if anything has the name.
+    """
+    os.mkdir(component(name), 0o700, dir_fd=dirfd)
+    try:
+        fd = open_dir(dirfd, name)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _exchanged(name) from None
+    if os.fstat(fd).st_uid != os.geteuid() or os.listdir(fd):
+        os.close(fd)
+        raise _exchanged(name)
+    return fd
+
+
+def _exchanged(name: str) -> NotAllowed:
+    return NotAllowed(
+        f"{printable(name)} had just been made, and is no empty directory of root's",
+        hint="somebody put another in its place, or the file system gives it another owner (NFS with root_squash)",
+    )
+
+
+def walk(path: str, *, trusted: bool) -> int:
+    """Open the absolute, normalized directory *path* from `/` down, following no symlink.
+
+    With *trusted*, every directory above it must also be one in which nobody but root can put another in its place:
+    root's, and either not writable by others or sticky with an entry that is root's. The last component may then be
+    answered by name, since only root can change what the name leads to.
+
+    Raises:
+        NotAllowed: a component is a symlink or no directory.
+        Redirectable: somebody else could redirect it (trusted).
+        OSError: ENOENT and what else open(2) raises, with the path so far.
+    """
+    fd = os.open("/", DIRECTORY)
+    shown = ""
+    try:
+        for name in path.split("/")[1:]:
+            above = os.fstat(fd)
+            shown += "/" + name
+            below = open_step(fd, name, shown)
+            os.close(fd)
+            fd = below
+            if trusted and not _roots_alone(above, os.fstat(fd)):
+                raise redirectable(shown)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_step(dirfd: int, name: str, shown: str) -> int:
+    """`open_dir` of the last component of the path *shown*, which is for messages only.
+
+    Raises:
+        NotAllowed: it is a symlink, or no directory.
+        OSError: ENOENT and what else open(2) raises, with the path.
+    """
+    try:
+        return open_dir(dirfd, name)
+    except OSError as exc:
+        if exc.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise NotAllowed(
+                f"{printable(shown)} is {kind(dirfd, name)}, not a directory",
+                hint="give the real directory; symlinks are never followed",
+            ) from None
+        raise OSError(exc.errno, exc.strerror, shown) from None
+
+
+def redirectable(path: str) -> Redirectable:
+    """The refusal of a path that the engine could be made to open elsewhere."""
+    parent = printable(os.path.dirname(path))
+    return Redirectable(
+        f"somebody other than root could put another directory in the place of {printable(path)}",
+        hint=f"the directories above it must be root's, and writable by root alone: see ls -ld {parent}",
+    )
+
+
+def _roots_alone(directory: os.stat_result, entry: os.stat_result) -> bool:
+    # An ACL that lets others write shows in the group bits, which then are its mask (acl(5)).
+    if directory.st_uid != 0:
+        return False
+    if not directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return True
+    return bool(directory.st_mode & stat.S_ISVTX) and entry.st_uid == 0
+
+
+def kind(dirfd: int, name: str) -> str:
+    """What *name* is, for a message."""
+    mode = os.stat(name, dir_fd=dirfd, follow_symlinks=False).st_mode
+    return "a directory" if stat.S_ISDIR(mode) else "a symlink" if stat.S_ISLNK(mode) else "a file"
+
+
+def exists(dirfd: int, name: str) -> bool:
+    """Whether *name* is there, of whatever kind, a dangling symlink too."""
+    try:
+        os.stat(component(name), dir_fd=dirfd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read_file(dirfd: int, name: str, *, limit: int) -> bytes:
+    """Read one of hostprep's own files, trusting nothing about it.
+
+    Raises:
+        Unreadable: it is not a regular file of root's with one link, closed to all others, or is over *limit* bytes.
+        OSError: ENOENT and what else open(2) raises.
+    """
+    # O_NONBLOCK: a FIFO in its place must not hang the open.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(component(name), flags, dir_fd=dirfd)
+    except OSError as exc:
+        if exc.errno != errno.ELOOP:
+            raise
+        raise Unreadable(f"{name} is a symlink") from None
+    with held(fd):
+        st = os.fstat(fd)
+        if not stat.S_ISREG(st.st_mode):
+            raise Unreadable(f"{name} is not a regular file")
+        if st.st_uid != 0 or st.st_mode & 0o077 or st.st_nlink != 1:
+            raise Unreadable(f"{name} is not root's alone", hint="expected owner 0, mode 0600 and one link")
+        data = os.read(fd, limit + 1)
+    if len(data) > limit:
+        raise Unreadable(f"{name} is longer than {limit} bytes")
+    return data
+
+
+def write_file(dirfd: int, name: str, data: bytes, *, durable: bool) -> None:
+    """Make the file *name*, which must not exist; when *durable* its content is on disk on return, its name not."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with held(os.open(component(name), flags, 0o600, dir_fd=dirfd)) as fd:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(fd, left) :]
+        if durable:
+            os.fsync(fd)
+
+
+def replace_file(dirfd: int, name: str, data: bytes, *, scratch: int, durable: bool) -> None:
+    """Put *data* under *name* by one rename: after a crash there is the old file or the new one.
+
+    The temporary file is made in *scratch*, a directory of the same file system that is swept at start.
+    When not *durable*, a power cut may bring the old content back (or, on some file systems, an empty file).
+    """
+    temporary = temporary_name()
+    try:
+        write_file(scratch, temporary, data, durable=durable)
+        os.rename(temporary, name, src_dir_fd=scratch, dst_dir_fd=dirfd)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=scratch)
+        raise
+    if durable:
+        os.fsync(dirfd)
+
+
+def temporary_name() -> str:
+    """A name that no volume and no trash entry can have."""
+    return f"{TEMPORARY}new-{secrets.token_hex(8)}"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether *name* is one that `temporary_name` gives."""
+    return _TEMPORARY_NAME.fullmatch(name) is not None

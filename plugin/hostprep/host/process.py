@@ -1,0 +1,132 @@
+"""Processes as /proc shows them: who they are on this host, and what they find at a path."""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+from dataclasses import dataclass
+
+from .linux import CAP_DAC_OVERRIDE, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
+
+
+@dataclass(frozen=True, slots=True)
+class Remap:
+    """A user namespace: which numbers of the host stand for those inside, (inside, outside, count) each."""
+
+    uids: tuple[tuple[int, int, int], ...]
+    gids: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def read(cls, pid: int) -> Remap:
+        """The one that a process is in."""
+        uids, gids = (_read_map(f"/proc/{pid}/{which}_map") for which in ("uid", "gid"))
+        return cls(uids, gids)
+
+    @property
+    def identical(self) -> bool:
+        return all(inside == outside for inside, outside, _ in (*self.uids, *self.gids))
+
+    def uid(self, inside: int) -> int | None:
+        """The host's number for the user *inside*, None where there is none."""
+        return _outside(self.uids, inside)
+
+    def gid(self, inside: int) -> int | None:
+        """The host's number for the group *inside*, None where there is none."""
+        return _outside(self.gids, inside)
+
+    def inside(self, uid: int, gid: int) -> tuple[int, int] | None:
+        """The numbers inside of the host's *uid* and *gid*."""
+        found = [
+            next((i + number - o for i, o, count in ranges if o <= number < o + count), None)
+            for ranges, number in ((self.uids, uid), (self.gids, gid))
+        ]
+        return None if found[0] is None or found[1] is None else (found[0], found[1])
+
+    def covers(self, uid: int, gid: int) -> bool:
+        """Whether a file of the host's *uid* and *gid* has an owner inside: only over those root inside has power."""
+        return self.inside(uid, gid) is not None
+
+
+def _read_map(path: str) -> tuple[tuple[int, int, int], ...]:
+    with open(path, encoding="ascii") as lines:
+        return tuple((int(inside), int(outside), int(count)) for inside, outside, count in map(str.split, lines))
+
+
+def _outside(ranges: tuple[tuple[int, int, int], ...], number: int) -> int | None:
+    return next((o + number - i for i, o, count in ranges if i <= number < i + count), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Who a process is now, by the host's numbers."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    overrides: bool
+    label: str
+    remap: Remap | None
+    """The user namespace that it is in; None for this process's own."""
+
+    @classmethod
+    def read(cls, pid: int) -> Process:
+        """Look at a process.
+
+        Raises:
+            OSError: it has ended.
+        """
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as lines:
+            fields = dict(line.rstrip("\n").split(":", 1) for line in lines if ":" in line)
+        # Of the four the last counts, which is for files (credentials(7)).
+        uid, gid = (int(fields[which].split()[3]) for which in ("Uid", "Gid"))
+        try:
+            with open(f"/proc/{pid}/attr/current", encoding="ascii", errors="replace") as label:
+                context = label.read().rstrip("\0\n")
+        except OSError:  # no security module keeps any
+            context = ""
+        capabilities = int(fields["CapEff"], 16)
+        remap = Remap.read(pid)
+        return cls(
+            uid,
+            gid,
+            tuple(map(int, fields["Groups"].split())),
+            bool(capabilities >> CAP_DAC_OVERRIDE & 1),
+            context,
+            None if remap.identical else remap,
+        )
+
+
+def open_inside(pid: int, path: str, flags: int = os.O_PATH) -> int:
+    """Open what a process finds at *path*: links and `..` lead no higher than its own root directory.
+
+    Raises:
+        OSError: ENOSYS before Linux 5.6, and whatever open(2) raises.
+    """
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
+    try:
+        return openat2(root, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    finally:
+        os.close(root)
+
+
+def read_inside(pid: int, path: str, *, limit: int) -> bytes | None:
+    """What is in the file *path* of a process, of which *limit* bytes are read; None where it cannot be read."""
+    try:
+        # First only pinned: what is no regular file is never really opened.
+        pinned = open_inside(pid, path)
+        try:
+            if not stat.S_ISREG(os.fstat(pinned).st_mode):
+                return None
+            with open(f"/proc/self/fd/{pinned}", "rb") as file:
+                return file.read(limit)
+        finally:
+            os.close(pinned)
+    except OSError:
+        return None
+
+
+def raise_open_files() -> None:
+    """Take the hard limit of open files."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,237 @@
+"""The volume driver protocol: eight verbs and the handshake, as Docker and Podman speak it. The only module with Flask.
+
+Success is 200. A failure is any other status with `{"Err": "…"}`: Podman ignores an Err that comes with 200. An engine
+takes any answered failure of Get for "no such volume" and forgets the volume, so in doubt Get gives no answer at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import socket
+import struct
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from ..errors import (
+    NO_SPACE,
+    Busy,
+    Conflict,
+    HostprepError,
+    Invalid,
+    NoSuchVolume,
+    NotAllowed,
+    Unreadable,
+    in_words,
+    printable,
+)
+from ..volumes.driver import Driver
+from ..volumes.store import Listing
+
+log = logging.getLogger("hostprep")
+
+MEDIA_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
+ACTIVATE: Final = b'{"Implements": ["VolumeDriver"]}\n'
+_MAX_BODY: Final = 1 << 20
+_UCRED: Final = struct.calcsize("iII")
+_SHORT_PATIENCE: Final = 20  # seconds that Create and Unmount wait for a pass, which they do not depend on
+_STATUS: Final[Mapping[type[HostprepError], int]] = {
+    Invalid: 400,
+    NotAllowed: 403,
+    NoSuchVolume: 404,
+    Conflict: 409,
+    Busy: 503,
+}
+
+Body = Mapping[str, Any]
+
+
+class NoAnswer(BrokenPipeError):
+    """Close the connection without an answer. gunicorn's workers take EPIPE for a client that went away."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EPIPE, "no answer is given")
+
+
+def create_app(driver: Driver) -> Flask:
+    """The protocol over *driver*."""
+    app = Flask("hostprep", static_folder=None)
+    app.url_map.merge_slashes = False
+    app.config["PROPAGATE_EXCEPTIONS"] = True  # only NoAnswer gets that far
+    patience = driver.settings.patience
+    scope = json.dumps({"Capabilities": {"Scope": driver.settings.scope.value}}).encode() + b"\n"
+    volumes = _CachedList()
+
+    def verb(endpoint: str, answer: Callable[[Body, float], Response], *, level: int, named: bool = True) -> None:
+        """Serve *answer*, called with the body and the time of the request's arrival, at *endpoint*."""
+        verb = endpoint.rpartition(".")[2]
+
+        def view() -> Response:
+            arrived = time.monotonic()
+            volume = ""
+            try:
+                body = _body() if named else {}
+                volume = _name(body) if named else ""
+                response = answer(body, arrived)
+            except HTTPException:
+                raise
+            except Exception as exc:
+                _log_failure(verb, volume, exc, arrived)
+                if verb == "Get" and not isinstance(exc, NoSuchVolume):
+                    raise NoAnswer() from exc
+                return _failure(_status_of(exc), in_words(exc))
+            if log.isEnabledFor(level):
+                log.log(level, "%s %s: ok in %.1f ms", verb, printable(volume), (time.monotonic() - arrived) * 1e3)
+            return response
+
+        app.add_url_rule(f"/{endpoint}", endpoint, view, methods=["POST"], provide_automatic_options=False)
+
+    def create(body: Body, arrived: float) -> Response:
+        driver.create(body["Name"], _options(body), arrived + min(patience, _SHORT_PATIENCE))
+        return _success({})
+
+    def remove(body: Body, arrived: float) -> Response:
+        driver.remove(body["Name"], arrived + patience)
+        return _success({})
+
+    def mount(body: Body, arrived: float) -> Response:
+        return _success({"Mountpoint": driver.mount(body["Name"], arrived + patience, engine=_engine())})
+
+    def unmount(body: Body, arrived: float) -> Response:
+        driver.unmount(body["Name"], arrived + min(patience, _SHORT_PATIENCE))
+        return _success({})
+
+    verb("Plugin.Activate", lambda _, __: _json(ACTIVATE), level=logging.DEBUG, named=False)
+    verb("VolumeDriver.Capabilities", lambda _, __: _json(scope), level=logging.DEBUG, named=False)
+    verb("VolumeDriver.Create", create, level=logging.INFO)
+    verb("VolumeDriver.Remove", remove, level=logging.INFO)
+    verb("VolumeDriver.Mount", mount, level=logging.INFO)
+    verb("VolumeDriver.Unmount", unmount, level=logging.INFO)
+    verb("VolumeDriver.Path", lambda body, _: _success({"Mountpoint": driver.path(body["Name"])}), level=logging.DEBUG)
+    verb("VolumeDriver.Get", lambda body, _: _success({"Volume": driver.get(body["Name"])}), level=logging.DEBUG)
+    verb("VolumeDriver.List", lambda _, __: _json(volumes.encode(driver.volumes())), level=logging.DEBUG, named=False)
+
+    @app.errorhandler(HTTPException)
+    def refuse(exc: HTTPException) -> Response:
+        """Errors of the HTTP layer as the engine reads them; a Get that is too large to be understood is in doubt."""
+        if request.path == "/VolumeDriver.Get" and request.method == "POST":
+            raise NoAnswer() from exc
+        status = exc.code or 500
+        known = {
+            404: f"no endpoint {printable(request.path)}: this is a volume driver",
+            405: f"{request.method} is not what {printable(request.path)} is asked with: use POST",
+            413: "the request is over 1 MiB",
+        }
+        return _failure(status, known.get(status, exc.name))
+
+    return app
+
+
+class _CachedList:
+    """The answer to List, encoded once for each listing that the store gives out."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Listing, bytes] = ((), json.dumps({"Volumes": [], "Err": ""}).encode() + b"\n")
+        self._encoding = threading.Lock()  # of ten thousand volumes, not by twenty at once
+
+    def encode(self, listing: Listing) -> bytes:
+        with self._encoding:
+            kept, encoded = self._kept
+            if kept is not listing:
+                shown = [{"Name": n, **({"Mountpoint": m} if m is not None else {})} for n, m in listing]
+                encoded = json.dumps({"Volumes": shown, "Err": ""}, separators=(",", ":")).encode() + b"\n"
+                self._kept = (listing, encoded)
+            return encoded
+
+
+def _body() -> dict[str, Any]:
+    """The request's body, whatever its Content-Type: Docker sends none.
+
+    Raises:
+        Invalid: it is empty (an engine's retry may be), broken off or malformed, or no JSON object.
+        RequestEntityTooLarge: it is over 1 MiB.
+    """
+    if (request.content_length or 0) > _MAX_BODY:
+        raise RequestEntityTooLarge
+    try:
+        data = request.environ["wsgi.input"].read(_MAX_BODY + 1)  # of a chunked body the length is not known before
+    except Exception as exc:  # each server has its own for chunks that are none, and for a client that went away
+        raise Invalid(
+            "the request's body cannot be read to its end", hint=printable(f"{type(exc).__name__}: {exc}")
+        ) from None
+    if len(data) > _MAX_BODY:
+        raise RequestEntityTooLarge
+    if not data:
+        raise Invalid(
+            "the request came without its contents",
+            hint='its body needs "Name"; an engine repeats a request so when hostprep was restarted: run it again',
+        )
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise Invalid("the request's body is not a JSON object", hint='for example {"Name": "mongo"}')
+    return body
+
+
+def _engine() -> int:
+    """The process that asks, and that will open what is answered; 0 if it is in another pid namespace (unix(7))."""
+    connection = request.environ.get("gunicorn.socket")
+    if connection is None:
+        return os.getpid()  # asked within this process
+    (pid,) = struct.unpack_from("i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED))
+    return int(pid)
+
+
+def _name(body: Body) -> str:
+    name = body.get("Name")
+    if not isinstance(name, str) or not name:
+        raise Invalid("the request names no volume", hint='its body needs "Name", a string')
+    return name
+
+
+def _options(body: Body) -> dict[str, str]:
+    options = body.get("Opts")
+    if options is None:
+        return {}
+    if not isinstance(options, dict) or not all(isinstance(value, str) for value in options.values()):
+        raise Invalid("Opts is not an object of strings", hint='for example {"uid": "184", "gid": "998"}')
+    return options
+
+
+def _json(body: bytes, status: int = 200) -> Response:
+    return Response(body, status, mimetype=MEDIA_TYPE)
+
+
+def _success(answer: Body) -> Response:
+    return _json(json.dumps({**answer, "Err": ""}).encode() + b"\n")
+
+
+def _failure(status: int, message: str) -> Response:
+    return _json(json.dumps({"Err": printable(message)}).encode() + b"\n", status)
+
+
+def _status_of(exc: Exception) -> int:
+    if isinstance(exc, OSError) and exc.errno in NO_SPACE:
+        return 507
+    return next((status for kind, status in _STATUS.items() if isinstance(exc, kind)), 500)
+
+
+def _log_failure(verb: str, volume: str, exc: Exception, arrived: float) -> None:
+    volume, text, spent = printable(volume) or "-", printable(in_words(exc)), (time.monotonic() - arrived) * 1e3
+    if isinstance(exc, HostprepError) and not isinstance(exc, Unreadable):
+        level = logging.DEBUG if verb == "Get" else logging.WARNING
+        log.log(level, "%s %s: %s, after %.1f ms", verb, volume, text, spent)
+    else:
+        if not isinstance(exc, OSError | HostprepError):
+            text = printable("".join(traceback.format_exception(exc)))  # a line an event, this one too
+        log.error("%s %s: %s, after %.1f ms", verb, volume, text, spent)

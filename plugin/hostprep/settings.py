@@ -1,0 +1,177 @@
+"""Settings: environment variables, the same for every front end, checked once at start."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from .errors import BadSetting, printable
+from .host.labels import SELinux
+from .host.paths import THEMSELVES, is_system, system_directory
+
+_T = TypeVar("_T")
+_MANAGED_PATIENCE: Final = 25  # seconds: an engine waits 30 for a managed plugin
+_DURATION = re.compile(r"([0-9]{1,15})([smhd])", re.ASCII)
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Scope(enum.Enum):
+    """HOSTPREP_SCOPE, as Capabilities answers it."""
+
+    LOCAL = "local"
+    GLOBAL = "global"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was set, or the defaults. Durations are seconds."""
+
+    root: str = "/var/lib/hostprep"
+    socket: str = "/run/docker/plugins/hostprep.sock"
+    allow: tuple[str, ...] = ()
+    scope: Scope = Scope.LOCAL
+    selinux: SELinux = SELinux.AUTO
+    patience: int = 100
+    trash_keep: int = 86400
+    require_marker: bool = False
+    log_level: str = "info"
+    docker_host: str = ""
+    """The engine that may be asked about images; empty: none."""
+    managed: bool = False
+    """Within Docker's managed plugin, whose command (managed/hostprep) says so; no setting of anybody's."""
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Settings:
+        """Read HOSTPREP_* from *environ*.
+
+        Raises:
+            BadSetting: a wrong value; the message names the variable.
+        """
+        found: dict[str, object] = {}
+        for variable, text in environ.items():
+            key = variable.removeprefix("HOSTPREP_").lower()
+            if variable != f"HOSTPREP_{key.upper()}" or key not in _READERS:
+                continue
+            try:
+                found[key] = _READERS[key](text)
+            except ValueError as exc:
+                raise BadSetting(f'{variable}="{printable(text)}" is not {exc}') from None
+        if found.get("managed"):
+            found.setdefault("patience", _MANAGED_PATIENCE)
+        settings = cls(**found)  # type: ignore[arg-type]  # each reader gives its own field's type
+        if settings.managed:
+            _check_managed(settings)
+        return cls(**{**found, "allow": _checked_prefixes(settings)})  # type: ignore[arg-type]
+
+
+def duration(text: str) -> int:
+    """Read `0`, or a number with s, m, h or d, as seconds."""
+    if text == "0":
+        return 0
+    if match := _DURATION.fullmatch(text):
+        return int(match[1]) * _SECONDS[match[2]]
+    raise ValueError("0 or a number with s, m, h or d, such as 90s or 24h")
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/") or "\0" in text:
+        raise ValueError("an absolute path")
+    return os.path.normpath("/" + text.lstrip("/"))
+
+
+def _root(text: str) -> str:
+    # Resolved once: below, no component may be a symlink, and what is answered to the engine is this path.
+    root = os.path.realpath(_path(text))
+    if root in THEMSELVES or is_system(root):
+        raise ValueError("a directory of hostprep's own: that is a system directory")
+    return root
+
+
+def engine_socket(text: str) -> str:
+    """Read where an engine of this host listens, in one spelling.
+
+    Raises:
+        ValueError: it is none; over TCP whoever answers would say which numbers root gives directories to.
+    """
+    path = text.removeprefix("unix://")
+    if path == text or not path.startswith("/") or "\0" in path:
+        raise ValueError(
+            "unix:///run/docker.sock or another socket of this host: hostprep asks no engine over a network"
+        )
+    return f"unix://{os.path.normpath('/' + path.lstrip('/'))}"
+
+
+def _prefixes(text: str) -> tuple[str, ...]:
+    return tuple(_path(prefix) for prefix in text.split(":") if prefix)
+
+
+def _word(*words: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(" or ".join(words))
+        return text
+
+    return read
+
+
+def _member(kind: Callable[[str], _T], words: list[str]) -> Callable[[str], _T]:
+    check = _word(*words)
+    return lambda text: kind(check(text))
+
+
+_READERS: Final[Mapping[str, Callable[[str], object]]] = {
+    "root": _root,
+    "socket": _path,
+    "allow": _prefixes,
+    "scope": _member(Scope, [scope.value for scope in Scope]),
+    "selinux": _member(SELinux, [selinux.value for selinux in SELinux]),
+    "patience": duration,
+    "trash_keep": duration,
+    "require_marker": lambda text: _word("0", "1")(text) == "1",
+    "log_level": _word("debug", "info", "warning", "error"),
+    "docker_host": lambda text: engine_socket(text) if text else "",
+    "managed": lambda text: _word("0", "1")(text) == "1",
+}
+
+
+def _check_managed(settings: Settings) -> None:
+    """Refuse what the managed plugin cannot do, having one directory of the host and no capability for plain labels."""
+    reasons = {
+        "root": "there is only /var/lib/hostprep, where the host may have mounted another directory",
+        "socket": "the engine says where",
+        "allow": "it reaches no directory of the host but its own: for path, make install",
+        "docker_host": "it reaches no engine: give uid and gid, or make install",
+    }
+    defaults = Settings()
+    for key, hint in reasons.items():
+        if getattr(settings, key) != getattr(defaults, key):
+            raise BadSetting(f"HOSTPREP_{key.upper()} is not for the managed plugin", hint=hint)
+    if settings.selinux is SELinux.FORCE:
+        raise BadSetting(
+            "HOSTPREP_SELINUX=force is not for the managed plugin, which has no CAP_SYS_ADMIN",
+            hint="use auto, or make install",
+        )
+
+
+def _checked_prefixes(settings: Settings) -> tuple[str, ...]:
+    resolved = []
+    for prefix in settings.allow:
+        if touched := system_directory(prefix, settings.root):
+            raise BadSetting(
+                f"HOSTPREP_ALLOW: {printable(prefix)} is, contains, lies in or leads to {touched}",
+                hint="name a directory that holds nothing but container data, such as /srv",
+            )
+        try:
+            real = os.path.realpath(prefix, strict=True)
+        except OSError as exc:
+            if exc.errno in (errno.ENOENT, errno.EACCES):  # may be mounted or made later, and only root can look
+                real = os.path.realpath(prefix)
+            else:
+                raise BadSetting(f"HOSTPREP_ALLOW: {printable(prefix)}: {exc.strerror}") from None
+        resolved.append(real)
+    return tuple(resolved)

@@ -1,0 +1,109 @@
+"""`hostprep prepare`: the engine alone, for any directory, without a volume or a root of hostprep's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from ..errors import Invalid, NotAllowed, NotReady, printable
+from ..host import fds
+from ..host.labels import Labels
+from ..host.paths import system_directory
+from ..options import Mode, Options, Recurse, parse_path
+from . import process, walk
+from .plan import Change, Found, Want, apply, plan
+from .process import Progress
+
+log = logging.getLogger("hostprep")
+
+_ACCEPTED = ("uid", "gid", "mode", "label", "recurse")
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What was done, or would be."""
+
+    path: str
+    made: bool = False
+    changes: list[Change] = field(default_factory=list)
+    tree: walk.Outcome | None = None
+    """The pass over the contents; None where none was needed."""
+
+
+def prepare(
+    path: str,
+    given: Mapping[str, str],
+    labels: Labels,
+    *,
+    root: str,
+    dry_run: bool,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Prepared:
+    """Give the directory *path* the owner, mode and label *given*, making it where only its last component is missing.
+
+    Contents first and the root last, so that a root that is right means that the contents are.
+
+    Args:
+        root: hostprep's own root, which is refused as the system directories are.
+        dry_run: change nothing.
+        report: called some times a second while the contents are gone over.
+
+    Raises:
+        Invalid: an option that has no meaning here, or is malformed.
+        NotAllowed: a system directory, or a symlink on the way.
+        NotReady: the directory above does not exist.
+        Unreadable: going over the contents failed; the directory itself is as it was.
+    """
+    for key in given:
+        if key not in _ACCEPTED:
+            raise Invalid(
+                f'option "{printable(key)}" has no meaning for prepare',
+                hint=f"known are {', '.join(_ACCEPTED)}",
+            )
+    options = Options.parse(given)
+    if options.label is not None:
+        labels.check(options.label)
+        if options.label.type and (refusal := labels.refusal(str(options.label))):
+            log.warning("%s", refusal)
+    path = parse_path(path)
+    if touched := system_directory(path, root):
+        raise NotAllowed(
+            f"{printable(path)} is, contains or lies in {touched}", hint="choose a directory for data only"
+        )
+    prepared = Prepared(path)
+    parent, name = os.path.split(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            above = stack.enter_context(fds.held(fds.walk(parent, trusted=False)))
+        except FileNotFoundError as exc:
+            raise NotReady(
+                f"{printable(str(exc.filename))} does not exist",
+                hint="prepare makes the last component only",
+            ) from None
+        prepared.made = not fds.exists(above, name)
+        want = Want.of(options, labels, adopted=not prepared.made)
+        if prepared.made:
+            want = want.first()
+            if dry_run:
+                prepared.changes = plan(Found(0, 0, Mode(0o700), None, -1), want, labels)
+                return prepared
+            data = fds.make_dir(above, name)
+        else:
+            data = fds.walk(path, trusted=False)
+        stack.enter_context(fds.held(data))
+        found = Found.at(data, labels)
+        prepared.changes = plan(found, want, labels)
+        follows = any(change.what != "mode" for change in prepared.changes) and want.recurse is Recurse.MISMATCH
+        if not prepared.made and (follows or want.recurse is Recurse.ALWAYS):
+            label = None if want.label is None else labels.canonical(want.label)
+            order = walk.Order(want.uid, want.gid, label, want.type_only, guarded=True, dry_run=dry_run)
+            prepared.tree = process.follow(process.begin(data, order), report)
+        if not dry_run:
+            prepared.changes = apply(data, prepared.changes, found, want, labels)
+            os.fsync(data)
+            if prepared.made:
+                os.fsync(above)
+    return prepared

@@ -1,0 +1,176 @@
+"""A pass: every entry below a directory gets its owner and label, in a process of its own.
+
+So it takes no time from the server's threads. workers.py has the other processes of one pass, walk.py what each does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from ..errors import Unreadable, printable
+from ..host import fds, linux
+from ..host.mountinfo import mount_table
+from .walk import Order, Outcome, Walk
+from .workers import Crew, Endless, Report
+
+_NICE: Final = 5  # a pass can wait a little; the starts of other containers should not
+_PACKAGE: Final = str(Path(__file__).resolve().parents[2])
+_ONE_JOURNAL: Final = frozenset({linux.EXT4_SUPER_MAGIC, linux.XFS_SUPER_MAGIC})
+
+
+def run(root: int, order: Order, report: Report = lambda done, estimate: None, *, alone: bool = True) -> Outcome:
+    """Give every entry below *root*, but not *root* itself, the owner and label that *order* names.
+
+    Only what differs is written. chown(2) strips setuid, setgid and file capabilities from what is no directory. The
+    working directory of this process is elsewhere meanwhile.
+
+    Args:
+        alone: without other processes, which may be forked only where there is no other thread.
+
+    Raises:
+        Endless: entries are made faster than they can be gone over.
+        ChildProcessError: another process of the pass ended before its time.
+    """
+    with _clone(root) as (fd, cloned), _working_directory_kept():
+        covered = _covered(root)
+
+        def walk(kind: type[Walk], tick: Callable[[], None]) -> Walk:
+            return kind(order, cloned=cloned, covered=covered, tick=tick)
+
+        return Crew(fd, walk, report).lead(alone=alone)
+
+
+@contextlib.contextmanager
+def _clone(root: int) -> Iterator[tuple[int, bool]]:
+    """A detached clone of the mount that *root* is on, rooted there, and True; where there is none, *root* and False.
+
+    Private, or what is mounted on the original might be propagated to it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            clone = linux.open_tree(root, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
+            stack.enter_context(fds.held(clone))
+            attributes = linux.MOUNT_ATTR_NOSYMFOLLOW | linux.MOUNT_ATTR_NODEV
+            linux.mount_setattr(clone, 0, attributes=attributes, propagation=linux.MS_PRIVATE)
+            readable = stack.enter_context(fds.held(os.open(".", fds.DIRECTORY, dir_fd=clone)))
+        except OSError:  # ENOSYS of an old kernel, EPERM without CAP_SYS_ADMIN
+            yield root, False
+        else:
+            yield readable, True
+
+
+@contextlib.contextmanager
+def _working_directory_kept() -> Iterator[None]:
+    with fds.held(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as before:
+        try:
+            yield
+        finally:
+            os.fchdir(before)
+
+
+def _covered(root: int) -> frozenset[bytes]:
+    """The paths below *root* at which something is mounted now, as far as the name that it has now tells (proc(5))."""
+    above = os.readlink(f"/proc/self/fd/{root}") + "/"
+    points = [mount.point for mount in mount_table()]
+    return frozenset(os.fsencode(point.removeprefix(above)) for point in points if point.startswith(above))
+
+
+def main(arguments: list[str]) -> None:
+    """Run a pass over the directory open as descriptor *arguments[0]*.
+
+    On stdout a line of JSON for each report, and as the last one the outcome, or the error that ended it.
+    """
+    root, order = int(arguments[0]), Order(**json.loads(arguments[1]))
+    os.nice(_NICE)
+
+    def report(done: int, estimate: int | None) -> None:
+        print(json.dumps({"done": done, "estimate": estimate}), flush=True)
+
+    try:
+        outcome = run(root, order, report, alone=False)
+    except (Endless, OSError) as exc:
+        print(json.dumps({"error": str(exc)}), flush=True)
+        sys.exit(1)
+    # Whoever waits has the root and the mark follow, and syncs those. One journal brings along what came before; on
+    # others (btrfs) a power cut would leave a root that is right and contents that are not, and nothing to tell.
+    if not order.dry_run and linux.file_system(root) not in _ONE_JOURNAL:
+        linux.syncfs(root)
+    print(json.dumps(asdict(outcome)), flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a pass is, in entries and seconds, as Status shows it."""
+
+    done: int = 0
+    estimate: int | None = None
+    rate: float = 0.0
+    seconds_left: float | None = None
+
+    @classmethod
+    def now(cls, done: int, estimate: int | None, seconds: float) -> Progress:
+        """What there is to say *seconds* after the begin."""
+        rate = done / max(seconds, 0.001)
+        left = None if estimate is None or rate == 0 else round(max(0, estimate - done) / rate, 1)
+        return cls(done, estimate, round(rate, 1), left)
+
+    def __str__(self) -> str:
+        return f"{self.done:,} of about {self.estimate:,} entries" if self.estimate else f"{self.done:,} entries"
+
+    @property
+    def left(self) -> str:
+        """The time left, in words; empty where it is not known."""
+        if self.seconds_left is None:
+            return ""
+        if self.seconds_left < 90:
+            return f"{max(1, round(self.seconds_left))} s"
+        return f"{round(self.seconds_left / 60)} minutes"
+
+
+def begin(data: int, order: Order, *, keep_open: tuple[int, ...] = ()) -> subprocess.Popen[str]:
+    """Start the process of a pass over the directory *data*. It has the descriptors *keep_open* too."""
+    return subprocess.Popen(
+        # -P and -S: nothing but this package and the standard library, whatever the working directory holds.
+        [sys.executable, "-P", "-S", "-m", "hostprep.tree.process", str(data), json.dumps(asdict(order))],
+        env={"PYTHONPATH": _PACKAGE, "PATH": os.environ.get("PATH", "/usr/bin:/bin")},
+        pass_fds=(data, *keep_open),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
+
+
+def follow(begun: subprocess.Popen[str], report: Callable[[Progress], None]) -> Outcome:
+    """Follow the process of a pass to its end.
+
+    Raises:
+        Unreadable: it failed, or was killed.
+    """
+    started, found = time.monotonic(), {}
+    with begun as child:
+        stdout, stderr = child.stdout, child.stderr
+        for line in stdout or ():
+            found = json.loads(line)
+            if "error" in found:
+                break
+            report(Progress.now(found["done"], found.get("estimate"), time.monotonic() - started))
+        said = stderr.read() if stderr else ""
+    if child.returncode != 0 or "changed" not in found:
+        last = said.strip().splitlines()[-1:] or [f"exit status {child.returncode}"]
+        raise Unreadable(printable(found.get("error") or last[0]))
+    return Outcome(**found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,201 @@
+"""The root directory: whose it is, that it is still there, its parts and its locks.
+
+<root>/hostprep.json  format version and id: this is hostprep's, and the disk is mounted
+       volumes/       one directory a volume (store.py)
+       trash/         removed volumes (trash.py)
+       locks/         the lock file, and files that are being written
+       mounts/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator
+from typing import Final, Self
+
+from ..errors import BadSetting, NotAllowed, Unreadable, in_words
+from ..host import fds
+from ..host.locks import locked
+from ..settings import Settings
+
+FORMAT: Final = 1
+MARKER: Final = "hostprep.json"
+PARTS: Final = ("locks", "mounts", "trash", "volumes")
+_LIMIT: Final = 4096  # bytes of the marker
+
+
+class Root:
+    """The root directory. Made by `open`; one object serves every thread."""
+
+    def __init__(self, settings: Settings, identity: str) -> None:
+        self.root = settings.root
+        self.identity = identity
+        self._known: dict[str, tuple[int, int]] = {}
+
+    @classmethod
+    def open(cls, settings: Settings, *, create: bool) -> Self:
+        """Open the root, with *create* making it where it is missing or empty.
+
+        Raises:
+            BadSetting: it is not there, not hostprep's, of another format, or not root's alone.
+        """
+        root = settings.root
+        if os.geteuid() != 0:
+            raise BadSetting("hostprep needs to be root", hint="it gives directories to other users; use sudo")
+        try:
+            if create and not settings.require_marker:
+                os.makedirs(root, mode=0o700, exist_ok=True)
+            fd = fds.walk(root, trusted=True)
+        except FileNotFoundError:
+            hint = "hostprep create or serve makes it"
+            if settings.require_marker:
+                hint = "is its disk mounted? HOSTPREP_REQUIRE_MARKER=1"
+            raise BadSetting(f"{root} does not exist", hint=hint) from None
+        except NotAllowed as exc:
+            raise BadSetting(f"HOSTPREP_ROOT: {exc.message}", hint=exc.hint) from None
+        except OSError as exc:
+            raise BadSetting(f"HOSTPREP_ROOT: {in_words(exc)}") from None
+        with fds.held(fd):
+            st = os.fstat(fd)
+            if st.st_uid != 0:
+                raise BadSetting(
+                    f"{root} belongs to user {st.st_uid}", hint="it must be root's: chown 0:0 and mode 0700"
+                )
+            if create and not settings.require_marker and _is_empty(fd):
+                os.fchmod(fd, 0o700)
+                _make_root(fd)
+            elif stat.S_IMODE(st.st_mode) != 0o700:
+                raise BadSetting(
+                    f"{root} has mode 0{stat.S_IMODE(st.st_mode):03o}",
+                    hint=f"users of this host must not reach into volumes: chmod 0700 {root}",
+                )
+            try:
+                opened = cls(settings, _identity(fd))
+                opened._verify(fd)
+            except FileNotFoundError:
+                why = "HOSTPREP_REQUIRE_MARKER=1" if settings.require_marker else "and is not empty"
+                raise BadSetting(
+                    f"{root} has no {MARKER}, {why}",
+                    hint="is its disk mounted? hostprep makes that file itself, in an empty directory only",
+                ) from None
+            except Unreadable as exc:
+                raise BadSetting(f"{root}: {exc.message}", hint=exc.hint) from None
+        return opened
+
+    def _verify(self, fd: int) -> None:
+        """Check that the root *fd* is still this store's, and remember its parts by device and inode."""
+        if _identity(fd) != self.identity:
+            raise Unreadable(f"{self.root} is another hostprep's root now")
+        known = {}
+        for part in PARTS:
+            try:
+                with fds.held(fds.open_dir(fd, part)) as below:
+                    st = os.fstat(below)
+            except OSError as exc:
+                hint = f"put it back: were it made anew, the engine would forget every volume ({in_words(exc)})"
+                raise Unreadable(f"{self.root}/{part} is missing or not a directory", hint=hint) from None
+            # A disk that was mounted again may have another device number, but its directories are the same.
+            if part in self._known and self._known[part][1] != st.st_ino:
+                raise Unreadable(f"{self.root}/{part} was replaced", hint="if that was meant, start hostprep anew")
+            known[part] = (st.st_dev, st.st_ino)
+        self._known = known
+
+    @contextlib.contextmanager
+    def part(self, part: str) -> Iterator[int]:
+        """Lend a descriptor of `volumes`, `trash`, `locks` or `mounts`.
+
+        Opened anew each time, so that a disk that went away is noticed and one that came back is used. By path, which
+        root alone can change: that was checked at start.
+
+        Raises:
+            Unreadable: it cannot be opened, or is no longer what it was.
+        """
+        with fds.held(self._open_part(part)) as fd:
+            yield fd
+
+    def _open_part(self, part: str) -> int:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(f"{self.root}/{part}", flags)
+        except OSError as exc:
+            raise _gone(exc) from exc
+        st = os.fstat(fd)
+        if (st.st_dev, st.st_ino) == self._known[part]:
+            return fd
+        try:
+            with fds.held(fds.walk(self.root, trusted=True)) as root:
+                self._verify(root)
+            if (st.st_dev, st.st_ino) != self._known[part]:
+                raise Unreadable(f"{self.root}/{part} was replaced while it was opened")
+        except BaseException as exc:
+            os.close(fd)
+            if isinstance(exc, OSError | NotAllowed):
+                raise _gone(exc) from exc
+            raise
+        return fd
+
+    @contextlib.contextmanager
+    def lock(self, what: str, deadline: float, *, shared: bool = False) -> Iterator[None]:
+        """Hold a lock of this root: a volume's, or one of the few others (store.py), whose names no volume can have.
+
+        Raises:
+            Busy: not to be had before *deadline*, on the clock of time.monotonic().
+        """
+        with self.part("locks") as locks, locked(locks, what, deadline=deadline, shared=shared):
+            yield
+
+
+def _gone(exc: Exception) -> Exception:
+    if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return exc
+    return Unreadable(f"the root cannot be read: {in_words(exc)}", hint="is its disk mounted?")
+
+
+def _identity(root: int) -> str:
+    """The id in hostprep.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        Unreadable: it is damaged, or of a format that this version does not know.
+    """
+    try:
+        found = json.loads(fds.read_file(root, MARKER, limit=_LIMIT))
+        known, identity = found["format"], found["id"]
+    except (ValueError, KeyError, TypeError):
+        raise Unreadable(f"{MARKER} is damaged", hint=f'it holds {{"format": {FORMAT}, "id": "…"}}') from None
+    if known != FORMAT or not isinstance(identity, str):
+        raise Unreadable(f"{MARKER} has format {known!r}, this version knows {FORMAT}", hint="use a newer hostprep")
+    return identity
+
+
+def _is_empty(root: int) -> bool:
+    """Whether *root* is empty, but for what a new file system has and an interrupted `_make_root` leaves."""
+    for name in os.listdir(root):
+        if name in PARTS:
+            with fds.held(fds.open_dir(root, name)) as part:
+                if set(os.listdir(part)) - {"held"}:
+                    return False
+        elif name != "lost+found" and not fds.is_temporary(name):
+            return False
+    return True
+
+
+def _make_root(root: int) -> None:
+    for part in PARTS:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(part, 0o700, dir_fd=root)
+    with (
+        fds.held(fds.open_dir(root, "locks")) as locks,
+        locked(locks, "init", deadline=time.monotonic() + 10),
+    ):
+        if not fds.exists(root, MARKER):
+            for left in filter(fds.is_temporary, os.listdir(root)):  # by one that was interrupted here
+                os.unlink(left, dir_fd=root)
+            os.fsync(root)  # on btrfs the marker would not bring the parts along
+            marker = json.dumps({"format": FORMAT, "id": os.urandom(16).hex()}).encode() + b"\n"
+            fds.replace_file(root, MARKER, marker, scratch=root, durable=True)

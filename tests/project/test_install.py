@@ -1,0 +1,245 @@
+"""`make install` and `make uninstall`, staged below DESTDIR; tests/enforcing has them on a machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hostprep.settings import Settings
+
+TOP = Path(__file__).resolve().parents[2]
+LIB = "usr/local/lib/hostprep"
+UNITS = "usr/local/lib/systemd/system"
+VERSION = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
+
+
+def make(
+    target: str, destdir: Path, *, within: tuple[str, ...] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run make with the packages of this very Python: no network, no index. *within*: a command that runs it."""
+    chosen = {"SYSTEM_PACKAGES": "1", "SYSTEM_PYTHON": sys.executable, **variables, "DESTDIR": str(destdir)}
+    arguments = [f"{key}={value}" for key, value in chosen.items()]
+    return subprocess.run(
+        [*within, "make", "--silent", "-C", str(TOP), target, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An installation, made by a user with a strict umask."""
+    destdir, before = tmp_path_factory.mktemp("destdir"), os.umask(0o077)
+    try:
+        done = make("install", destdir)
+    finally:
+        os.umask(before)
+    assert done.returncode == 0, done.stderr
+    yield destdir
+
+
+def copy(staged: Path, to: Path) -> Path:
+    shutil.copytree(staged, to, symlinks=True)
+    return to
+
+
+def run(destdir: Path, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the staged command."""
+    command = str(destdir / LIB / "current/bin/hostprep")
+    return subprocess.run([command, *args], env=environ, capture_output=True, text=True, check=False, cwd="/")
+
+
+def test_files(staged: Path) -> None:
+    """The packages, the command, the units and the settings are where they belong, and nothing else is."""
+    found = {str(path.relative_to(staged)) for path in staged.rglob("*") if f"{LIB}/" not in str(path)}
+
+    assert {path for path in found if not (staged / path).is_dir() or (staged / path).is_symlink()} == {
+        "usr/local/bin/hostprep",
+        f"{UNITS}/hostprep.service",
+        f"{UNITS}/hostprep.socket",
+        "etc/hostprep/hostprep.env",
+    }
+    assert os.readlink(staged / "usr/local/bin/hostprep") == f"/{LIB}/current/bin/hostprep"
+    assert sorted(path.name for path in (staged / LIB).iterdir()) == sorted(
+        ["current", os.readlink(staged / LIB / "current")]
+    )
+
+
+def test_modes(staged: Path) -> None:
+    """Everybody may read what root runs, whatever the umask was, and only its owner may change it."""
+    for path in staged.rglob("*"):
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        executable = path.is_dir() or path.name == "hostprep"
+        assert path.is_symlink() or mode == (0o755 if executable else 0o644), f"{path}: {mode:o}"
+
+
+def test_command(staged: Path) -> None:
+    """The staged command runs, and knows its version."""
+    done = run(staged, "--version")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, VERSION, "")
+
+
+def test_command_elsewhere(staged: Path, tmp_path: Path) -> None:
+    """Neither PYTHONPATH nor the working directory brings other code into root's command."""
+    (tmp_path / "hostprep").mkdir()
+    (tmp_path / "hostprep/__init__.py").write_text("raise SystemExit('taken over')\n")
+
+    assert run(staged, "--version", PYTHONPATH=str(tmp_path)).stdout.strip() == VERSION
+
+
+def test_compiled(staged: Path) -> None:
+    """Every module is compiled, and names the place where it will be, not DESTDIR."""
+    lib = staged / LIB / os.readlink(staged / LIB / "current") / "lib/hostprep"
+    modules = {path.relative_to(lib).with_suffix("") for path in lib.rglob("*.py")}
+
+    compiled = {path.relative_to(lib) for path in lib.rglob("__pycache__/*.pyc")}
+    assert {path.parent.parent / path.name.partition(".")[0] for path in compiled} == modules
+    assert str(staged).encode() not in next(lib.glob("serve/__pycache__/server.*")).read_bytes()
+
+
+def test_unit_as_installed(staged: Path) -> None:
+    """The service runs the chosen Python on the installed command; nothing else differs from what is shipped."""
+    shipped = (TOP / "systemd/hostprep.service").read_text()
+
+    installed = (staged / UNITS / "hostprep.service").read_text()
+
+    assert installed == shipped.replace("ExecStart=/usr/bin/python3 ", f"ExecStart={sys.executable} ")
+    assert f" -I /{LIB}/current/bin/hostprep serve\n" in installed
+
+
+def test_other_prefix(tmp_path: Path) -> None:
+    """PREFIX and UNITDIR move everything, the paths in the unit too."""
+    assert make("install", tmp_path, PREFIX="/usr", UNITDIR="/lib/systemd/system").returncode == 0
+
+    assert " /usr/lib/hostprep/current/bin/hostprep " in (tmp_path / "lib/systemd/system/hostprep.service").read_text()
+    assert os.readlink(tmp_path / "usr/bin/hostprep") == "/usr/lib/hostprep/current/bin/hostprep"
+    assert not (tmp_path / "usr/local").exists()
+
+
+def test_verify(staged: Path, tmp_path: Path) -> None:
+    """systemd has nothing to object to in the units."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not here; the guest has it")
+    for unit in (staged / UNITS).iterdir():
+        (tmp_path / unit.name).write_text(unit.read_text().replace(f"/{LIB}", str(staged / LIB)))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *map(str, tmp_path.iterdir())], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, [line for line in done.stderr.splitlines() if "hostprep" in line]) == (0, [])
+
+
+def test_security() -> None:
+    """systemd rates the sandbox as docs/install.md says, and the page names every option that it finds missing."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not here; the guest has it")
+    page = (TOP / "docs/install.md").read_text()
+    rated = {version: score for score, version in re.findall(r"\b(\d\.\d) in systemd (\d+)", page)}
+    assert rated
+
+    version = ask("systemd-analyze", "--version").split()[1]
+    security = ("systemd-analyze", "security", "--offline=true", "--no-pager", str(TOP / "systemd/hostprep.service"))
+    verdict = re.search(r"Overall exposure level for hostprep.service: (\d+\.\d) OK", ask(*security))
+    points = [each for each in json.loads(ask(*security, "--json=short")) if each["exposure"] and not each["set"]]
+
+    assert verdict
+    if version in rated:
+        assert verdict[1] == rated[version]
+        assert [each["name"] for each in points if f"`{each['name'].partition('=')[0]}`" not in page] == []
+
+
+def ask(*argv: str) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_settings_file(staged: Path) -> None:
+    """The settings file has every setting, commented out, with its default."""
+    lines = (staged / "etc/hostprep/hostprep.env").read_text().splitlines()
+    commented = dict(line.removeprefix("#").split("=", 1) for line in lines if line.startswith("#HOSTPREP_"))
+
+    assert all(line.startswith("#") for line in lines if line)
+    assert Settings.read(commented) == Settings()
+    missing = {f"HOSTPREP_{key.upper()}" for key in Settings.__dataclass_fields__} - commented.keys()
+    # systemd's socket takes its place; and this is not the managed plugin.
+    assert missing == {"HOSTPREP_SOCKET", "HOSTPREP_MANAGED"}
+
+
+def test_again(staged: Path, tmp_path: Path) -> None:
+    """Installing anew switches to a new environment, keeps the one before it, and the settings."""
+    destdir = copy(staged, tmp_path / "copy")
+    settings = destdir / "etc/hostprep/hostprep.env"
+    settings.write_text("HOSTPREP_TRASH_KEEP=1h\n")
+    (destdir / LIB / "0.0.9.killed").mkdir()
+    before = os.readlink(destdir / LIB / "current")
+
+    assert make("install", destdir).returncode == 0
+
+    after = os.readlink(destdir / LIB / "current")
+    assert after != before
+    assert {path.name for path in (destdir / LIB).iterdir()} == {"current", before, after}
+    assert settings.read_text() == "HOSTPREP_TRASH_KEEP=1h\n"
+    assert run(destdir, "--version").returncode == 0
+
+
+def test_broken(staged: Path, tmp_path: Path) -> None:
+    """A version that does not load takes no other's place, and leaves nothing behind."""
+    destdir = copy(staged, tmp_path / "copy")
+    before = sorted(path.name for path in (destdir / LIB).iterdir())
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(bare)], check=True)  # no Flask there
+
+    done = make("install", destdir, SYSTEM_PYTHON=str(bare / "bin/python"))
+
+    assert done.returncode != 0
+    assert "does not load, nothing was changed" in done.stderr
+    assert sorted(path.name for path in (destdir / LIB).iterdir()) == before
+    assert sys.executable in (destdir / UNITS / "hostprep.service").read_text()
+
+
+def test_old_python(tmp_path: Path) -> None:
+    """A Python that is too old is refused before anything is made."""
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+
+    done = make("install", tmp_path / "destdir", SYSTEM_PYTHON=str(old))
+
+    assert "is not Python 3.11 or newer" in done.stderr
+    assert not (tmp_path / "destdir").exists()
+
+
+def test_uninstall(staged: Path, tmp_path: Path) -> None:
+    """Uninstalling removes what was installed, keeps the settings, and says what it keeps."""
+    destdir = copy(staged, tmp_path / "copy")
+    (destdir / "var/lib/hostprep/volumes/mongo").mkdir(parents=True)
+
+    done = make("uninstall", destdir)
+
+    assert done.returncode == 0
+    assert "Kept: the settings in /etc/hostprep/hostprep.env, and all data in " in done.stdout
+    left = {str(path.relative_to(destdir)) for path in destdir.rglob("*") if not any(path.glob("*"))}
+    assert left == {"etc/hostprep/hostprep.env", "var/lib/hostprep/volumes/mongo", UNITS, "usr/local/bin"}
+
+
+@pytest.mark.root
+def test_own_packages(tmp_path: Path) -> None:
+    """Without SYSTEM_PACKAGES what hostprep needs is installed beside it, for it alone, also where /tmp is noexec."""
+    base = os.path.realpath(sys.executable)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    noexec = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o noexec tmpfs "$0" && exec "$@"', str(temporary))
+
+    done = make("install", tmp_path, within=noexec, TMPDIR=str(temporary), SYSTEM_PACKAGES="", SYSTEM_PYTHON=base)
+
+    assert done.returncode == 0, done.stderr
+    lib = tmp_path / LIB / "current/lib"
+    assert {"click", "flask", "gunicorn", "rich", "hostprep"} < {path.name for path in lib.iterdir()}
+    assert not (lib / "bin").exists()
+    assert run(tmp_path, "--version").stdout.strip() == VERSION

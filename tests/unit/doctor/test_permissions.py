@@ -1,0 +1,115 @@
+"""Who may do what: computed, and compared with what the kernel lets that user do."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from hostprep.doctor.permissions import ALL, ENTER, READ, WRITE, Who, granted, parse_acl, words
+from tests.support.host import PYTHON
+
+TRY = """
+import os, sys
+path, *ids = sys.argv[1:]
+uid, gid, *groups = map(int, ids)
+os.setgroups(groups); os.setresgid(gid, gid, gid); os.setresuid(uid, uid, uid)
+print(sum(bit for bit in (4, 2, 1) if os.access(path, bit, effective_ids=True)))
+"""
+WHO = [Who(184, 998), Who(5, 998), Who(5, 6, (998,)), Who(5, 6, (7, 8)), Who(5, 6), Who(9, 8)]
+
+
+def kernel(path: Path, who: Who) -> int:
+    """What the kernel lets *who* do with *path*, all directories above being open."""
+    argv = [PYTHON, "-c", TRY, str(path), *map(str, (who.uid, who.gid, *who.groups))]
+    return int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+
+
+def acl(path: Path) -> bytes:
+    try:
+        return os.getxattr(path, "system.posix_acl_access")
+    except OSError:
+        return b""
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A directory of 184:998 that everybody reaches."""
+    for above in tmp_path.parents:
+        if above.stat().st_mode & 0o001 == 0:
+            above.chmod(above.stat().st_mode | 0o011)
+    tmp_path.chmod(0o755)
+    path = tmp_path / "data"
+    path.mkdir()
+    os.chown(path, 184, 998)
+    return path
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o070, 0o007, 0o605, 0o000, 0o2770])
+def test_mode(directory: Path, mode: int) -> None:
+    """By owner and mode as the kernel has it: an owner without rights has none, though others may have them."""
+    directory.chmod(mode)
+    for who in WHO:
+        assert granted(who, directory.stat()).rights == kernel(directory, who), who
+
+
+ENTRIES = (
+    (1, 7, 0xFFFFFFFF),
+    (2, 5, 5),
+    (4, 0, 0xFFFFFFFF),
+    (8, 6, 7),
+    (8, 1, 8),
+    (16, 5, 0xFFFFFFFF),
+    (32, 4, 0xFFFFFFFF),
+)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("left_out", [(), (2,), (8,), (2, 8)], ids=str)
+@pytest.mark.parametrize("mask", [7, 5, 0])
+def test_access_list(directory: Path, left_out: Sequence[int], mask: int) -> None:
+    """By an access control list as the kernel has it: named users, groups, and the mask over both."""
+    entries = [(tag, mask if tag == 16 else rights, id_) for tag, rights, id_ in ENTRIES if tag not in left_out]
+    value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(directory, "system.posix_acl_access", value)
+    for who in WHO:
+        found = granted(who, directory.stat(), parse_acl(acl(directory)))
+        allowed = kernel(directory, who)
+        assert found.rights & ~allowed == 0, who
+        # Of two groups with a part each one counts: most accesses ask for two rights at once.
+        assert found.rights == allowed or len(who.groups) == 2, who
+
+
+def test_power() -> None:
+    """Root's power over files counts before owner and mode."""
+    st = os.stat_result((0o040000, 0, 0, 0, 5, 6, 0, 0, 0, 0))
+    assert granted(Who(0, 0, overrides=True), st).rights == ALL
+    assert granted(Who(0, 0), st).rights == 0
+
+
+@pytest.mark.parametrize("value", [b"", b"\x02", struct.pack("<I", 3), struct.pack("<IH", 2, 1)], ids=repr)
+def test_no_list(value: bytes) -> None:
+    """What is no list of the version that is known is refused."""
+    with pytest.raises(ValueError, match="access control list"):
+        parse_acl(value)
+
+
+def test_words() -> None:
+    """Rights in words, all eight sets of them."""
+    sets = [sum(each) for n in range(4) for each in itertools.combinations((READ, WRITE, ENTER), n)]
+    assert [words(each) for each in sets] == [
+        "",
+        "read",
+        "write",
+        "enter",
+        "read and write",
+        "read and enter",
+        "write and enter",
+        "read, write and enter",
+    ]

@@ -1,0 +1,221 @@
+"""Archives of images, docker's and OCI's: layers over one another, and what a hostile one can do: nothing."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hostprep.engine import archive
+from hostprep.engine.archive import opened
+from hostprep.engine.image import Entry, look
+from hostprep.errors import NoImage
+from hostprep.options import Mode
+from tests.support.archives import BASE, CONFIG, USERS, docker_save, oci, tar
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[bytes], str]:
+    def write(data: bytes) -> str:
+        (tmp_path / "image.tar").write_bytes(data)
+        return str(tmp_path / "image.tar")
+
+    return write
+
+
+Write = Callable[[bytes], str]
+
+
+def entries(path: str, *asked: str, wanted: str | None = None) -> list[Entry | None]:
+    with opened(path, wanted) as (_, _, layers):
+        return [layers.entry(each) for each in asked]
+
+
+@pytest.mark.parametrize("layer", [BASE, gzip.compress(BASE)], ids=["plain", "gzip"])
+@pytest.mark.parametrize("make", [docker_save, oci], ids=["docker", "oci"])
+@pytest.mark.parametrize("whole", [bytes, gzip.compress], ids=["tar", "tar.gz"])
+def test_each_kind(written: Write, layer: bytes, make: Any, whole: Any) -> None:
+    """Docker's layout and OCI's, layers and archive plain and compressed: the same is found."""
+    with opened(written(whole(make(layer))), None) as (name, config, layers):
+        found = look(name, config, layers, config.volumes)
+    assert (found.user.uid, found.user.gid) == (5, 6)
+    assert found.directories[0].entry == Entry("directory", Mode(0o750), 5, 6, filled=True)
+    assert found.config.id == "sha256:" + hashlib.sha256(json.dumps(CONFIG).encode()).hexdigest()
+
+
+def test_an_image_for_several_machines(written: Write) -> None:
+    """Of an OCI index inside the index, the manifest that is there and for Linux counts; what proves it does not."""
+    assert entries(written(oci(BASE, nested=True)), "/data")[0] is not None
+
+
+@pytest.mark.parametrize(
+    ("layer", "asked", "expected"),
+    [
+        (tar(("data", None, 7, 8, 0o700)), "/data", (7, 8, True)),
+        (tar(("data/.wh.seed", b"")), "/data", (5, 6, False)),
+        (tar(("data", None, 7, 8), ("data/.wh..wh..opq", b"")), "/data", (7, 8, False)),
+        (tar(("data/new", b""), ("data/.wh..wh..opq", b"")), "/data", (5, 6, True)),
+        (tar((".wh.data", b"")), "/data", None),
+        (tar((".wh.data", b"")), "/data/seed", None),
+        (tar((".wh.data", b""), ("data", None, 7, 8)), "/data", (7, 8, False)),
+        (tar(("data", None, 7, 8), (".wh.data", b"")), "/data", (7, 8, False)),
+        (tar(("data", b"now a file", 7, 8)), "/data/seed", None),
+        (tar(("old/deep/er", None, 7, 8)), "/old/deep", (0, 0, True)),
+        (tar((".wh.none", b""), ("none/.wh.none", b""), ("none/.wh..wh..opq", b"")), "/data", (5, 6, True)),
+        (tar((".wh.", b""), (".wh..", b""), (".wh.../.wh.x", b"")), "/data", (5, 6, True)),
+        (tar(("data/hard", "= data/seed")), "/data/hard", None),
+        (tar(("x", b"", 9, 9), ("data/hard", "= x")), "/data/hard", (9, 9, False)),
+    ],
+)
+def test_layers(written: Write, layer: bytes, asked: str, expected: tuple[int, int, bool] | None) -> None:
+    """A later layer lies over the earlier ones, and its whiteouts are for what is below it, wherever they stand."""
+    (found,) = entries(written(docker_save(BASE, layer)), asked)
+    if asked == "/data/hard" and expected is None:
+        expected = (5, 6, False)  # the other name lies in a layer below
+    assert (found and (found.uid, found.gid, found.filled)) == expected
+
+
+def test_a_link_that_became_a_directory(written: Write) -> None:
+    """A directory over a link hides the link, and a link over a directory what was in that."""
+    lower, upper = tar(("a", "-> /b"), ("c", None), ("c/x", None)), tar(("a/y", None), ("c", "-> /d"))
+    with opened(written(docker_save(lower, upper)), None) as (_, _, layers):
+        assert (layers.link("/a"), layers.link("/c")) == (None, "/d")
+        assert layers.entry("/a/y") is not None
+        assert layers.entry("/c/x") is None
+
+
+def test_passwd_of_the_last_layer(written: Write) -> None:
+    """A file's contents are those of the layer that had it last; through a hard link, too."""
+    newer = tar((USERS, b"app:x:7:8:::\n"))
+    linked = tar(("srv", None), ("srv/users", b"app:x:9:9:::\n"), (USERS, "= srv/users"))
+    for layers, uid in (((BASE, newer), 7), ((BASE, newer, linked), 9), ((BASE, newer, tar((".wh.etc", b""))), None)):
+        with opened(written(docker_save(*layers)), None) as (_, _, found):
+            text = found.read("/etc/passwd")
+            assert text == (f"app:x:{uid}:".encode() + (text or b"")[8:] if uid else None)
+
+
+def test_a_layer_that_two_images_share(written: Write) -> None:
+    """docker save links the second to the first; the link is followed within the archive."""
+    data = tar(
+        ("one/layer.tar", BASE),
+        ("two/layer.tar", "-> ../one/layer.tar"),
+        ("config.json", json.dumps(CONFIG).encode()),
+        ("manifest.json", json.dumps([{"Config": "config.json", "Layers": ["two/layer.tar"]}]).encode()),
+    )
+    assert entries(written(data), "/data")[0] is not None
+
+
+class TestWhichOne:
+    def two(self) -> bytes:
+        manifest = [
+            {"Config": "config.json", "RepoTags": [f"{name}:7"], "Layers": ["layer.tar"]} for name in ("mongo", "redis")
+        ]
+        config = json.dumps(CONFIG).encode()
+        return tar(("layer.tar", BASE), ("config.json", config), ("manifest.json", json.dumps(manifest).encode()))
+
+    @pytest.mark.parametrize("wanted", ["redis:7", "docker.io/library/redis:7", "library/redis:7"])
+    def test_by_name(self, written: Write, wanted: str) -> None:
+        """An image is found by its name, as an engine shows it and in full."""
+        with opened(written(self.two()), wanted) as (name, _, _):
+            assert name == wanted
+
+    @pytest.mark.parametrize("wanted", [None, "redis", "other:7"])
+    def test_not_clear(self, written: Write, wanted: str | None) -> None:
+        """Where it is not clear which one is meant, those there are are named."""
+        with pytest.raises(NoImage, match="mongo:7, redis:7"), opened(written(self.two()), wanted):
+            pass
+
+    def test_the_only_one(self, written: Write) -> None:
+        """The only image needs no name, and is called by its own; without one, or with an unlikely one, by its id."""
+        for name, shown in (("mongo:7", "mongo:7"), (None, "sha256:"), ("a\x1b[31m b", "sha256:")):
+            with opened(written(docker_save(BASE, name=name)), None) as (found, _, _):
+                assert found.startswith(shown)
+
+    def test_by_a_note(self, written: Write) -> None:
+        """An OCI layout names its images in notes."""
+        with opened(written(oci(BASE, name="docker.io/library/mongo:7")), "mongo:7") as (name, _, _):
+            assert name == "mongo:7"
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (b"", "neither"),
+        (b"no tar at all" * 100, "no tar"),
+        (b"\x1f\x8bno gzip", "cannot be read"),
+        (gzip.compress(docker_save(BASE))[:-200], "cannot be read"),
+        (docker_save(BASE)[:6000], "ends"),
+        (tar(("readme", b"")), "neither"),
+        (tar(("manifest.json", b"[[[")), "no JSON"),
+        (tar(("manifest.json", b"[" * 100000)), "no JSON"),
+        (tar(("manifest.json", b" " * (5 << 20))), "too long"),
+        (tar(("manifest.json", b"[]")), "0 images"),
+        (tar(("manifest.json", b"{}")), "array"),
+        (tar(("manifest.json", b"[5]")), "object"),
+        (tar(("manifest.json", b'[{"RepoTags": [5]}]')), "string"),
+        (tar(("manifest.json", b'[{"Layers": []}]')), "no configuration"),
+        (tar(("manifest.json", b'[{"Config": "../../etc/passwd", "Layers": []}]')), "/etc/passwd is not in it"),
+        (tar(("index.json", b"{}")), "array"),
+        (tar(("index.json", b'{"manifests": [{}]}')), "digest"),
+        (tar(("index.json", b'{"manifests": [{"digest": "../../../etc/passwd"}]}')), "not in it"),
+        (tar(("manifest.json", "-> manifest.json")), "not in it"),
+        (tar(("manifest.json", "-> /etc/hostname")), "not in it"),
+        (docker_save(BASE, Layers=["gone.tar"]), "gone.tar"),
+        (docker_save(BASE, Layers=["0/layer.tar"] * 600), "600 layers"),
+        (docker_save(b"\x28\xb5\x2f\xfd" + b"x" * 600), "zstd"),
+        (docker_save(b"\xfd7zXZ\0" + b"x" * 600), "xz"),
+        (docker_save(gzip.compress(BASE)[:100]), "cannot be read"),
+        (docker_save(b"x" * 1024), "layer 1"),
+        (docker_save(BASE, config={"os": "windows"}), "windows"),
+        (docker_save(BASE, config=[]), "object"),
+        (oci(BASE, config={"config": 5}), "object"),
+    ],
+    ids=range(29),
+)
+def test_hostile(written: Write, data: bytes, word: str) -> None:
+    """What is no archive of an image, or is damaged, is refused in one printable line; nothing outside it is read."""
+    with pytest.raises(NoImage, match=word) as caught, opened(written(data), None):
+        pass
+    assert str(caught.value).isprintable()
+
+
+def test_endless_directories(written: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer whose few members name very many directories is refused before they fill the memory."""
+    monkeypatch.setattr(archive, "_ENTRIES", 10_000)
+    layer = tar(*(("/".join([str(number)] * 400), None) for number in range(100)))
+    tracemalloc.start()
+    with pytest.raises(NoImage, match="more than 10000"), opened(written(docker_save(layer)), None):
+        pass
+    assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    tracemalloc.stop()
+
+
+def test_a_large_file_is_passed_over(written: Write) -> None:
+    """A layer that unpacks to much is read through in little memory."""
+    layer = gzip.compress(tar(("large", bytes(64 << 20)), ("data", None, 5, 6)))
+    path = written(docker_save(layer))
+    tracemalloc.start()
+    (found,) = entries(path, "/data")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found is not None
+    assert peak < 8 << 20
+
+
+def test_a_large_passwd(written: Write) -> None:
+    """A passwd without measure is refused."""
+    path = written(docker_save(tar((USERS, bytes(2 << 20)))))
+    with opened(path, None) as (_, _, layers), pytest.raises(NoImage, match="more than"):
+        layers.read("/etc/passwd")
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    """A missing archive is an error of the system, with its name."""
+    with pytest.raises(FileNotFoundError), opened(str(tmp_path / "none.tar"), None):
+        pass

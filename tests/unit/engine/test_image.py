@@ -1,0 +1,298 @@
+"""What an image says: whom it runs as, where its paths lead, who should own a volume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostprep.engine.image import FILE_LIMIT, Config, Entry, chase, chosen, exec_user, look
+from hostprep.errors import NoImage
+from hostprep.options import Mode
+
+PASSWD = b"""\
+root:x:0:0:root:/root:/bin/sh
+mongodb:x:184:998:mongodb:/:/bin/sh
+mongodb:x:185:999:a second one:/:/bin/sh
+1000:x:7:7:a number for a name:/:/bin/sh
+short:x:5
+odd:x:five:six::/:
+  spaced:x:6:6:::\r
+high:x:3000000000:1:::
+"""
+GROUP = b"""\
+root:x:0:
+mongodb:x:998:
+media:x:44:mongodb,root
+video:x:45:mongodb
+video:x:46:mongodb
+"""
+
+
+class Files:
+    """A tree of links, directories and files, by path."""
+
+    def __init__(self, found: Mapping[str, Entry | str | bytes]) -> None:
+        self.found = found
+
+    def link(self, path: str) -> str | None:
+        found = self.found.get(path)
+        return found if isinstance(found, str) else None
+
+    def entry(self, path: str) -> Entry | None:
+        found = self.found.get(path)
+        return found if isinstance(found, Entry) else Entry("file", Mode(0o644), 0, 0) if found else None
+
+    def read(self, path: str) -> bytes | None:
+        found = self.found.get(path)
+        return found if isinstance(found, bytes) else None
+
+
+def directory(uid: int, gid: int, mode: int = 0o755) -> Entry:
+    return Entry("directory", Mode(mode), uid, gid)
+
+
+def config(user: str = "", *volumes: str) -> Config:
+    return Config("sha256:1", user, volumes, runs=True)
+
+
+class TestUser:
+    @pytest.mark.parametrize(
+        ("spec", "expected"),
+        [
+            ("", (0, 0, (44,))),
+            ("root", (0, 0, (44,))),
+            ("mongodb", (184, 998, (44, 45, 46))),
+            ("184", (184, 998, (44, 45, 46))),
+            ("0184", (184, 998, (44, 45, 46))),
+            ("1000", (1000, 0, ())),
+            ("7", (7, 7, ())),
+            ("mongodb:video", (184, 45, ())),
+            ("mongodb:0", (184, 0, ())),
+            ("mongodb:4711", (184, 4711, ())),
+            ("184:998", (184, 998, ())),
+            ("5000:6000", (5000, 6000, ())),
+            (":44", (0, 44, ())),
+            ("mongodb:", (184, 998, (44, 45, 46))),
+            ("short", (5, 0, ())),
+            ("odd", (0, 0, ())),
+            ("spaced", (6, 6, ())),
+            ("2147483647", (2147483647, 0, ())),
+        ],
+    )
+    def test_as_an_engine_resolves_it(self, spec: str, expected: tuple[int, int, tuple[int, ...]]) -> None:
+        """A number is never a name, the first entry counts, and groups come with a user alone."""
+        user = exec_user(spec, PASSWD, GROUP)
+        assert (user.uid, user.gid, user.groups) == expected
+        assert user.why
+
+    @pytest.mark.parametrize(
+        ("spec", "words"),
+        [
+            ("nobody", ["nobody", "/etc/passwd"]),
+            ("mongodb:nogroup", ["nogroup", "/etc/group"]),
+            ("2147483648", ["2147483648"]),
+            ("-1", ["-1"]),
+            ("0:-1", ["-1"]),
+            ("high", ["3000000000"]),
+            ("99999999999999999999", ["99999999999999999999"]),
+            ("a\x1b[31m", ["a\\x1b[31m"]),
+            ("١٨٤", ["/etc/passwd"]),
+            (" 184", ["/etc/passwd"]),
+            ("1_0", ["/etc/passwd"]),
+        ],
+    )
+    def test_what_no_container_could_run_as(self, spec: str, words: list[str]) -> None:
+        """A name that is not there and a number out of range are refused, in printable words."""
+        with pytest.raises(NoImage) as caught:
+            exec_user(spec, PASSWD, GROUP)
+        assert all(word in str(caught.value) for word in words)
+        assert str(caught.value).isprintable()
+
+    @pytest.mark.parametrize(("spec", "ids"), [("", (0, 0)), ("5", (5, 0)), ("5:6", (5, 6))])
+    def test_without_the_files(self, spec: str, ids: tuple[int, int]) -> None:
+        """Without passwd and group numbers are themselves, and nobody is root."""
+        user = exec_user(spec, None, None)
+        assert (user.uid, user.gid) == ids
+
+    @pytest.mark.parametrize("spec", ["app", "5:app"])
+    def test_a_name_without_the_files(self, spec: str) -> None:
+        """Without the files a name is nobody's, and that is what is said."""
+        with pytest.raises(NoImage, match="has no /etc/"):
+            exec_user(spec, None, None)
+
+    @given(st.text(max_size=30), st.binary(max_size=300), st.binary(max_size=300))
+    def test_any_files(self, spec: str, passwd: bytes, group: bytes) -> None:
+        """Whatever is in the files, there is a user or a refusal in printable words."""
+        try:
+            user = exec_user(spec, passwd, group)
+        except NoImage as exc:
+            assert str(exc).isprintable()
+        else:
+            assert all(0 <= each < 2**31 for each in (user.uid, user.gid, *user.groups))
+            assert user.why.isprintable()
+
+
+class TestConfig:
+    def test_of_an_engine_and_of_an_archive(self) -> None:
+        """Both spellings of the configuration are read; volumes in one spelling each, and the root is none."""
+        volumes: dict[str, Any] = {"/data/": {}, "/data": {}, "logs": {}, "/": {}, "/a/../b": {}}
+        inner = {"User": "app", "Volumes": volumes, "Cmd": ["sh"]}
+        for outer in ({"Os": "linux", "Config": inner}, {"os": "linux", "config": inner}):
+            assert Config.parse(outer, image_id="x") == Config("x", "app", ("/b", "/data", "/logs"), runs=True)
+
+    def test_an_empty_one(self) -> None:
+        """Nothing said is no user, no volume, no program."""
+        assert Config.parse({"config": None}, image_id="x") == Config("x", "", (), runs=False)
+
+    @pytest.mark.parametrize(
+        "found",
+        [
+            [],
+            None,
+            {"os": "windows"},
+            {"config": ["User"]},
+            {"config": {"User": 5}},
+            {"config": {"User": "a" * 2000}},
+            {"config": {"Volumes": ["/data"]}},
+            {"config": {"Volumes": {f"/{number}": {} for number in range(33)}}},
+            {"config": {"Volumes": {"/" + "a" * 5000: {}}}},
+            {"config": {"Volumes": {"/a\0b": {}}}},
+            {"config": {"Volumes": {"/a\ud800": {}}}},
+        ],
+        ids=lambda found: ascii(found)[:40],
+    )
+    def test_another_shape(self, found: Any) -> None:
+        """A configuration of another shape, another system or without measure is refused."""
+        with pytest.raises(NoImage):
+            Config.parse(found, image_id="x")
+
+
+class TestChase:
+    @pytest.mark.parametrize(
+        ("path", "real"),
+        [
+            ("/data", "/srv/data"),
+            ("/data/sub", "/srv/data/sub"),
+            ("/up", "/srv/data"),
+            ("/far/x", "/etc/x"),
+            ("/chain", "/srv/data"),
+            ("/srv/back/srv/back", "/"),
+            ("/dot", "/srv"),
+            ("/srv/absolute/x", "/etc/x"),
+            ("/none/at/all", "/none/at/all"),
+            ("/srv/data", "/srv/data"),
+        ],
+    )
+    def test_within_the_image(self, path: str, real: str) -> None:
+        """Links are followed as if the image's top were the root: nothing leads above it."""
+        links = {
+            "/data": "srv/data",
+            "/up": "../../../srv/data",
+            "/far": "/../../etc",
+            "/chain": "/data",
+            "/srv/back": "..",
+            "/dot": "./srv/.",
+            "/srv/absolute": "/etc",
+        }
+        assert chase(Files(links), path)[0] == real
+
+    def test_what_was_followed(self) -> None:
+        """Each link that was followed is told."""
+        assert chase(Files({"/a": "b", "/b": "/c"}), "/a/d") == ("/c/d", ("/a -> b", "/b -> /c"))
+
+    @pytest.mark.parametrize(
+        "links",
+        [{"/a": "a"}, {"/a": "/b", "/b": "/a"}, {"/a": "x/" * 2000}, {"/a": "/".join(["a"] * 2000)}],
+        ids=["itself", "two", "long", "long-and-itself"],
+    )
+    def test_too_many(self, links: dict[str, str]) -> None:
+        """A path that goes round or on and on is refused, soon."""
+        with pytest.raises(NoImage, match="too many symlinks"):
+            chase(Files(links), "/a")
+
+
+class TestLook:
+    FILES: Mapping[str, Entry | str | bytes] = {"/etc/passwd": PASSWD, "/etc/group": GROUP}
+
+    def at(self, spec: str, entry: Entry | None, user: str | None = None) -> Any:
+        files = {**self.FILES, **({"/data": entry} if entry else {})}
+        (found,) = look("mongo", config(spec), Files(files), ["/data"], user).directories
+        return found
+
+    @pytest.mark.parametrize(
+        ("user", "entry", "ids", "drops"),
+        [
+            ("mongodb", directory(184, 998), (184, 998), False),
+            ("mongodb", directory(184, 44), (184, 44), False),
+            ("mongodb", directory(0, 0), (184, 998), False),
+            ("mongodb", directory(5, 6), (184, 998), False),
+            ("mongodb", None, (184, 998), False),
+            ("", directory(184, 998), (184, 998), True),
+            ("", directory(184, 0), (184, 0), True),
+            ("", directory(0, 44), (0, 44), False),
+            ("", directory(0, 0), (0, 0), False),
+            ("", None, (0, 0), False),
+        ],
+    )
+    def test_who_should_own_it(self, user: str, entry: Entry | None, ids: tuple[int, int], *, drops: bool) -> None:
+        """Whom the image runs as; of one that starts as root, the directory's owner; a group that fits stays."""
+        found = self.at(user, entry)
+        assert ((found.uid, found.gid), found.drops) == (ids, drops)
+        assert len(found.why) >= 2
+
+    def test_the_owners_name(self) -> None:
+        """The owner is named as the image names it."""
+        assert "184:998 (mongodb)" in self.at("", directory(184, 998)).why[1]
+
+    def test_another_user(self) -> None:
+        """A user that is given takes the place of USER, and is told as such."""
+        found = self.at("mongodb", directory(0, 0), user="5:6")
+        assert (found.uid, found.gid) == (5, 6)
+        assert "--user 5:6" in found.why[0]
+
+    def test_a_mode_that_locks_its_owner_out(self) -> None:
+        """A mode that comes with the image and keeps the owner from writing is told."""
+        assert "mode=0755" in self.at("mongodb", directory(184, 998, 0o555)).why[-1]
+
+    @pytest.mark.parametrize("kind", ["file", "other"])
+    def test_no_directory(self, kind: str) -> None:
+        """What is no directory is refused."""
+        with pytest.raises(NoImage, match=f"/data is a {kind}"):
+            self.at("", Entry(kind, Mode(0o644), 0, 0))
+
+    def test_passwd_through_a_link(self) -> None:
+        """passwd may be a link, which leads nowhere but into the image."""
+        files: dict[str, Entry | str | bytes] = {"/etc/passwd": "../../run/users", "/run/users": PASSWD}
+        assert look("mongo", config("mongodb"), Files(files), []).user.uid == 184
+
+
+class TestChosen:
+    def two(self, *owners: int) -> Any:
+        files = {f"/{number}": directory(uid, uid) for number, uid in enumerate(owners)}
+        return look("mongo", config(""), Files(files), list(files))
+
+    def test_one(self) -> None:
+        """Of one directory its owner, as options."""
+        assert chosen(self.two(184)) == {"uid": "184", "gid": "184"}
+
+    def test_several_alike(self) -> None:
+        """Several of one owner are as one."""
+        assert chosen(self.two(184, 184)) == {"uid": "184", "gid": "184"}
+
+    def test_several_that_differ(self) -> None:
+        """Several of different owners are told, with how to say which."""
+        with pytest.raises(NoImage, match=r"/0 \(184:184\), /1 \(185:185\).*at=/0"):
+            chosen(self.two(184, 185))
+
+    def test_none(self) -> None:
+        """Without a directory it is whom the image runs as."""
+        assert chosen(look("mongo", config("5:6"), Files({}), [])) == {"uid": "5", "gid": "6"}
+
+
+def test_a_whole_passwd() -> None:
+    """The largest passwd that is read takes no time to speak of."""
+    exec_user("5", b"a:x:6:6\n" * (FILE_LIMIT // 8), b"a:x:6:b\n" * (FILE_LIMIT // 8))

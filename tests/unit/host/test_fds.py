@@ -1,0 +1,379 @@
+"""Opening, reading, replacing and locking, by descriptor and one component at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hostprep.errors import Busy, NotAllowed, Unreadable
+from hostprep.host import fds, linux, locks
+from hostprep.host.fds import held
+from tests.support.host import REPOSITORY, mode, mounted, soon
+from tests.support.trees import make_tree
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[int]:
+    """A descriptor of the test's own directory."""
+    with held(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+        yield fd
+
+
+@pytest.fixture(params=["openat2", "before Linux 5.6"])
+def either_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With and without the system call openat2."""
+    if request.param != "openat2":
+        monkeypatch.setattr(linux, "SYS_OPENAT2", 100_000)  # no kernel knows it: ENOSYS
+    return str(request.param)
+
+
+class TestComponents:
+    @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "/etc", "a/", "../x", "a\0b"])
+    @pytest.mark.parametrize("call", ["open_dir", "open_below", "make_dir", "exists", "read_file", "write_file"])
+    def test_a_name_is_one_component(self, here: int, call: str, name: str) -> None:
+        """Whatever is opened by name is one component below the descriptor."""
+        calls: dict[str, Callable[[], object]] = {
+            "open_dir": lambda: fds.open_dir(here, name),
+            "open_below": lambda: fds.open_below(here, name, directory=False),
+            "make_dir": lambda: fds.make_dir(here, name),
+            "exists": lambda: fds.exists(here, name),
+            "read_file": lambda: fds.read_file(here, name, limit=1),
+            "write_file": lambda: fds.write_file(here, name, b"", durable=False),
+        }
+        with pytest.raises(ValueError, match="not one path component"):
+            calls[call]()
+
+    @pytest.mark.parametrize("name", ["a", "..a", "a..", "...", " ", "\n"])
+    def test_odd_names_are_components(self, name: str) -> None:
+        """A name may hold dots, spaces and line ends."""
+        assert fds.component(name) == name
+
+
+class TestOpenDir:
+    def test_a_symlink(self, here: int, tmp_path: Path) -> None:
+        """A symlink is not followed, to a directory either."""
+        (tmp_path / "link").symlink_to("/etc")
+        with pytest.raises(NotADirectoryError):
+            fds.open_dir(here, "link")
+
+    def test_a_new_directory_is_closed_to_others(self, here: int, tmp_path: Path) -> None:
+        """A directory is made 0700, and given its mode by the caller."""
+        with held(fds.make_dir(here, "new")) as fd:
+            assert os.fstat(fd).st_ino == (tmp_path / "new").stat().st_ino
+        assert mode(tmp_path / "new") == "0700"
+
+    def test_a_name_that_is_taken(self, here: int, tmp_path: Path) -> None:
+        """A directory is only made where nothing has the name, a dangling symlink neither."""
+        (tmp_path / "new").symlink_to("nowhere")
+        with pytest.raises(FileExistsError):
+            fds.make_dir(here, "new")
+
+
+@pytest.mark.usefixtures("either_kernel")
+class TestOpenBelow:
+    def test_a_directory(self, here: int, tmp_path: Path) -> None:
+        """A directory is opened for reading."""
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        with held(fds.open_below(here, "a", directory=True)) as fd:
+            assert os.listdir(fd) == ["b"]
+
+    @pytest.mark.parametrize("directory", [True, False])
+    def test_a_symlink(self, here: int, tmp_path: Path, directory: bool) -> None:  # noqa: FBT001
+        """A symlink is pinned as itself, and is no directory."""
+        (tmp_path / "link").symlink_to("/etc")
+        if directory:
+            with pytest.raises(OSError, match="link") as caught:
+                fds.open_below(here, "link", directory=True)
+            assert caught.value.errno in (errno.ELOOP, errno.ENOTDIR)
+        else:
+            with held(fds.open_below(here, "link", directory=False)) as fd:
+                assert stat.S_ISLNK(os.fstat(fd).st_mode)
+
+    def test_a_fifo_is_not_opened(self, here: int, tmp_path: Path) -> None:
+        """A FIFO is pinned without being opened: its other end notices nothing, and nobody waits."""
+        os.mkfifo(tmp_path / "fifo")
+        with held(fds.open_below(here, "fifo", directory=False)):
+            with pytest.raises(OSError, match="fifo") as caught:
+                os.open(tmp_path / "fifo", os.O_WRONLY | os.O_NONBLOCK)
+            assert caught.value.errno == errno.ENXIO
+
+    @pytest.mark.parametrize("kind", ["bind", "tmpfs"])
+    def test_a_directory_mount(self, here: int, tmp_path: Path, kind: str) -> None:
+        """A mount point is refused, a bind mount of the same file system too."""
+        (tmp_path / "a").mkdir()
+        (tmp_path / "b").mkdir()
+        arguments = ["--bind", str(tmp_path / "b")] if kind == "bind" else ["-t", "tmpfs", "none"]
+        with mounted(*arguments, str(tmp_path / "a")), pytest.raises(OSError, match="a") as caught:
+            fds.open_below(here, "a", directory=True)
+        assert caught.value.errno == errno.EXDEV
+
+    def test_a_file_mount(self, here: int, tmp_path: Path) -> None:
+        """A file that is a bind mount is refused."""
+        (tmp_path / "a").touch()
+        (tmp_path / "b").touch()
+        with mounted("--bind", str(tmp_path / "b"), str(tmp_path / "a")), pytest.raises(OSError, match="a") as caught:
+            fds.open_below(here, "a", directory=False)
+        assert caught.value.errno == errno.EXDEV
+
+    def test_a_missing_name(self, here: int) -> None:
+        """What is not there is ENOENT."""
+        with pytest.raises(FileNotFoundError):
+            fds.open_below(here, "a", directory=False)
+
+
+def test_only_a_missing_openat2_is_got_round(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An errno other than ENOSYS from openat2 is an answer, not a reason to try without."""
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EPERM, "no", "a")
+
+    monkeypatch.setattr(linux, "openat2", refuse)
+    with pytest.raises(PermissionError):
+        fds.open_below(here, "a", directory=True)
+
+
+class TestWalk:
+    def test_a_plain_path(self, tmp_path: Path) -> None:
+        """Every component is opened, and the last is what is returned."""
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        with held(fds.walk(f"{tmp_path}/a/b", trusted=True)) as fd:
+            assert os.fstat(fd).st_ino == (tmp_path / "a" / "b").stat().st_ino
+
+    @pytest.mark.parametrize("where", ["link/b", "a/link"], ids=["on-the-way", "at-the-end"])
+    def test_a_symlink(self, tmp_path: Path, where: str) -> None:
+        """A symlink anywhere is refused in words that name it."""
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        (tmp_path / "link").symlink_to("a")
+        (tmp_path / "a" / "link").symlink_to("b")
+        with pytest.raises(NotAllowed, match=r"/link is a symlink, not a directory \(.*symlinks are never followed"):
+            fds.walk(f"{tmp_path}/{where}", trusted=False)
+
+    def test_a_file(self, tmp_path: Path) -> None:
+        """A file on the way is refused in words that name it."""
+        (tmp_path / "file").touch()
+        with pytest.raises(NotAllowed, match="/file is a file, not a directory"):
+            fds.walk(f"{tmp_path}/file", trusted=False)
+
+    def test_what_is_missing_is_named(self, tmp_path: Path) -> None:
+        """The error names the first component that is not there."""
+        with pytest.raises(FileNotFoundError) as caught:
+            fds.walk(f"{tmp_path}/a/b/c", trusted=False)
+        assert caught.value.filename == f"{tmp_path}/a"
+
+    @pytest.mark.parametrize(
+        ("owner", "bits", "below", "trusted"),
+        [
+            (0, 0o755, 0, True),
+            (0, 0o1777, 0, True),
+            (0, 0o1777, 1000, False),
+            (0, 0o777, 0, False),
+            (0, 0o775, 0, False),
+            (0, 0o1775, 0, True),
+            (1000, 0o755, 0, False),
+            (0, 0o700, 1000, True),
+        ],
+        ids=[
+            "roots-alone",
+            "sticky-and-roots",
+            "sticky-and-anothers",
+            "writable-by-all",
+            "writable-by-group",
+            "sticky-group-and-roots",
+            "anothers",
+            "anothers-below-roots",
+        ],
+    )
+    def test_who_could_swap_a_directory(self, tmp_path: Path, owner: int, bits: int, below: int, trusted: bool) -> None:  # noqa: FBT001
+        """A path is trusted where only root could put another directory in the place of one of its components."""
+        (tmp_path / "above" / "below").mkdir(parents=True)
+        os.chown(tmp_path / "above" / "below", below, below)
+        os.chown(tmp_path / "above", owner, owner)
+        os.chmod(tmp_path / "above", bits)
+        path = f"{tmp_path}/above/below"
+        os.close(fds.walk(path, trusted=False))
+        if trusted:
+            os.close(fds.walk(path, trusted=True))
+        else:
+            with pytest.raises(NotAllowed, match="somebody other than root could put another directory in the place"):
+                fds.walk(path, trusted=True)
+
+
+class TestReadFile:
+    def test_a_file(self, here: int, tmp_path: Path) -> None:
+        """A regular file of root's is read whole."""
+        make_tree(tmp_path, "file f 0:0 600 0123456789")
+        assert fds.read_file(here, "f", limit=10) == b"0123456789"
+
+    def test_a_long_file(self, here: int, tmp_path: Path) -> None:
+        """A file over the limit is refused."""
+        make_tree(tmp_path, "file f 0:0 600 0123456789")
+        with pytest.raises(Unreadable, match="longer than 9 bytes"):
+            fds.read_file(here, "f", limit=9)
+
+    @pytest.mark.parametrize("kind", ["symlink", "hard-link", "fifo", "directory", "device"])
+    def test_another_kind(self, here: int, tmp_path: Path, kind: str) -> None:
+        """A symlink, a file with two names, a FIFO, a directory and a device are refused, without waiting."""
+        (tmp_path / "other").write_bytes(b"{}")
+        make: dict[str, Callable[[], object]] = {
+            "symlink": lambda: (tmp_path / "f").symlink_to("other"),
+            "hard-link": lambda: (tmp_path / "f").hardlink_to(tmp_path / "other"),
+            "fifo": lambda: os.mkfifo(tmp_path / "f"),
+            "directory": (tmp_path / "f").mkdir,
+            "device": lambda: os.mknod(tmp_path / "f", stat.S_IFCHR | 0o600, os.makedev(1, 5)),
+        }
+        make[kind]()
+        with pytest.raises(Unreadable):
+            fds.read_file(here, "f", limit=10)
+
+    def test_a_socket(self, here: int, tmp_path: Path) -> None:
+        """A socket cannot be opened."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(f"/proc/self/fd/{here}/f")
+            with pytest.raises(OSError, match="f"):
+                fds.read_file(here, "f", limit=10)
+
+    @pytest.mark.parametrize(
+        ("owner", "bits"), [(1000, 0o600), (0, 0o620), (0, 0o602)], ids=["anothers", "group", "all"]
+    )
+    def test_a_file_that_others_could_write(self, here: int, tmp_path: Path, owner: int, bits: int) -> None:
+        """A file that somebody other than root could have written is refused."""
+        (tmp_path / "f").write_bytes(b"{}")
+        os.chown(tmp_path / "f", owner, 0)
+        os.chmod(tmp_path / "f", bits)
+        with pytest.raises(Unreadable, match="not root's alone"):
+            fds.read_file(here, "f", limit=10)
+
+
+class TestReplaceFile:
+    @pytest.mark.parametrize("durable", [True, False])
+    def test_the_new_content(self, here: int, tmp_path: Path, durable: bool) -> None:  # noqa: FBT001
+        """The new content stands under the name, 0600, and nothing else is left."""
+        (tmp_path / "f").write_text("old")
+        fds.replace_file(here, "f", b"new", scratch=here, durable=durable)
+        assert (tmp_path / "f").read_text() == "new"
+        assert mode(tmp_path / "f") == "0600"
+        assert os.listdir(tmp_path) == ["f"]
+
+    def test_a_failure_leaves_the_old_content(self, here: int, tmp_path: Path) -> None:
+        """Where the rename fails, the old state stays and the temporary file goes."""
+        (tmp_path / "f").mkdir()
+        with pytest.raises(IsADirectoryError):
+            fds.replace_file(here, "f", b"new", scratch=here, durable=True)
+        assert os.listdir(tmp_path) == ["f"]
+
+    def test_it_is_synced_before_and_after(self, here: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The content is on disk before the rename, the name after it."""
+        steps: list[str] = []
+        sync, rename = os.fsync, os.rename
+
+        def note_sync(fd: int) -> None:
+            steps.append("sync directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "sync file")
+            sync(fd)
+
+        def note_rename(*args: str, src_dir_fd: int, dst_dir_fd: int) -> None:
+            steps.append("rename")
+            rename(*args, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+        monkeypatch.setattr(os, "fsync", note_sync)
+        monkeypatch.setattr(os, "rename", note_rename)
+        fds.replace_file(here, "f", b"new", scratch=here, durable=True)
+        assert steps == ["sync file", "rename", "sync directory"]
+
+    def test_a_file_that_exists_is_not_written(self, here: int, tmp_path: Path) -> None:
+        """write_file makes the file, or fails."""
+        (tmp_path / "f").symlink_to("elsewhere")
+        with pytest.raises(FileExistsError):
+            fds.write_file(here, "f", b"new", durable=False)
+        assert not (tmp_path / "elsewhere").exists()
+
+
+class TestLocks:
+    def test_another_thread_waits(self, here: int) -> None:
+        """A lock is held against the threads of the same process."""
+        order: list[str] = []
+
+        def other() -> None:
+            with locks.locked(here, "mongo", deadline=soon()):
+                order.append("other")
+
+        thread = threading.Thread(target=other)
+        with locks.locked(here, "mongo", deadline=soon()):
+            thread.start()
+            time.sleep(0.1)
+            order.append("first")
+        thread.join()
+        assert order == ["first", "other"]
+
+    def test_another_process_waits(self, here: int, tmp_path: Path) -> None:
+        """A lock is held against other processes, and a killed one lets go of it."""
+        script = (
+            "import os, sys, time; from hostprep.host import fds, locks\n"
+            "with locks.locked(os.open(sys.argv[1], os.O_RDONLY), 'mongo', deadline=time.monotonic() + 9):\n"
+            "    print(1, flush=True); time.sleep(60)"
+        )
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"1\n"
+            with pytest.raises(Busy), locks.locked(here, "mongo", deadline=soon(0.1)):
+                pass
+            process.kill()
+        with locks.locked(here, "mongo", deadline=soon(5)):
+            pass
+
+    def test_other_names_are_free(self, here: int) -> None:
+        """A lock of one name keeps no other waiting."""
+        with locks.locked(here, "a", deadline=soon()), locks.locked(here, "b", deadline=0):
+            pass
+
+    def test_shared_locks(self, here: int) -> None:
+        """Shared holders keep out an exclusive one, not each other."""
+        with locks.locked(here, "steps", deadline=0, shared=True), locks.locked(here, "steps", deadline=0, shared=True):
+            with pytest.raises(Busy), locks.locked(here, "steps", deadline=0):
+                pass
+        with locks.locked(here, "steps", deadline=0):
+            pass
+
+    def test_one_attempt_is_always_made(self, here: int) -> None:
+        """A deadline that is over still lets a free lock be taken."""
+        with locks.locked(here, "a", deadline=0):
+            pass
+
+    def test_nothing_is_left_behind(self, here: int, tmp_path: Path) -> None:
+        """However many names are locked, there is one file."""
+        for number in range(20):
+            with locks.locked(here, f"volume{number}", deadline=0):
+                pass
+        assert os.listdir(tmp_path) == ["held"]
+
+
+def test_a_mount_that_cannot_be_told(here: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no descriptor is left to find out which mount an entry is on, none is lost either (see nothing_left)."""
+
+    def no_descriptor_left(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    make_tree(tmp_path, "dir a")
+    monkeypatch.setattr(linux, "SYS_OPENAT2", 100_000)  # no kernel knows it: ENOSYS
+    monkeypatch.setattr(fds, "mount_id", no_descriptor_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        fds.open_below(here, "a", directory=True)
+
+
+def test_mount_ids_tell_bind_mounts_apart(tmp_path: Path) -> None:
+    """Two mounts of one directory have different ids."""
+    with mounted("--bind", str(tmp_path), str(tmp_path)):
+        with held(os.open(tmp_path, os.O_RDONLY)) as inside, held(os.open(tmp_path.parent, os.O_RDONLY)) as outside:
+            assert fds.mount_id(inside) != fds.mount_id(outside)

@@ -1,0 +1,231 @@
+"""Plan and repair of a directory, and that nobody gets more on the way than before or after."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from hostprep.host import linux
+from hostprep.host.fds import held
+from hostprep.host.labels import Labels, SELinux
+from hostprep.options import Mode, Options
+from hostprep.tree import plan as planning
+from hostprep.tree.plan import Found, Want, apply, plan
+from tests.support.host import LABEL, label, mode, mounted, owner, set_label
+
+pytestmark = pytest.mark.root
+OTHER = "system_u:object_r:etc_t:s0"
+
+
+@pytest.fixture
+def labels() -> Labels:
+    """Labels kept as plain attributes."""
+    return Labels.open(SELinux.FORCE)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A directory to be prepared: root's, 0755, without a label."""
+    directory = tmp_path / "data"
+    directory.mkdir(mode=0o755)
+    return directory
+
+
+@pytest.fixture
+def fd(data: Path) -> Iterator[int]:
+    """Its descriptor."""
+    with held(os.open(data, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+        yield fd
+
+
+@dataclass(frozen=True)
+class State:
+    """What decides who gets in."""
+
+    owner: tuple[int, int]
+    mode: int
+    label: str | None
+
+
+def states_while(fd: int, data: Path, labels: Labels, want: Want, monkeypatch: pytest.MonkeyPatch) -> list[State]:
+    """Repair, and note the state after each step."""
+    seen: list[State] = []
+
+    def noting(call: Callable[..., None]) -> Callable[..., None]:
+        def noted(*args: object) -> None:
+            call(*args)
+            seen.append(State(owner(data), stat.S_IMODE(os.stat(data).st_mode), label(data)))
+
+        return noted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fchmod", noting(os.fchmod))
+        patch.setattr(linux, "fchown", noting(linux.fchown))
+        patch.setattr(planning, "write_label", noting(planning.write_label))
+        found = Found.at(fd, labels)
+        apply(fd, plan(found, want, labels), found, want, labels)
+    return seen
+
+
+def test_a_directory_that_is_right(fd: int, data: Path, labels: Labels) -> None:
+    """Where nothing differs nothing is planned, and nothing is called."""
+    set_label(data, LABEL)
+    before = os.stat(data).st_ctime_ns
+    found, want = Found.at(fd, labels), Want(0, 0, Mode(0o755), LABEL)
+    assert plan(found, want, labels) == []
+    assert apply(fd, [], found, want, labels) == []
+    assert os.stat(data).st_ctime_ns == before
+
+
+def test_the_plan_names_old_and_new(fd: int, data: Path, labels: Labels) -> None:
+    """Each change reads as old -> new, and they come in the order in which they are made."""
+    set_label(data, OTHER)
+    changes = plan(Found.at(fd, labels), Want(184, 998, Mode(0o2770), LABEL), labels)
+    assert [str(change) for change in changes] == [
+        "owner 0:0 -> 184:998",
+        f"label {OTHER} -> {LABEL}",
+        "mode 0755 -> 02770",
+    ]
+
+
+def test_what_is_not_declared_is_left_alone(fd: int, data: Path, labels: Labels) -> None:
+    """Nothing declared, nothing planned, whatever is there."""
+    os.chown(data, 55, 66)
+    set_label(data, OTHER)
+    assert plan(Found.at(fd, labels), Want(), labels) == []
+
+
+@pytest.mark.parametrize("bits", [0o0, 0o750, 0o755, 0o1777, 0o2770, 0o4711, 0o7777])
+@pytest.mark.parametrize("ids", [(184, None), (None, 998), (184, 998), (None, None)])
+def test_every_bit_is_set(fd: int, data: Path, labels: Labels, ids: tuple[int | None, int | None], bits: int) -> None:
+    """The declared mode is there in full afterwards, setuid, setgid and sticky too, whatever chown strips."""
+    want = Want(*ids, Mode(bits))
+    found = Found.at(fd, labels)
+    apply(fd, plan(found, want, labels), found, want, labels)
+    assert mode(data) == f"{bits:04o}"
+    assert owner(data) == (ids[0] or 0, ids[1] or 0)
+    assert plan(Found.at(fd, labels), want, labels) == []
+
+
+@pytest.mark.parametrize("bits", [0o755, 0o700, 0o2775, 0o1777, 0o6755])
+def test_an_undeclared_mode_survives_a_change_of_owner(fd: int, data: Path, labels: Labels, bits: int) -> None:
+    """A change of owner alone leaves every bit of the mode."""
+    os.chmod(data, bits)
+    found, want = Found.at(fd, labels), Want(184, 998)
+    apply(fd, plan(found, want, labels), found, want, labels)
+    assert (mode(data), owner(data)) == (f"{bits:04o}", (184, 998))
+
+
+def rights(state: State, uid: int, gid: int) -> int:
+    """What a process of *uid* and *gid* may do, rwx."""
+    if uid == state.owner[0]:
+        return state.mode >> 6 & 7
+    return state.mode >> 3 & 7 if gid == state.owner[1] else state.mode & 7
+
+
+WHO = [(0, 5), (184, 184), (184, 998), (5, 998), (55, 66), (55, 998), (184, 66), (5, 66), (5, 5)]
+MODES = [0o700, 0o070, 0o007, 0o750, 0o755, 0o777, 0o000, 0o2770]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "wanted"),
+    [(b, a, w) for b, a in product(MODES, MODES) for w in ("owner", "label", "both")],
+    ids=lambda value: f"{value:04o}" if isinstance(value, int) else value,
+)
+def test_nobody_ever_gets_more(
+    fd: int, data: Path, labels: Labels, monkeypatch: pytest.MonkeyPatch, before: int, after: int, wanted: str
+) -> None:
+    """At no moment may anybody do what neither the old nor the new state allows him."""
+    os.chown(data, 55, 66)
+    os.chmod(data, before)
+    set_label(data, OTHER)
+    old = State((55, 66), before, OTHER)
+    uid, gid = (184, 998) if wanted != "label" else (None, None)
+    want = Want(uid, gid, Mode(after), LABEL if wanted != "owner" else None)
+    seen = states_while(fd, data, labels, want, monkeypatch)
+    new = seen[-1] if seen else old
+    assert new == State((184, 998) if wanted != "label" else (55, 66), after, LABEL if wanted != "owner" else OTHER)
+    for state in seen:
+        for uid, gid in WHO:
+            allowed = rights(old, uid, gid) | rights(new, uid, gid)
+            assert rights(state, uid, gid) & ~allowed == 0, f"{uid}:{gid} at {state}, from {old} to {new}"
+        if state.label not in (old.label, new.label) or (state.owner, state.label) not in (
+            (old.owner, old.label),
+            (new.owner, new.label),
+        ):
+            assert state.mode & 0o777 == 0, f"owner and label mixed, and open: {state}"
+
+
+def test_setuid_bits_are_not_set_for_another_owner(
+    fd: int, data: Path, labels: Labels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A setgid bit of the new mode is not there before the new group is."""
+    want = Want(184, 998, Mode(0o2775))
+    for state in states_while(fd, data, labels, want, monkeypatch)[:-1]:
+        assert not state.mode & 0o6000
+
+
+def test_a_failure_leaves_it_narrow(fd: int, data: Path, labels: Labels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the change of owner fails, what was narrowed stays so, and the error is told."""
+
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(linux, "fchown", fail)
+    os.chmod(data, 0o777)
+    found, want = Found.at(fd, labels), Want(184, 998, Mode(0o750))
+    with pytest.raises(PermissionError):
+        apply(fd, plan(found, want, labels), found, want, labels)
+    assert mode(data) == "0750"
+
+
+class TestLabels:
+    def test_off(self, fd: int, data: Path) -> None:
+        """Without SELinux a label is neither set nor compared."""
+        labels = Labels.open(SELinux.OFF)
+        want = Want.of(Options.parse({"label": "container_file_t"}), labels, adopted=False)
+        assert plan(Found.at(fd, labels), want, labels) == []
+
+    def test_none(self, fd: int, data: Path, labels: Labels) -> None:
+        """The word none sets and checks nothing."""
+        set_label(data, OTHER)
+        want = Want.of(Options.parse({"label": "none"}), labels, adopted=False)
+        assert plan(Found.at(fd, labels), want, labels) == []
+
+    def test_force_has_no_default(self, labels: Labels) -> None:
+        """With HOSTPREP_SELINUX=force there is no default label."""
+        assert Want.of(Options(), labels, adopted=False).label is None
+
+    def test_only_the_type(self, fd: int, data: Path, labels: Labels) -> None:
+        """Of the default label only the type is kept: a :Z may have set categories."""
+        set_label(data, LABEL + ":c1,c2")
+        assert plan(Found.at(fd, labels), Want(label=LABEL, type_only=True), labels) == []
+        assert len(plan(Found.at(fd, labels), Want(label=LABEL), labels)) == 1
+        set_label(data, OTHER)
+        assert len(plan(Found.at(fd, labels), Want(label=LABEL, type_only=True), labels)) == 1
+
+    def test_a_file_system_without_labels(self, tmp_path: Path, labels: Labels) -> None:
+        """Where the file system keeps no labels that is no error, and is said in what was done."""
+        (tmp_path / "proc").mkdir()
+        with (
+            mounted("-t", "ramfs", "none", str(tmp_path / "proc")),
+            held(os.open(tmp_path / "proc", os.O_RDONLY | os.O_DIRECTORY)) as fd,
+        ):
+            found, want = Found.at(fd, labels), Want(184, 998, Mode(0o700), LABEL)
+            done = apply(fd, plan(found, want, labels), found, want, labels)
+            assert [change.what for change in done] == ["owner", "mode"]
+            assert (owner(tmp_path / "proc"), mode(tmp_path / "proc")) == ((184, 998), "0700")
+            assert plan(Found.at(fd, labels), want, labels) == []
+
+
+def test_what_hostprep_makes() -> None:
+    """A directory that hostprep makes is root's and 0755 where nothing else is declared."""
+    assert Want().first() == Want(0, 0, Mode(0o755))
+    assert Want(184, None, Mode(0o700)).first() == Want(184, 0, Mode(0o700))

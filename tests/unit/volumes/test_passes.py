@@ -1,0 +1,236 @@
+"""A pass: one a volume, in a process of its own, joined by whoever waits."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from hostprep.errors import Busy
+from hostprep.host.fds import held
+from hostprep.tree import walk
+from hostprep.tree.process import Progress
+from hostprep.volumes.driver import Driver
+from hostprep.volumes.passes import MARK, Pass, Passes, read_mark, write_mark
+from tests.support.fixtures import Gate
+from tests.support.host import Host, eventually, soon
+from tests.support.trees import make_tree, owners
+
+pytestmark = pytest.mark.root
+ORDER = walk.Order(184, 998, None)
+
+
+class Volume:
+    """A volume, open, whose tree a pass can go over."""
+
+    def __init__(self, driver: Driver, host: Host, stack: ExitStack) -> None:
+        driver.create("mongo", {}, soon())
+        make_tree(host.data("mongo"), "dir a", "file a/b", "file c")
+        self.data = host.data("mongo")
+        self.fd = stack.enter_context(held(os.open(host.volume("mongo"), os.O_RDONLY)))
+        self.data_fd = stack.enter_context(held(os.open(self.data, os.O_RDONLY)))
+        self.passes = Passes(driver.store)
+        self.outcomes: list[walk.Outcome] = []
+
+    def start(self) -> Pass:
+        return self.passes.start(self.fd, "mongo", self.data_fd, ORDER, self.outcomes.append)
+
+
+@pytest.fixture
+def volume(driver: Driver, host: Host) -> Iterator[Volume]:
+    with ExitStack() as stack:
+        yield Volume(driver, host, stack)
+
+
+def test_it_ends(volume: Volume) -> None:
+    """A pass does its work in another process, hands over what it did, and is forgotten."""
+    begun = volume.start()
+    assert begun.over.wait(20)
+    assert (begun.failure, volume.outcomes) == ("", [walk.Outcome(done=3, changed=3)])
+    assert volume.passes.running("mongo") is None
+    assert set(owners(volume.data).values()) == {(184, 998)}
+
+
+def test_one_a_volume(volume: Volume, gate: Gate) -> None:
+    """Who starts a pass while one runs joins that."""
+    first, second = volume.start(), volume.start()
+    assert first is second
+    eventually(lambda: len(gate.waiting()) == 1, "it runs")
+    gate.open()
+    assert first.over.wait(20)
+    assert len(volume.outcomes) == 1
+
+
+def test_one_a_volume_of_all_processes(volume: Volume, driver: Driver, gate: Gate) -> None:
+    """While another process runs it, a pass waits for that one's end, and leaves the rest to the next look."""
+    first = volume.start()
+    eventually(lambda: len(gate.waiting()) == 1, "it runs")
+    other = Passes(driver.store)
+    followed = other.start(volume.fd, "mongo", volume.data_fd, ORDER, volume.outcomes.append)
+    assert not followed.over.wait(0.2)
+    assert len(gate.waiting()) == 1
+    gate.open()
+    assert first.over.wait(20)
+    assert followed.over.wait(20)
+    assert (followed.failure, len(volume.outcomes)) == ("", 1)
+
+
+def test_cancelled(volume: Volume, gate: Gate) -> None:
+    """A cancelled pass ends at once, fails nobody, and has done nothing more."""
+    begun = volume.start()
+    eventually(lambda: len(gate.waiting()) == 1, "it runs")
+    volume.passes.cancel("mongo")
+    assert begun.over.wait(5)
+    assert (begun.failure, volume.outcomes) == ("", [])
+    assert set(owners(volume.data).values()) == {(0, 0)}
+    volume.passes.cancel("mongo")
+    volume.passes.cancel("never-there")
+
+
+def test_cancelled_before_it_runs(volume: Volume) -> None:
+    """A pass that is cancelled before its process is there begins none."""
+    begun = volume.start()
+    begun.cancel()
+    assert begun.over.wait(20)
+    assert begun.failure == ""
+
+
+def test_stopped(volume: Volume, gate: Gate) -> None:
+    """After stop every pass is ended, and none is begun."""
+    begun = volume.start()
+    eventually(lambda: len(gate.waiting()) == 1, "it runs")
+    volume.passes.stop()
+    assert begun.over.wait(5)
+    with pytest.raises(Busy, match="stopping"):
+        volume.start()
+
+
+def test_killed(volume: Volume, gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    """A process that dies is a failure, which is logged, and the next pass can begin."""
+    begun = volume.start()
+    eventually(lambda: len(gate.waiting()) == 1, "it runs")
+    os.kill(gate.waiting()[0], 9)
+    assert begun.over.wait(5)
+    assert "mongo" in begun.failure
+    assert begun.failure in caplog.text
+    eventually(lambda: not volume.passes.runs_elsewhere("mongo"), "what the shell started is gone too")
+    gate.open()
+    assert volume.start().over.wait(20)
+    assert len(volume.outcomes) == 1
+
+
+def test_a_finish_that_fails(volume: Volume) -> None:
+    """What goes wrong at the end is the pass's failure."""
+
+    def fail(_: walk.Outcome) -> None:
+        raise PermissionError(1, "Operation not permitted", "x")
+
+    begun = volume.passes.start(volume.fd, "mongo", volume.data_fd, ORDER, fail)
+    assert begun.over.wait(20)
+    assert begun.failure == "x: Operation not permitted"
+
+
+def test_a_program_that_is_missing(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no process can be started, that is the pass's failure."""
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    begun = volume.start()
+    assert begun.over.wait(20)
+    assert "/nowhere/python" in begun.failure
+
+
+def test_a_removed_volume(volume: Volume, driver: Driver, host: Host) -> None:
+    """A pass keeps the tree that it was given, wherever another process moves it."""
+    begun = volume.start()
+    driver.remove("mongo", soon())
+    assert begun.over.wait(20)
+    assert (begun.failure, len(host.trash())) == ("", 1)
+
+
+def test_another_volume_of_its_name(driver: Driver, host: Host, gate: Gate) -> None:
+    """A pass over a volume that another process removed does not mark a new one of that name as done."""
+    driver.create("mongo", {"uid": "184"}, soon())
+    make_tree(host.data("mongo"), "file old")
+    os.chown(host.data("mongo"), 0, 0)
+    with pytest.raises(Busy):
+        driver.mount("mongo", soon(0.1))
+    other = Driver(driver.settings, driver.store, driver.labels)
+    other.remove("mongo", soon())
+    other.create("mongo", {"uid": "184"}, soon())
+    make_tree(host.data("mongo"), "file new")
+    os.chown(host.data("mongo"), 0, 0)
+    (host.volume("mongo") / MARK).write_text("{}")
+    first = driver.passes.running("mongo")
+    gate.open()
+    if first:
+        assert first.over.wait(20)
+    driver.mount("mongo", soon())
+    assert set(owners(host.data("mongo")).values()) == {(184, 0)}
+
+
+def test_the_environment_cannot_change_what_runs(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the working directory nor PYTHONPATH puts other code in the place of the pass's."""
+    make_tree(tmp_path, "dir evil/hostprep", "file evil/hostprep/__init__.py", "file evil/json.py 0:0 644 raise")
+    monkeypatch.chdir(tmp_path / "evil")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "evil"))
+    begun = volume.start()
+    assert begun.over.wait(20)
+    assert begun.failure == ""
+
+
+class TestMark:
+    def test_what_is_written_is_read(self, volume: Volume, driver: Driver) -> None:
+        """The mark keeps how far a pass is."""
+        assert read_mark(volume.fd) is None
+        progress = Progress(10, 100, 5.0, 18.0)
+        write_mark(driver.store, volume.fd, progress, durable=True)
+        assert read_mark(volume.fd) == progress
+
+    def test_it_is_not_in_the_data(self, volume: Volume, driver: Driver, host: Host) -> None:
+        """The mark stands beside the data, never in it: what a container sees is its own."""
+        write_mark(driver.store, volume.fd, Progress())
+        assert (host.volume("mongo") / MARK).exists()
+        assert sorted(os.listdir(volume.data)) == ["a", "c"]
+
+    @pytest.mark.parametrize("kind", ["symlink", "directory", "fifo", "huge"])
+    def test_of_another_kind(self, volume: Volume, host: Host, kind: str) -> None:
+        """Whatever stands in its place counts as a mark without progress."""
+        mark = host.volume("mongo") / MARK
+        make: dict[str, Callable[[], object]] = {
+            "symlink": lambda: mark.symlink_to("nowhere"),
+            "directory": mark.mkdir,
+            "fifo": lambda: os.mkfifo(mark),
+            "huge": lambda: mark.write_bytes(b" " * 100_000),
+        }
+        make[kind]()
+        assert read_mark(volume.fd) == Progress()
+
+    def test_progress_in_words(self) -> None:
+        """Progress reads as entries, of how many where that is known, and so does the time left."""
+        assert (str(Progress.now(1234, None, 2.0)), Progress.now(1234, None, 2.0).left) == ("1,234 entries", "")
+        assert str(Progress.now(1234, 5000, 10.0)) == "1,234 of about 5,000 entries"
+        assert [Progress.now(100, 200 * n, 10.0).left for n in (1, 4, 50)] == ["10 s", "70 s", "16 minutes"]
+        assert Progress.now(0, 200, 1.0).left == ""
+
+
+def test_waiting_costs_no_lock(volume: Volume, driver: Driver, gate: Gate) -> None:
+    """While a pass runs, the volume's lock is free."""
+    begun = volume.start()
+    eventually(lambda: len(gate.waiting()) == 1, "it runs")
+    free = threading.Event()
+
+    def lock() -> None:
+        with driver.store.lock("mongo", soon()):
+            free.set()
+
+    thread = threading.Thread(target=lock)
+    thread.start()
+    assert free.wait(2)
+    thread.join()
+    gate.open()
+    assert begun.over.wait(20)

@@ -1,0 +1,195 @@
+"""The root on disk: what makes it, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import pytest
+
+from hostprep.errors import BadSetting
+from hostprep.settings import Settings
+from hostprep.volumes.driver import Driver
+from hostprep.volumes.root import PARTS
+from hostprep.volumes.store import Store
+from tests.support.fixtures import Command, OpenDriver
+from tests.support.host import PYTHON, REPOSITORY, Host, mode, mounted, owner, soon
+from tests.support.trees import make_tree
+
+pytestmark = pytest.mark.root
+
+
+def refused(host: Host, changed: Mapping[str, str] = MappingProxyType({}), *, create: bool = True) -> str:
+    with pytest.raises(BadSetting) as caught:
+        Store.open(Settings.read({**host.environ, **changed}), create=create)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+class TestRoot:
+    def test_made(self, driver: Driver, host: Host) -> None:
+        """A missing root is made: 0700 root:root, with its parts and its marker."""
+        assert (owner(host.root), mode(host.root)) == ((0, 0), "0700")
+        assert sorted(os.listdir(host.root)) == sorted(["hostprep.json", *PARTS])
+        assert {mode(host.root / part) for part in PARTS} == {"0700"}
+        marker = json.loads((host.root / "hostprep.json").read_text())
+        assert set(marker) == {"format", "id"}
+        assert (marker["format"], mode(host.root / "hostprep.json")) == (1, "0600")
+
+    def test_an_empty_one(self, open_driver: OpenDriver, host: Host) -> None:
+        """An empty directory becomes a root, and is closed to others."""
+        host.root.mkdir(mode=0o755)
+        open_driver()
+        assert mode(host.root) == "0700"
+
+    def test_a_new_file_system(self, open_driver: OpenDriver, host: Host) -> None:
+        """A file system that holds nothing but lost+found counts as empty."""
+        make_tree(host.root.parent, "dir root/lost+found")
+        open_driver().create("mongo", {}, soon())
+
+    def test_an_interrupted_making(self, open_driver: OpenDriver, host: Host) -> None:
+        """A root whose making was interrupted is made again, and nothing of that is left."""
+        left = "file root/.new-0123456789abcdef"
+        make_tree(host.root.parent, "dir root/locks", "file root/locks/held", left, "dir root/volumes")
+        open_driver().create("mongo", {}, soon())
+        assert sorted(os.listdir(host.root)) == ["hostprep.json", "locks", "mounts", "trash", "volumes"]
+
+    def test_somebodys_file(self, host: Host) -> None:
+        """A file with a name that only looks like one of hostprep's is somebody's: refused, and left as it is."""
+        make_tree(host.root.parent, "dir root 0:0 700", "file root/.new-year")
+        assert "not empty" in refused(host)
+        assert os.listdir(host.root) == [".new-year"]
+
+    def test_again(self, open_driver: OpenDriver, host: Host) -> None:
+        """The marker is made once."""
+        open_driver()
+        before = (host.root / "hostprep.json").read_bytes()
+        open_driver()
+        assert (host.root / "hostprep.json").read_bytes() == before
+
+    def test_at_once(self, host: Host) -> None:
+        """Several processes that make one root at once agree on it."""
+        processes = [host.begin("create", f"v{number}") for number in range(4)]
+        assert [process.wait(30) for process in processes] == [0] * 4
+        assert host.left_in_volumes() == ["v0", "v1", "v2", "v3"]
+
+    def test_one_that_is_not_hostpreps(self, host: Host) -> None:
+        """A directory that holds something else is refused, and left as it is."""
+        make_tree(host.root.parent, "dir root/precious 5:5 755")
+        host.root.chmod(0o700)
+        assert "has no hostprep.json" in refused(host)
+        assert os.listdir(host.root) == ["precious"]
+
+    def test_volumes_without_a_marker(self, driver: Driver, host: Host) -> None:
+        """A root that lost its marker is refused, not begun anew."""
+        driver.create("mongo", {}, soon())
+        (host.root / "hostprep.json").unlink()
+        assert "has no hostprep.json" in refused(host)
+        assert not (host.root / "hostprep.json").exists()
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "{}",
+            "[]",
+            "null",
+            '{"format": 2, "id": "x"}',
+            '{"format": 1}',
+            '{"format": "1", "id": "x"}',
+            '{"format": 1, "id": 5}',
+        ],
+    )
+    def test_a_marker_of_another_kind(self, driver: Driver, host: Host, text: str) -> None:
+        """A damaged marker, or one of another format, is refused."""
+        (host.root / "hostprep.json").write_text(text)
+        assert "hostprep.json" in refused(host)
+
+    @pytest.mark.parametrize("part", PARTS)
+    def test_a_part_that_is_missing(self, driver: Driver, host: Host, part: str) -> None:
+        """A root of which a part is missing is refused: made anew, the engine would forget every volume."""
+        subprocess.run(["mv", host.root / part, host.root.parent], check=True)
+        assert f"{host.root}/{part} is missing" in refused(host)
+
+    @pytest.mark.parametrize(
+        ("ids", "bits"), [((1000, 0), 0o700), ((0, 0), 0o755), ((0, 0), 0o710), ((0, 0), 0o777)], ids=str
+    )
+    def test_one_that_is_not_roots_alone(self, driver: Driver, host: Host, ids: tuple[int, int], bits: int) -> None:
+        """A root that others own or may enter is refused, with the command to mend it."""
+        os.chown(host.root, *ids)
+        host.root.chmod(bits)
+        assert "chmod 0700" in refused(host) or "chown 0:0" in refused(host)
+
+    @pytest.mark.parametrize(("ids", "bits"), [("1000:1000", "755"), ("0:0", "777"), ("0:0", "775")], ids=str)
+    def test_parents_that_are_not_roots_alone(self, host: Host, ids: str, bits: str) -> None:
+        """A root that somebody else could swap for another is refused, and not made."""
+        make_tree(host.root.parent, f"dir above {ids} {bits}")
+        message = refused(host, {"HOSTPREP_ROOT": f"{host.root.parent}/above/root"})
+        assert message.startswith("HOSTPREP_ROOT: somebody other than root")
+
+    def test_a_file(self, host: Host) -> None:
+        """A file in the place of the root is refused."""
+        host.root.touch()
+        assert str(host.root) in refused(host)
+
+    def test_as_another_user(self, host: Host) -> None:
+        """Without root it says that it needs to be."""
+        done = subprocess.run(
+            [
+                PYTHON,
+                "-c",
+                "import os, sys, hostprep.cli.commands; from hostprep.__main__ import main; os.setuid(1000); "
+                "sys.argv = ['hostprep', 'ls']; main()",
+            ],
+            cwd=REPOSITORY,
+            env=host.process_environ(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("hostprep: hostprep needs to be root (")
+
+
+class TestMarkerRequired:
+    REQUIRED = {"HOSTPREP_REQUIRE_MARKER": "1"}
+
+    @pytest.mark.parametrize("there", [True, False], ids=["empty", "missing"])
+    def test_nothing_is_made(self, host: Host, there: bool) -> None:  # noqa: FBT001
+        """With HOSTPREP_REQUIRE_MARKER=1 an empty or missing root is refused, and nothing is made."""
+        if there:
+            host.root.mkdir(mode=0o700)
+        message = refused(host, self.REQUIRED)
+        assert "HOSTPREP_REQUIRE_MARKER=1" in message
+        assert "mounted" in message
+        assert host.root.exists() is there
+        assert not there or os.listdir(host.root) == []
+
+    def test_a_root_with_a_marker(self, open_driver: OpenDriver) -> None:
+        """A root with its marker is used."""
+        open_driver()
+        open_driver(**self.REQUIRED).create("mongo", {}, soon())
+
+    def test_an_unmounted_disk(self, open_driver: OpenDriver, host: Host) -> None:
+        """A disk with a root on it is used while it is mounted, and its empty mount point is not."""
+        host.root.mkdir(mode=0o700)
+        with mounted("-t", "tmpfs", "-o", "mode=0700", "none", str(host.root)):
+            open_driver()
+            open_driver(**self.REQUIRED)
+        refused(host, self.REQUIRED)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ls"], ["ls", "--trash"], ["ls", "--retained"], ["status", "x"], ["rm", "x"], ["purge"], ["restore", "x"]],
+)
+def test_only_create_and_serve_make_a_root(hostprep: Command, host: Host, command: list[str]) -> None:
+    """No other command creates the root."""
+    done = hostprep(*command)
+    assert done.code == 1
+    assert "does not exist" in done.err
+    assert not host.root.exists()

@@ -1,0 +1,354 @@
+"""The trash: restore, purge, expiry, and what lack of space does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from hostprep.errors import Conflict, Invalid, NoSuchVolume
+from hostprep.options import check_name
+from hostprep.volumes import trash
+from hostprep.volumes.driver import Driver
+from tests.support.fixtures import OpenDriver
+from tests.support.host import Host, mounted, owner, soon
+from tests.support.trees import make_tree
+
+pytestmark = pytest.mark.root
+
+
+def removed(driver: Driver, host: Host, name: str = "mongo", *, age: float = 0, text: str = "kept") -> str:
+    """A volume in the trash, for *age* seconds already; the id of its entry."""
+    driver.create(name, {"uid": "184"}, soon())
+    make_tree(host.data(name), f"file file 184:998 644 {text}")
+    before = set(host.trash())
+    driver.remove(name, soon())
+    (entry,) = set(host.trash()) - before
+    old = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() - age)) + entry[16:]
+    (host.root / "trash" / entry).rename(host.root / "trash" / old)
+    return old
+
+
+def restored(driver: Driver, name: str = "mongo", entry: str | None = None, new_name: str | None = None) -> str:
+    return driver.restore(name, entry=entry, new_name=new_name, deadline=soon()).name
+
+
+def test_the_id(driver: Driver, host: Host) -> None:
+    """An entry's id is the time of removal in UTC and eight hex digits, and no volume's name begins like a purge's."""
+    entry = removed(driver, host)
+    assert re.fullmatch(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}", entry)
+    (shown,) = driver.removed_volumes()
+    assert (shown["id"], shown["name"], shown["options"]) == (entry, "mongo", {"uid": "184"})
+    assert entry.startswith(re.sub("[-:]", "", shown["removed_at"]))
+    with pytest.raises(Invalid):
+        check_name(trash.PURGED + entry)
+
+
+class TestRestore:
+    def test_all_is_back(self, driver: Driver, host: Host) -> None:
+        """restore brings data, options and time of creation back."""
+        driver.create("mongo", {"uid": "184"}, soon())
+        before = driver.get("mongo")
+        driver.remove("mongo", soon())
+        assert restored(driver) == "mongo"
+        assert driver.get("mongo") == before
+        assert host.trash() == []
+
+    def test_the_newest(self, driver: Driver, host: Host) -> None:
+        """Of several of one name the newest is restored, or that of the id."""
+        old = removed(driver, host, age=500, text="old")
+        removed(driver, host, age=100, text="new")
+        removed(driver, host, "other", age=10)
+        restored(driver)
+        assert (host.data("mongo") / "file").read_text() == "new"
+        restored(driver, entry=old, new_name="older")
+        assert (host.data("older") / "file").read_text() == "old"
+        assert driver.get("older")["Name"] == "older"
+
+    def test_under_another_name(self, driver: Driver, host: Host) -> None:
+        """--as gives it another name, in its record too."""
+        removed(driver, host)
+        driver.create("mongo", {}, soon())
+        assert restored(driver, new_name="mongo2") == "mongo2"
+        assert driver.get("mongo2")["Status"]["ready"] is True
+        assert (host.data("mongo2") / "file").read_text() == "kept"
+
+    def test_an_existing_volume(self, driver: Driver, host: Host) -> None:
+        """A volume of that name refuses it, and the trash keeps it."""
+        removed(driver, host)
+        driver.create("mongo", {}, soon())
+        with pytest.raises(Conflict, match="--as"):
+            restored(driver)
+        assert len(host.trash()) == 1
+
+    def test_a_damaged_one_of_its_name(self, driver: Driver, host: Host) -> None:
+        """A damaged volume of that name refuses it, too."""
+        removed(driver, host)
+        driver.create("mongo", {}, soon())
+        host.record("mongo").write_text("")
+        with pytest.raises(Conflict):
+            restored(driver)
+
+    @pytest.mark.parametrize("entry", [None, "20200101T000000Z-00000000", "../volumes/other", "", "nonsense"])
+    def test_of_none(self, driver: Driver, host: Host, entry: str | None) -> None:
+        """What the trash does not have cannot be restored, and the message says where to look."""
+        removed(driver, host, "other")
+        with pytest.raises(NoSuchVolume, match="ls --trash"):
+            restored(driver, entry=entry)
+
+    def test_an_id_of_another_name(self, driver: Driver, host: Host) -> None:
+        """An id that is another volume's is refused."""
+        entry = removed(driver, host, "other")
+        with pytest.raises(NoSuchVolume):
+            restored(driver, entry=entry)
+        assert host.trash() == [entry]
+
+    @pytest.mark.parametrize("name", ["../x", "", "a b", ".x"])
+    def test_a_bad_name(self, driver: Driver, host: Host, name: str) -> None:
+        """A name that no volume can have is refused."""
+        removed(driver, host)
+        with pytest.raises(Invalid if name else (Invalid, Conflict, NoSuchVolume)):
+            restored(driver, name or "-", new_name=name or None)
+
+    def test_a_damaged_record(self, driver: Driver, host: Host) -> None:
+        """An entry whose record is damaged is shown without a name, and is not restored by guessing."""
+        entry = removed(driver, host)
+        (host.root / "trash" / entry / "volume.json").write_text("{")
+        assert driver.removed_volumes()[0]["name"] is None
+        with pytest.raises(NoSuchVolume):
+            restored(driver)
+
+    def test_by_path(self, driver: Driver, host: Host) -> None:
+        """A path volume is restored to its directory, which was never away."""
+        driver.create("mongo", {"uid": "184", "path": f"{host.srv}/db"}, soon())
+        driver.remove("mongo", soon())
+        restored(driver)
+        assert driver.mount("mongo", soon()) == f"{host.srv}/db"
+        assert owner(host.srv / "db") == (184, 0)
+
+    def test_a_pending_pass(self, driver: Driver, host: Host) -> None:
+        """A pass that was pending is pending again."""
+        driver.create("mongo", {"uid": "184"}, soon())
+        make_tree(host.data("mongo"), "file a")
+        (host.volume("mongo") / "pass.json").write_text("{}")
+        driver.remove("mongo", soon())
+        restored(driver)
+        assert driver.get("mongo")["Status"]["ready"] is False
+        driver.mount("mongo", soon())
+        assert owner(host.data("mongo") / "a") == (184, 0)
+
+
+class TestPurge:
+    def test_ids(self, driver: Driver, host: Host) -> None:
+        """purge ID deletes those, whatever their age, and no others."""
+        first, second, third = (removed(driver, host, name) for name in ("a", "b", "c"))
+        assert driver.purge([first, third]) == 2
+        assert host.trash() == [second]
+
+    def test_everything(self, driver: Driver, host: Host) -> None:
+        """purge --all deletes all that was removed, whenever."""
+        for name in ("a", "b"):
+            removed(driver, host, name)
+        assert driver.purge(None) == 2
+        assert host.trash() == []
+
+    def test_what_has_expired(self, open_driver: OpenDriver, host: Host) -> None:
+        """Without an argument what is older than HOSTPREP_TRASH_KEEP goes."""
+        driver = open_driver(HOSTPREP_TRASH_KEEP="2h")
+        removed(driver, host, "a", age=7300)
+        young = removed(driver, host, "b", age=7100)
+        assert driver.purge([]) == 1
+        assert host.trash() == [young]
+
+    def test_keeping_nothing(self, open_driver: OpenDriver, host: Host) -> None:
+        """With HOSTPREP_TRASH_KEEP=0 everything has expired."""
+        driver = open_driver(HOSTPREP_TRASH_KEEP="0")
+        removed(driver, host)
+        assert driver.purge([]) == 1
+
+    @pytest.mark.parametrize(
+        "entry", ["", "x", "..", "../volumes/live", "20260101T000000Z", ".purge-20260101T000000Z-00000000"]
+    )
+    def test_what_is_no_id(self, driver: Driver, host: Host, entry: str) -> None:
+        """What is no id is refused before anything is deleted."""
+        kept = removed(driver, host)
+        driver.create("live", {}, soon())
+        with pytest.raises(Invalid, match="is no trash id"):
+            driver.purge([kept, entry])
+        assert host.trash() == [kept]
+        assert host.data("live").is_dir()
+
+    def test_an_unknown_id(self, driver: Driver, host: Host) -> None:
+        """One unknown id among several is an error before anything is deleted."""
+        kept = removed(driver, host)
+        with pytest.raises(NoSuchVolume):
+            driver.purge([kept, "20200101T000000Z-00000000"])
+        assert host.trash() == [kept]
+
+    def test_an_id_twice(self, driver: Driver, host: Host) -> None:
+        """An id that is given twice is deleted once."""
+        entry = removed(driver, host)
+        assert driver.purge([entry, entry]) == 1
+        assert host.trash() == []
+
+    def test_it_is_logged(self, driver: Driver, host: Host, caplog: pytest.LogCaptureFixture) -> None:
+        """Each purge is logged, with the volume's name and the id."""
+        entry = removed(driver, host)
+        with caplog.at_level(logging.INFO, "hostprep"):
+            driver.purge(None)
+        assert any("mongo" in r.getMessage() and entry in r.getMessage() for r in caplog.records)
+
+    def test_nothing_outside(self, driver: Driver, host: Host) -> None:
+        """Where a link in the data leads is not touched; a path volume's directory neither."""
+        make_tree(host.srv, "dir a", "file a/b")
+        driver.create("mongo", {}, soon())
+        driver.create("path", {"path": f"{host.srv}/a"}, soon())
+        (host.data("mongo") / "link").symlink_to(host.srv / "a")
+        driver.remove("mongo", soon())
+        driver.remove("path", soon())
+        assert driver.purge(None) == 2
+        assert os.listdir(host.srv / "a") == ["b"]
+
+    def test_an_interrupted_one(self, driver: Driver, host: Host) -> None:
+        """What a purge began to delete is not restored, and the next purge ends it."""
+        entry = removed(driver, host)
+        (host.root / "trash" / entry).rename(host.root / "trash" / f".purge-{entry}")
+        assert driver.removed_volumes() == []
+        with pytest.raises(NoSuchVolume):
+            restored(driver)
+        assert driver.purge([]) == 1
+        assert host.trash() == []
+
+    def test_a_mount_inside(self, driver: Driver, host: Host, caplog: pytest.LogCaptureFixture) -> None:
+        """What is mounted in removed data is not emptied; the purge says so, ends, and is completed later."""
+        make_tree(host.srv, "dir a", "file a/b")
+        entry = removed(driver, host)
+        (host.root / "trash" / entry / "_data" / "m").mkdir()
+        with mounted("--bind", f"{host.srv}/a", f"{host.root}/trash/{entry}/_data/m"):
+            driver.purge([])
+            driver.purge([entry])
+            assert os.listdir(host.srv / "a") == ["b"]
+        driver.purge([])
+        assert os.listdir(host.srv / "a") == ["b"]
+        assert host.trash() == []
+
+    def test_one_that_is_in_use(self, driver: Driver, host: Host, caplog: pytest.LogCaptureFixture) -> None:
+        """What somebody has mounted is not purged, however it is asked for, until it is not; others are meanwhile."""
+        entry, other = removed(driver, host, "a", age=90000), removed(driver, host, "b", age=90000)
+        (host.srv / "here").mkdir()
+        with mounted("--bind", f"{host.root}/trash/{entry}/_data", f"{host.srv}/here"):
+            assert trash.due(driver.store, 86400) == [other]
+            assert driver.purge([]) == 1
+            assert driver.purge([entry]) == 0
+            assert driver.purge(None) == 0
+            assert f"{entry} is not purged: it is mounted at {host.srv}/here" in caplog.text
+            assert host.trash() == [entry]
+        assert driver.purge([]) == 1
+
+    def test_a_deep_tree(self, driver: Driver, host: Host) -> None:
+        """A tree deeper than a process may open files by default is deleted by the command."""
+        driver.create("mongo", {}, soon())
+        here = os.open(host.data("mongo"), os.O_RDONLY)
+        for _ in range(700):
+            os.mkdir("d", dir_fd=here)
+            below = os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+        os.close(here)
+        driver.remove("mongo", soon())
+        process = host.begin("purge", "--all")
+        process.communicate(timeout=60)
+        assert (process.returncode, host.trash()) == (0, [])
+
+    def test_a_deep_tree_with_the_usual_limit(self, driver: Driver, host: Host) -> None:
+        """So it is where the soft limit of open files is the usual 1024."""
+        import resource
+
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
+        try:
+            self.test_a_deep_tree(driver, host)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+class TestSpace:
+    """Less than a tenth of the file system free: the oldest goes first, but nothing younger than an hour."""
+
+    @pytest.fixture
+    def full(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+        """A disk that is nearly full, until as many entries as said are gone."""
+        state = SimpleNamespace(free=50)
+        monkeypatch.setattr(
+            os,
+            "fstatvfs",
+            lambda fd: SimpleNamespace(f_bavail=state.free, f_bfree=state.free, f_blocks=1000, f_frsize=4096),
+        )
+        return state
+
+    def test_the_oldest_first(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
+        """One entry after another goes, the oldest first."""
+        old = removed(driver, host, "a", age=9000)
+        removed(driver, host, "b", age=8000)
+        assert trash.due(driver.store, 86400) == [old]
+
+    def test_not_one_in_use(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
+        """One that is in use, expired or not, does not keep the next from going."""
+        first, second = removed(driver, host, "a", age=9000), removed(driver, host, "b", age=8000)
+        (host.srv / "here").mkdir()
+        with mounted("--bind", f"{host.root}/trash/{first}/_data", f"{host.srv}/here"):
+            assert trash.due(driver.store, 86400) == [second]
+            assert trash.due(driver.store, 8500) == [second]
+
+    def test_until_there_is_space(
+        self, driver: Driver, host: Host, full: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No more goes than is needed."""
+        removed(driver, host, "a", age=9000)
+        kept = removed(driver, host, "b", age=8000)
+        delete = trash.purge
+
+        def freeing(*args: object, **rest: bool) -> int:
+            gone = delete(*args, **rest)  # type: ignore[arg-type]
+            full.free = 500
+            return gone
+
+        monkeypatch.setattr(trash, "purge", freeing)
+        assert driver.purge([]) == 1
+        assert host.trash() == [kept]
+
+    def test_the_young_stay(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
+        """What was removed within the last hour stays, however full the disk is."""
+        removed(driver, host, age=3500)
+        assert driver.purge([]) == 0
+        assert len(host.trash()) == 1
+
+    def test_not_at_a_tenth(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
+        """With a tenth free nothing goes before its time."""
+        full.free = 100
+        removed(driver, host, age=9000)
+        assert driver.purge([]) == 0
+
+    def test_one_that_cannot_be_deleted(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
+        """An entry that cannot be deleted keeps no other from going, and the purge comes to an end."""
+        stuck = removed(driver, host, "a", age=9000)
+        removed(driver, host, "b", age=8000)
+        (host.root / "trash" / stuck / "_data" / "m").mkdir()
+        with mounted("-t", "tmpfs", "none", f"{host.root}/trash/{stuck}/_data/m"):
+            driver.purge([])
+            assert host.trash() == [f".purge-{stuck}"]
+
+
+def test_strangers_in_the_trash(driver: Driver, host: Host) -> None:
+    """What is no entry is neither shown nor restored nor purged."""
+    make_tree(host.root / "trash", "dir lost+found", "file note", "file 20200101T000000Z-00000000")
+    assert [each["name"] for each in driver.removed_volumes() if each["name"]] == []
+    driver.create("mongo", {}, soon())
+    driver.remove("mongo", soon())
+    assert restored(driver) == "mongo"
+    driver.purge([])
+    assert (host.root / "trash" / "note").exists()
