@@ -26,7 +26,8 @@ def import_volumes(
 ) -> None:
     """Take over volumes of another driver.
 
-    Volumes of local-persist stay where they are. All imported volumes get the options given with -o.
+    Volumes of local-persist stay where they are. DIR is moved, within one file system. Each imported volume gets the
+    options given with -o.
     """
     if (state is None) == (source is None):
         raise click.UsageError("Give --local-persist FILE, or --from DIR NAME.")

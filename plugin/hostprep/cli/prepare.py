@@ -27,7 +27,7 @@ def prepare(settings: Settings, *, path: str, given: dict[str, str], dry_run: bo
     """Set owner, mode and label of any directory.
 
     The directory does not become a volume. The options are uid, gid, mode, label, and recurse, which says whether the
-    contents get the owner and label, too.
+    contents get owner and label, too.
     """
     require_root("it gives directories to other users")
     path = os.path.abspath(path)

@@ -12,7 +12,7 @@ from .shared import deadline
 
 @click.command()
 @click.argument("name")
-@click.option("--id", "entry", metavar="ID", help="Which removed volume, as ls --trash lists it; else the newest.")
+@click.option("--id", "entry", metavar="ID", help="Its ID, as ls --trash lists it. Without: the newest of that name.")
 @click.option("--as", "new_name", metavar="NEW", help="Restore it under this name.")
 @click.pass_obj
 def restore(settings: Settings, name: str, entry: str | None, new_name: str | None) -> None:
@@ -28,8 +28,8 @@ def restore(settings: Settings, name: str, entry: str | None, new_name: str | No
 def purge(settings: Settings, *, everything: bool, ids: tuple[str, ...]) -> None:
     """Delete removed volumes for good.
 
-    ls --trash lists the IDs. Without an ID, all volumes are deleted that were removed longer than --trash-keep ago. A
-    volume that is still mounted is not deleted.
+    ls --trash lists the IDs. Without an ID, purge deletes what was removed longer than --trash-keep ago. It deletes no
+    volume that is still mounted.
     """
     if everything and ids:
         raise Invalid("purge takes --all or ids, not both")

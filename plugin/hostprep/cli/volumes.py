@@ -8,6 +8,7 @@ from typing import Any, Final
 import click
 
 from ..errors import HostprepError, Invalid, NoSuchVolume
+from ..options import KNOWN
 from ..settings import Settings
 from ..tree.process import Progress
 from ..volumes.driver import Driver
@@ -17,7 +18,7 @@ from .shared import deadline, given_options, json_flag, make_ready, open_driver
 COLUMNS: Final = ["VOLUME", "OWNER", "MODE", "LABEL", "STATE", "MOUNTPOINT"]
 
 
-@click.command()
+@click.command(epilog=f"Driver options: {', '.join(KNOWN)}.")
 @click.argument("name")
 @given_options
 @click.pass_obj
@@ -29,7 +30,7 @@ def create(settings: Settings, name: str, given: dict[str, str]) -> None:
 
 @click.command()
 @click.option("--trash", "which", flag_value="trash", help="List removed volumes that can be restored.")
-@click.option("--retained", "which", flag_value="retained", help="List what was removed with on_remove=retain.")
+@click.option("--retained", "which", flag_value="retained", help="List volumes removed with on_remove=retain.")
 @json_flag
 @click.pass_obj
 def ls(settings: Settings, *, which: str | None, as_json: bool) -> None:
@@ -85,7 +86,7 @@ def apply(settings: Settings, *, name: str, given: dict[str, str], unset: tuple[
 
 @click.command()
 @click.argument("name")
-@click.option("--retained", is_flag=True, help="Move data that on_remove=retain has kept to the trash.")
+@click.option("--retained", is_flag=True, help="Move the data of a retained volume to the trash (see ls --retained).")
 @click.pass_obj
 def rm(settings: Settings, *, name: str, retained: bool) -> None:
     """Remove a volume; restore can bring it back.
