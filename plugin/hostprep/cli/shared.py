@@ -34,13 +34,7 @@ def _pairs(context: click.Context, parameter: click.Parameter, words: tuple[str,
 
 
 given_options = click.option(
-    "-o",
-    "--opt",
-    "given",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=_pairs,
-    help="Driver option, such as uid=184. May be repeated.",
+    "-o", "--opt", "given", multiple=True, metavar="KEY=VALUE", callback=_pairs, help="Driver option, such as uid=184."
 )
 dry_run_flag = click.option("--dry-run", is_flag=True, help="Print what would be done, and change nothing.")
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -65,7 +65,7 @@ def status(settings: Settings, *, name: str, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 @given_options
-@click.option("--unset", multiple=True, metavar="KEY", help="Remove this option. May be repeated.")
+@click.option("--unset", multiple=True, metavar="KEY", help="Remove this option.")
 @click.option("--no-wait", is_flag=True, help="Leave the repair to the next start of a container.")
 @click.pass_obj
 def apply(settings: Settings, *, name: str, given: dict[str, str], unset: tuple[str, ...], no_wait: bool) -> None:
@@ -113,12 +113,8 @@ def _all(driver: Driver) -> Iterator[dict[str, Any]]:
 
 def _one(driver: Driver, name: str) -> dict[str, Any]:
     found = driver.get(name)
-    return {
-        "name": name,
-        "mountpoint": found["Mountpoint"],
-        "created_at": found["CreatedAt"],
-        "status": found["Status"],
-    }
+    mountpoint, created_at = found["Mountpoint"], found["CreatedAt"]
+    return {"name": name, "mountpoint": mountpoint, "created_at": created_at, "status": found["Status"]}
 
 
 def row(volume: dict[str, Any]) -> list[str]:
