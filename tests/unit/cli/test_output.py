@@ -63,7 +63,7 @@ class TestBar:
             "with output.pass_bar('preparing [b]mongo\\x1b') as update:\n"
             "    update(Progress.now(412_000, 980_000, 10.0))"
         )
-        assert "mongo\\x1b" in text
+        assert "preparing [b]mongo\\x1b" in text
         assert "412,000 of about 980,000 entries, 41,200/s, about 14 s left" in text
 
 
@@ -76,6 +76,8 @@ class TestPull:
 
     def test_on_a_terminal(self) -> None:
         """On a terminal it shows what is pulled and how much of it is there."""
-        text = on_a_terminal(IMPORT + "with output.pull_bar('host:5000/mongo') as update: update(0, 0); update(5, 10)")
-        assert "pulling host:5000/mongo" in text
+        text = on_a_terminal(
+            IMPORT + "with output.pull_bar('host:5000/[b]mongo') as update: update(0, 0); update(5, 10)"
+        )
+        assert "pulling host:5000/[b]mongo" in text
         assert "5/10 bytes" in text
