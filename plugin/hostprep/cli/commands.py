@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from ..doctor.finding import Diagnosis, Finding, Verdict, together
+from ..doctor.finding import Diagnosis, Finding, Verdict, combined_remedy
 from ..errors import (
     BadSetting,
     Busy,
     Conflict,
     HostprepError,
     Invalid,
-    NoContainer,
-    NoImage,
+    NoEngine,
     NoSuchVolume,
+    NotPulled,
     in_words,
     printable,
 )
@@ -35,7 +35,8 @@ from . import output
 
 if TYPE_CHECKING:
     from ..doctor.finding import Apply
-    from ..engine.image import Findings
+    from ..engine.containers import EngineInfo
+    from ..engine.image import ProbeResult
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _ASKED: Final = 60.0  # seconds that an engine may take to answer a person
@@ -110,7 +111,7 @@ def _pairs(given: tuple[str, ...]) -> dict[str, str]:
 def _images(settings: Settings, given: Mapping[str, str]) -> Images | None:
     if not settings.docker_host or "image" not in given:
         return None
-    from ..engine.client import Images as Engine
+    from ..engine.client import Engine
 
     return Engine(settings.docker_host)
 
@@ -376,47 +377,44 @@ def probe(
     paths = tuple(parse_path(path, key="at") for path in paths)
     with _ended_in_order():
         if archive is not None:
-            from ..engine.archive import opened
-            from ..engine.image import look
+            from ..engine.archive import open_archive
+            from ..engine.image import probe_image
 
-            with opened(archive, image) as (name, config, layers):
-                findings = look(name, config, layers, (*config.volumes, *paths), user)
+            with open_archive(archive, image) as (name, config, layers):
+                findings = probe_image(name, config, layers, (*config.volumes, *paths), user)
         else:
             assert image is not None  # noqa: S101  # said above
             findings = _look(settings, image, paths, user, pull=pull)
     output.findings(findings, user, as_json=as_json)
 
 
-def _look(settings: Settings, image: str, paths: tuple[str, ...], user: str | None, *, pull: bool) -> Findings:
+def _look(settings: Settings, image: str, paths: tuple[str, ...], user: str | None, *, pull: bool) -> ProbeResult:
     """Ask an engine, and have it pull the *image* where it has none and that is wanted."""
-    from ..engine.client import Absent
-    from ..engine.client import Images as Engine
+    from ..engine.client import Engine
 
+    engine = Engine(_engine(settings))
     try:
-        engine = Engine(_engine(settings))
-    except NoContainer as exc:
-        raise NoImage(exc.message, hint="probe there, or an --archive here") from None
-    try:
-        return engine.look(image, paths, user, seconds=_ASKED)
-    except Absent:
+        return engine.probe(image, paths, user, seconds=_ASKED)
+    except NotPulled:
         if not pull:
             raise
     with output.Pull(image) as update:
         engine.pull(image, update)
-    return engine.look(image, paths, user, seconds=_ASKED)
+    return engine.probe(image, paths, user, seconds=_ASKED)
 
 
 def _engine(settings: Settings) -> str:
     """Where the engine listens that a person means.
 
     Raises:
-        NoContainer: not on this host.
+        NoEngine: not on this host.
     """
     host = settings.docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     try:
         return engine_socket(host)
     except ValueError as exc:
-        raise NoContainer(f"DOCKER_HOST={printable(host)} is not {exc}", hint="look there") from None
+        hint = "run hostprep on the engine's host; probe reads an --archive, too"
+        raise NoEngine(f"DOCKER_HOST={printable(host)} is not {exc}", hint=hint) from None
 
 
 @group.command()
@@ -446,7 +444,7 @@ def doctor(
         sys.exit(0 if found.usable else 1)
     with _ended_in_order():
         found = _diagnose(settings, name, container, user)
-        if fix and (remedy := together(found.findings)) is not None:
+        if fix and (remedy := combined_remedy(found.findings)) is not None:
             if not as_json:
                 output.diagnosis(found, as_json=False)
                 print(f"\n# {remedy.command(name)}\n", flush=True)
@@ -457,34 +455,34 @@ def doctor(
 
 
 def _installation(settings: Settings) -> Diagnosis:
-    from ..doctor.installation import look
-    from ..engine.client import Containers
+    from ..doctor.installation import check_installation
+    from ..engine.client import Engine
 
     if os.geteuid() != 0:
         raise BadSetting("hostprep needs to be root", hint="it looks into directories of other users; use sudo")
     try:
-        with Containers.asked(_engine(settings), seconds=_ASKED) as engine:
-            asked: Containers | NoContainer = engine
-    except NoContainer as exc:
-        asked = exc
-    return Diagnosis("", (), tuple(look(settings, asked)))
+        with Engine(_engine(settings)).connect(seconds=_ASKED) as connection:
+            engine: EngineInfo | NoEngine = connection.info
+    except NoEngine as exc:
+        engine = exc
+    return Diagnosis("", (), tuple(check_installation(settings, engine)))
 
 
 def _diagnose(settings: Settings, name: str, container: str | None, user: str | None) -> Diagnosis:
     from ..doctor.diagnose import diagnose
-    from ..doctor.subject import patients
-    from ..engine.client import Containers
+    from ..doctor.subject import subjects
+    from ..engine.client import Engine
 
     driver = Driver.open(settings, create=False)
     with contextlib.ExitStack() as stack:
         engine, missing = None, ""
         try:
-            engine = stack.enter_context(Containers.asked(_engine(settings), seconds=_ASKED))
-        except NoContainer as exc:
+            engine = stack.enter_context(Engine(_engine(settings)).connect(seconds=_ASKED))
+        except NoEngine as exc:
             if container is not None:
                 raise
             missing = exc.message
-        whom = patients(driver, name, engine, container, user)
+        whom = subjects(driver, name, engine, container, user)
     found = diagnose(driver, name, whom)
     if not missing or user is not None:
         return found

@@ -15,7 +15,7 @@ from ..tree.process import Progress
 from ..volumes.importing import Move, Outcome, Step
 
 if TYPE_CHECKING:
-    from ..engine.image import Directory, Findings
+    from ..engine.image import Directory, ProbeResult
     from .recipe import Recipe
 
 
@@ -149,7 +149,7 @@ def move_lines(name: str, move: Move, *, dry_run: bool) -> list[str]:
     ]
 
 
-def findings(found: Findings, user: str | None, *, as_json: bool) -> None:
+def findings(found: ProbeResult, user: str | None, *, as_json: bool) -> None:
     """Print what was found of an image, why, and what follows."""
     from .recipe import recipe
 
@@ -197,20 +197,20 @@ def _directory_row(found: Directory) -> list[str]:
     return [found.path, f"{entry.uid}:{entry.gid}", str(entry.mode), "yes" if entry.filled else "no", volume]
 
 
-def _notes(found: Findings, user: str | None) -> Iterator[str]:
+def _notes(found: ProbeResult, user: str | None) -> Iterator[str]:
     if not found.directories:
         yield "the image has no VOLUME: say with --path where it keeps its data"
-    if user is None and any(each.drops for each in found.directories):
+    if user is None and any(each.switches_user for each in found.directories):
         yield "the image starts as root and becomes another user: leave it so, without -u"
     if any(each.entry and each.entry.filled for each in found.directories):
         yield "into an empty volume Docker copies what the image has there, and the directory's mode with it"
     if any(not each.path.isprintable() for each in found.directories):
         yield "for a path with control characters no command can be shown"
-    if not found.config.runs:
+    if not found.config.has_program:
         yield "the image names no program of its own: append one to the command"
 
 
-def _probed(found: Findings, follows: Recipe | None, notes: list[str]) -> dict[str, Any]:
+def _probed(found: ProbeResult, follows: Recipe | None, notes: list[str]) -> dict[str, Any]:
     user = found.user
     return {
         "image": found.image,
@@ -229,8 +229,8 @@ def _probed(found: Findings, follows: Recipe | None, notes: list[str]) -> dict[s
                     "mode": str(each.entry.mode),
                     "content": each.entry.filled,
                 },
-                "options": each.ids,
-                "drops": each.drops,
+                "options": each.owner_options,
+                "drops": each.switches_user,
                 "why": list(each.why),
             }
             for each in found.directories
@@ -243,14 +243,14 @@ def _probed(found: Findings, follows: Recipe | None, notes: list[str]) -> dict[s
 
 
 def diagnosis(found: Diagnosis, *, as_json: bool) -> None:
-    """Print what a doctor found, the gravest in red, and each command as it is to be pasted."""
+    """Print what a doctor found, the worst in red, and each command as it is to be pasted."""
     if as_json:
         print(json.dumps(_diagnosed(found), indent=2))
         return
     whom = f" for {', '.join(found.whom)}" if found.whom else ""
     usable, not_usable = ("usable", "not usable") if found.name else ("works", "does not work")
     what = f"volume {found.name}{whom}:" if found.name else "hostprep on this host:"
-    print(printable(what), _styled(usable if found.usable else not_usable, found.gravest))
+    print(printable(what), _styled(usable if found.usable else not_usable, found.worst))
     print()
     for finding in found.findings:
         mark = "" if finding.verdict is Verdict.OK else finding.verdict.value.upper() + "  "

@@ -179,9 +179,9 @@ class TestProbe:
         """On a terminal directories are a table, and what is to be pasted is in one line, however long."""
         text = on_a_terminal(
             "from hostprep.engine.image import *; from hostprep.options import Mode\n"
-            "user, entry = User('', 0, 0, (), 'root'), Entry('directory', Mode(0o700), 5, 6)\n"
+            "user, entry = User('', 0, 0, (), 'root'), ImageEntry('directory', Mode(0o700), 5, 6)\n"
             "one = Directory('/' + 'd' * 100, '/d', (), entry, 5, 6, True, ('root', '[red]why'))\n"
-            "output.findings(Findings('mongo', Config('sha256:1', '', (), True), user, (one,)), None, as_json=False)"
+            "output.findings(ProbeResult('mongo', Config('sha256:1', '', (), True), user, (one,)), None, as_json=False)"
         )
         assert "DIRECTORY" in text
         assert "\t" not in text

@@ -97,6 +97,7 @@ class TestVolume:
         """Without the Docker SDK it does what it can do without an engine, and says what is missing for the rest."""
         doctor.hostprep("create", "mongo", *MONGO)
         monkeypatch.setitem(sys.modules, "docker.errors", None)
+        monkeypatch.delitem(sys.modules, "hostprep.engine.connection", raising=False)
         assert doctor.found("mongo")["usable"]
         done = doctor.hostprep(*ALONE, "doctor", "mongo", "--container", "db")
         assert (done.code, done.out) == (1, "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostprep.doctor.finding import Apply, Diagnosis, Finding, Verdict, together
+from hostprep.doctor.finding import Apply, Diagnosis, Finding, Verdict, combined_remedy
 from hostprep.errors import Conflict
 
 
@@ -25,28 +25,30 @@ def test_contents(recurse: str | None, back: str) -> None:
     assert command == f"hostprep apply mongo -o uid=5 -o recurse=always && hostprep apply mongo {back}"
 
 
-def test_together() -> None:
+def test_combined() -> None:
     """hostprep's own remedies are one; those of others are left to them."""
-    one = together([found(remedy=Apply({"uid": "5"})), found(remedy="mount /x"), found(remedy=Apply({"label": "x"}))])
+    one = combined_remedy(
+        [found(remedy=Apply({"uid": "5"})), found(remedy="mount /x"), found(remedy=Apply({"label": "x"}))]
+    )
     assert one == Apply({"uid": "5", "label": "x"})
-    assert together([found(remedy="mount /x")]) is None
+    assert combined_remedy([found(remedy="mount /x")]) is None
 
 
 def test_contradiction() -> None:
     """Two that contradict each other are refused."""
     with pytest.raises(Conflict, match="5 and 6"):
-        together([found(remedy=Apply({"uid": "5"})), found(remedy=Apply({"uid": "6"}))])
+        combined_remedy([found(remedy=Apply({"uid": "5"})), found(remedy=Apply({"uid": "6"}))])
 
 
 def test_usable() -> None:
-    """Usable is what has nothing bad; the gravest is told."""
+    """Usable is what has nothing bad; the worst verdict is told."""
     assert Diagnosis("mongo", (), ()).usable
     warned = Diagnosis("mongo", (), (found(Verdict.WARNING), found(Verdict.OK)))
-    assert (warned.usable, warned.gravest) == (True, Verdict.WARNING)
+    assert (warned.usable, warned.worst) == (True, Verdict.WARNING)
     assert not Diagnosis("mongo", (), (found(Verdict.OK), found(Verdict.BAD))).usable
 
 
 def test_contents_among_others() -> None:
     """What recurse was comes back, whichever remedy is the first."""
-    one = together([found(remedy=Apply({"uid": "5"})), found(remedy=Apply(contents=True, recurse="never"))])
+    one = combined_remedy([found(remedy=Apply({"uid": "5"})), found(remedy=Apply(contents=True, recurse="never"))])
     assert one == Apply({"uid": "5"}, contents=True, recurse="never")

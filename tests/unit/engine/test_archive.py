@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from hostprep.engine import archive
-from hostprep.engine.archive import opened
-from hostprep.engine.image import Entry, look
+from hostprep.engine.archive import open_archive
+from hostprep.engine.image import ImageEntry, probe_image
 from hostprep.errors import NoImage
 from hostprep.options import Mode
 from tests.support.archives import BASE, CONFIG, USERS, docker_save, oci, tar
@@ -32,8 +32,8 @@ def written(tmp_path: Path) -> Callable[[bytes], str]:
 Write = Callable[[bytes], str]
 
 
-def entries(path: str, *asked: str, wanted: str | None = None) -> list[Entry | None]:
-    with opened(path, wanted) as (_, _, layers):
+def entries(path: str, *asked: str, wanted: str | None = None) -> list[ImageEntry | None]:
+    with open_archive(path, wanted) as (_, _, layers):
         return [layers.entry(each) for each in asked]
 
 
@@ -42,10 +42,10 @@ def entries(path: str, *asked: str, wanted: str | None = None) -> list[Entry | N
 @pytest.mark.parametrize("whole", [bytes, gzip.compress], ids=["tar", "tar.gz"])
 def test_each_kind(written: Write, layer: bytes, make: Any, whole: Any) -> None:
     """Docker's layout and OCI's, layers and archive plain and compressed: the same is found."""
-    with opened(written(whole(make(layer))), None) as (name, config, layers):
-        found = look(name, config, layers, config.volumes)
+    with open_archive(written(whole(make(layer))), None) as (name, config, layers):
+        found = probe_image(name, config, layers, config.volumes)
     assert (found.user.uid, found.user.gid) == (5, 6)
-    assert found.directories[0].entry == Entry("directory", Mode(0o750), 5, 6, filled=True)
+    assert found.directories[0].entry == ImageEntry("directory", Mode(0o750), 5, 6, filled=True)
     assert found.config.id == "sha256:" + hashlib.sha256(json.dumps(CONFIG).encode()).hexdigest()
 
 
@@ -84,7 +84,7 @@ def test_layers(written: Write, layer: bytes, asked: str, expected: tuple[int, i
 def test_a_link_that_became_a_directory(written: Write) -> None:
     """A directory over a link hides the link, and a link over a directory what was in that."""
     lower, upper = tar(("a", "-> /b"), ("c", None), ("c/x", None)), tar(("a/y", None), ("c", "-> /d"))
-    with opened(written(docker_save(lower, upper)), None) as (_, _, layers):
+    with open_archive(written(docker_save(lower, upper)), None) as (_, _, layers):
         assert (layers.link("/a"), layers.link("/c")) == (None, "/d")
         assert layers.entry("/a/y") is not None
         assert layers.entry("/c/x") is None
@@ -95,7 +95,7 @@ def test_passwd_of_the_last_layer(written: Write) -> None:
     newer = tar((USERS, b"app:x:7:8:::\n"))
     linked = tar(("srv", None), ("srv/users", b"app:x:9:9:::\n"), (USERS, "= srv/users"))
     for layers, uid in (((BASE, newer), 7), ((BASE, newer, linked), 9), ((BASE, newer, tar((".wh.etc", b""))), None)):
-        with opened(written(docker_save(*layers)), None) as (_, _, found):
+        with open_archive(written(docker_save(*layers)), None) as (_, _, found):
             text = found.read("/etc/passwd")
             assert text == (f"app:x:{uid}:".encode() + (text or b"")[8:] if uid else None)
 
@@ -122,24 +122,24 @@ class TestWhichOne:
     @pytest.mark.parametrize("wanted", ["redis:7", "docker.io/library/redis:7", "library/redis:7"])
     def test_by_name(self, written: Write, wanted: str) -> None:
         """An image is found by its name, as an engine shows it and in full."""
-        with opened(written(self.two()), wanted) as (name, _, _):
+        with open_archive(written(self.two()), wanted) as (name, _, _):
             assert name == wanted
 
     @pytest.mark.parametrize("wanted", [None, "redis", "other:7"])
     def test_not_clear(self, written: Write, wanted: str | None) -> None:
         """Where it is not clear which one is meant, those there are are named."""
-        with pytest.raises(NoImage, match="mongo:7, redis:7"), opened(written(self.two()), wanted):
+        with pytest.raises(NoImage, match="mongo:7, redis:7"), open_archive(written(self.two()), wanted):
             pass
 
     def test_the_only_one(self, written: Write) -> None:
         """The only image needs no name, and is called by its own; without one, or with an unlikely one, by its id."""
         for name, shown in (("mongo:7", "mongo:7"), (None, "sha256:"), ("a\x1b[31m b", "sha256:")):
-            with opened(written(docker_save(BASE, name=name)), None) as (found, _, _):
+            with open_archive(written(docker_save(BASE, name=name)), None) as (found, _, _):
                 assert found.startswith(shown)
 
     def test_by_a_note(self, written: Write) -> None:
         """An OCI layout names its images in notes."""
-        with opened(written(oci(BASE, name="docker.io/library/mongo:7")), "mongo:7") as (name, _, _):
+        with open_archive(written(oci(BASE, name="docker.io/library/mongo:7")), "mongo:7") as (name, _, _):
             assert name == "mongo:7"
 
 
@@ -147,13 +147,13 @@ class TestWhichOne:
     ("data", "word"),
     [
         (b"", "neither"),
-        (b"no tar at all" * 100, "no tar"),
+        (b"no tar at all" * 100, "not a tar"),
         (b"\x1f\x8bno gzip", "cannot be read"),
         (gzip.compress(docker_save(BASE))[:-200], "cannot be read"),
         (docker_save(BASE)[:6000], "ends"),
         (tar(("readme", b"")), "neither"),
-        (tar(("manifest.json", b"[[[")), "no JSON"),
-        (tar(("manifest.json", b"[" * 100000)), "no JSON"),
+        (tar(("manifest.json", b"[[[")), "not JSON"),
+        (tar(("manifest.json", b"[" * 100000)), "not JSON"),
         (tar(("manifest.json", b" " * (5 << 20))), "too long"),
         (tar(("manifest.json", b"[]")), "0 images"),
         (tar(("manifest.json", b"{}")), "array"),
@@ -180,17 +180,17 @@ class TestWhichOne:
 )
 def test_hostile(written: Write, data: bytes, word: str) -> None:
     """What is no archive of an image, or is damaged, is refused in one printable line; nothing outside it is read."""
-    with pytest.raises(NoImage, match=word) as caught, opened(written(data), None):
+    with pytest.raises(NoImage, match=word) as caught, open_archive(written(data), None):
         pass
     assert str(caught.value).isprintable()
 
 
 def test_endless_directories(written: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer whose few members name very many directories is refused before they fill the memory."""
-    monkeypatch.setattr(archive, "_ENTRIES", 10_000)
+    monkeypatch.setattr(archive, "_MAX_ENTRIES", 10_000)
     layer = tar(*(("/".join([str(number)] * 400), None) for number in range(100)))
     tracemalloc.start()
-    with pytest.raises(NoImage, match="more than 10000"), opened(written(docker_save(layer)), None):
+    with pytest.raises(NoImage, match="more than 10000"), open_archive(written(docker_save(layer)), None):
         pass
     assert tracemalloc.get_traced_memory()[1] < 32 << 20
     tracemalloc.stop()
@@ -211,11 +211,11 @@ def test_a_large_file_is_passed_over(written: Write) -> None:
 def test_a_large_passwd(written: Write) -> None:
     """A passwd without measure is refused."""
     path = written(docker_save(tar((USERS, bytes(2 << 20)))))
-    with opened(path, None) as (_, _, layers), pytest.raises(NoImage, match="more than"):
+    with open_archive(path, None) as (_, _, layers), pytest.raises(NoImage, match="more than"):
         layers.read("/etc/passwd")
 
 
 def test_no_such_file(tmp_path: Path) -> None:
     """A missing archive is an error of the system, with its name."""
-    with pytest.raises(FileNotFoundError), opened(str(tmp_path / "none.tar"), None):
+    with pytest.raises(FileNotFoundError), open_archive(str(tmp_path / "none.tar"), None):
         pass

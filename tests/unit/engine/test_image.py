@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostprep.engine.image import FILE_LIMIT, Config, Entry, chase, chosen, exec_user, look
+from hostprep.engine.image import FILE_LIMIT, Config, ImageEntry, exec_user, follow_links, owner_options, probe_image
 from hostprep.errors import NoImage
 from hostprep.options import Mode
 
@@ -35,28 +35,28 @@ video:x:46:mongodb
 class Files:
     """A tree of links, directories and files, by path."""
 
-    def __init__(self, found: Mapping[str, Entry | str | bytes]) -> None:
+    def __init__(self, found: Mapping[str, ImageEntry | str | bytes]) -> None:
         self.found = found
 
     def link(self, path: str) -> str | None:
         found = self.found.get(path)
         return found if isinstance(found, str) else None
 
-    def entry(self, path: str) -> Entry | None:
+    def entry(self, path: str) -> ImageEntry | None:
         found = self.found.get(path)
-        return found if isinstance(found, Entry) else Entry("file", Mode(0o644), 0, 0) if found else None
+        return found if isinstance(found, ImageEntry) else ImageEntry("file", Mode(0o644), 0, 0) if found else None
 
     def read(self, path: str) -> bytes | None:
         found = self.found.get(path)
         return found if isinstance(found, bytes) else None
 
 
-def directory(uid: int, gid: int, mode: int = 0o755) -> Entry:
-    return Entry("directory", Mode(mode), uid, gid)
+def directory(uid: int, gid: int, mode: int = 0o755) -> ImageEntry:
+    return ImageEntry("directory", Mode(mode), uid, gid)
 
 
 def config(user: str = "", *volumes: str) -> Config:
-    return Config("sha256:1", user, volumes, runs=True)
+    return Config("sha256:1", user, volumes, has_program=True)
 
 
 class TestUser:
@@ -112,11 +112,11 @@ class TestUser:
         assert all(word in str(caught.value) for word in words)
         assert str(caught.value).isprintable()
 
-    @pytest.mark.parametrize(("spec", "ids"), [("", (0, 0)), ("5", (5, 0)), ("5:6", (5, 6))])
-    def test_without_the_files(self, spec: str, ids: tuple[int, int]) -> None:
+    @pytest.mark.parametrize(("spec", "owner"), [("", (0, 0)), ("5", (5, 0)), ("5:6", (5, 6))])
+    def test_without_the_files(self, spec: str, owner: tuple[int, int]) -> None:
         """Without passwd and group numbers are themselves, and nobody is root."""
         user = exec_user(spec, None, None)
-        assert (user.uid, user.gid) == ids
+        assert (user.uid, user.gid) == owner
 
     @pytest.mark.parametrize("spec", ["app", "5:app"])
     def test_a_name_without_the_files(self, spec: str) -> None:
@@ -142,11 +142,11 @@ class TestConfig:
         volumes: dict[str, Any] = {"/data/": {}, "/data": {}, "logs": {}, "/": {}, "/a/../b": {}}
         inner = {"User": "app", "Volumes": volumes, "Cmd": ["sh"]}
         for outer in ({"Os": "linux", "Config": inner}, {"os": "linux", "config": inner}):
-            assert Config.parse(outer, image_id="x") == Config("x", "app", ("/b", "/data", "/logs"), runs=True)
+            assert Config.parse(outer, image_id="x") == Config("x", "app", ("/b", "/data", "/logs"), has_program=True)
 
     def test_an_empty_one(self) -> None:
         """Nothing said is no user, no volume, no program."""
-        assert Config.parse({"config": None}, image_id="x") == Config("x", "", (), runs=False)
+        assert Config.parse({"config": None}, image_id="x") == Config("x", "", (), has_program=False)
 
     @pytest.mark.parametrize(
         "found",
@@ -171,7 +171,7 @@ class TestConfig:
             Config.parse(found, image_id="x")
 
 
-class TestChase:
+class TestFollowLinks:
     @pytest.mark.parametrize(
         ("path", "real"),
         [
@@ -198,11 +198,11 @@ class TestChase:
             "/dot": "./srv/.",
             "/srv/absolute": "/etc",
         }
-        assert chase(Files(links), path)[0] == real
+        assert follow_links(Files(links), path)[0] == real
 
     def test_what_was_followed(self) -> None:
         """Each link that was followed is told."""
-        assert chase(Files({"/a": "b", "/b": "/c"}), "/a/d") == ("/c/d", ("/a -> b", "/b -> /c"))
+        assert follow_links(Files({"/a": "b", "/b": "/c"}), "/a/d") == ("/c/d", ("/a -> b", "/b -> /c"))
 
     @pytest.mark.parametrize(
         "links",
@@ -212,19 +212,19 @@ class TestChase:
     def test_too_many(self, links: dict[str, str]) -> None:
         """A path that goes round or on and on is refused, soon."""
         with pytest.raises(NoImage, match="too many symlinks"):
-            chase(Files(links), "/a")
+            follow_links(Files(links), "/a")
 
 
-class TestLook:
-    FILES: Mapping[str, Entry | str | bytes] = {"/etc/passwd": PASSWD, "/etc/group": GROUP}
+class TestProbeImage:
+    FILES: Mapping[str, ImageEntry | str | bytes] = {"/etc/passwd": PASSWD, "/etc/group": GROUP}
 
-    def at(self, spec: str, entry: Entry | None, user: str | None = None) -> Any:
+    def at(self, spec: str, entry: ImageEntry | None, user: str | None = None) -> Any:
         files = {**self.FILES, **({"/data": entry} if entry else {})}
-        (found,) = look("mongo", config(spec), Files(files), ["/data"], user).directories
+        (found,) = probe_image("mongo", config(spec), Files(files), ["/data"], user).directories
         return found
 
     @pytest.mark.parametrize(
-        ("user", "entry", "ids", "drops"),
+        ("user", "entry", "owner", "switches"),
         [
             ("mongodb", directory(184, 998), (184, 998), False),
             ("mongodb", directory(184, 44), (184, 44), False),
@@ -238,10 +238,12 @@ class TestLook:
             ("", None, (0, 0), False),
         ],
     )
-    def test_who_should_own_it(self, user: str, entry: Entry | None, ids: tuple[int, int], *, drops: bool) -> None:
+    def test_who_should_own_it(
+        self, user: str, entry: ImageEntry | None, owner: tuple[int, int], *, switches: bool
+    ) -> None:
         """Whom the image runs as; of one that starts as root, the directory's owner; a group that fits stays."""
         found = self.at(user, entry)
-        assert ((found.uid, found.gid), found.drops) == (ids, drops)
+        assert ((found.uid, found.gid), found.switches_user) == (owner, switches)
         assert len(found.why) >= 2
 
     def test_the_owners_name(self) -> None:
@@ -262,35 +264,35 @@ class TestLook:
     def test_no_directory(self, kind: str) -> None:
         """What is no directory is refused."""
         with pytest.raises(NoImage, match=f"/data is a {kind}"):
-            self.at("", Entry(kind, Mode(0o644), 0, 0))
+            self.at("", ImageEntry(kind, Mode(0o644), 0, 0))
 
     def test_passwd_through_a_link(self) -> None:
         """passwd may be a link, which leads nowhere but into the image."""
-        files: dict[str, Entry | str | bytes] = {"/etc/passwd": "../../run/users", "/run/users": PASSWD}
-        assert look("mongo", config("mongodb"), Files(files), []).user.uid == 184
+        files: dict[str, ImageEntry | str | bytes] = {"/etc/passwd": "../../run/users", "/run/users": PASSWD}
+        assert probe_image("mongo", config("mongodb"), Files(files), []).user.uid == 184
 
 
-class TestChosen:
+class TestOwnerOptions:
     def two(self, *owners: int) -> Any:
         files = {f"/{number}": directory(uid, uid) for number, uid in enumerate(owners)}
-        return look("mongo", config(""), Files(files), list(files))
+        return probe_image("mongo", config(""), Files(files), list(files))
 
     def test_one(self) -> None:
         """Of one directory its owner, as options."""
-        assert chosen(self.two(184)) == {"uid": "184", "gid": "184"}
+        assert owner_options(self.two(184)) == {"uid": "184", "gid": "184"}
 
     def test_several_alike(self) -> None:
         """Several of one owner are as one."""
-        assert chosen(self.two(184, 184)) == {"uid": "184", "gid": "184"}
+        assert owner_options(self.two(184, 184)) == {"uid": "184", "gid": "184"}
 
     def test_several_that_differ(self) -> None:
         """Several of different owners are told, with how to say which."""
         with pytest.raises(NoImage, match=r"/0 \(184:184\), /1 \(185:185\).*at=/0"):
-            chosen(self.two(184, 185))
+            owner_options(self.two(184, 185))
 
     def test_none(self) -> None:
         """Without a directory it is whom the image runs as."""
-        assert chosen(look("mongo", config("5:6"), Files({}), [])) == {"uid": "5", "gid": "6"}
+        assert owner_options(probe_image("mongo", config("5:6"), Files({}), [])) == {"uid": "5", "gid": "6"}
 
 
 def test_a_whole_passwd() -> None:
