@@ -69,7 +69,7 @@ def test_well(doctor: Doctor, docker: Docker, audit: Audit) -> None:
     assert found["usable"]
     said = {each["check"]: each["what"] for each in found["findings"]}
     assert said["label"] == f"{CONTAINER_FILE}: the policy lets container_t read and write it"
-    assert said["denials"].startswith("none of this volume's files in /var/log/audit/audit.log")
+    assert said["denials"].startswith("none for this volume's files in /var/log/audit/audit.log")
     assert docker.exec("db", WRITE) == "written"
     assert audit.denials() == []
 
@@ -85,7 +85,7 @@ def test_label_of_a_home(doctor: Doctor, docker: Docker) -> None:
     doctor.mended("label", "hostprep apply mongo")
     (denial, *_) = doctor.all("denials", "mongo", "--container", "db")
     assert denial["verdict"] == "note"
-    assert f"by now its label is {CONTAINER_FILE}, which allows it" in denial["what"]
+    assert f"its label is now {CONTAINER_FILE}, which allows it" in denial["what"]
 
 
 def test_label_that_was_asked_for(doctor: Doctor, docker: Docker) -> None:

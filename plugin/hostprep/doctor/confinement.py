@@ -39,11 +39,11 @@ def _label_for(volume: InspectedVolume, process: str | None) -> Iterator[Finding
     context = volume.labels.process(label) if process is None else process
     if missing := volume.labels.missing(label, context):
         who, may_not = _domain(context), " or ".join(missing)
-        level = [*label.split(":", 3), "", "", ""][3]
         # With the same level nothing is missing: only the categories are in the way.
         if not volume.labels.missing(label, volume.labels.at_level_of(label, context)):
             what = f"{printable(label)}: the container runs with {_categories(context)}, not with {_categories(label)}"
-            wanted = f"a label for all containers; or a container made with --security-opt label=level:{level}"
+            level = f"--security-opt label=level:{denials.fields(label)[3]}"
+            wanted = f"a label for all containers; or a container made with {level}"
             yield Finding("categories", Verdict.BAD, what, wanted, _label_remedy(volume, shared=True))
             return
         what = f"{printable(label)}: SELinux forbids {who} to {may_not} it"
@@ -73,8 +73,7 @@ def _label_options(volume: InspectedVolume, *, shared: bool = False) -> dict[str
         if not volume.labels.missing(str(declared), volume.labels.process(str(declared))):
             return {}
         default = volume.labels.usable(str(declared))
-    _, _, kind, level = default.split(":", 3)
-    options = {"label": kind if level == "s0" else f"{kind}:{level}"}
+    options = {"label": _type_and_level(default)}
     if volume.record.options.recurses is Recurse.NEVER and any(volume.entries()):
         options["recurse"] = Recurse.MISMATCH.value
     return options
@@ -141,14 +140,14 @@ def _relabelling(volume: InspectedVolume) -> Apply:
 
 def _domain(context: str) -> str:
     """The type of a process's context, `container_t`."""
-    return printable([*context.split(":", 3), "", ""][2] or context)
+    return printable(denials.fields(context)[2] or context)
 
 
 def _categories(context: str) -> str:
-    level = [*context.split(":", 3), "", "", ""][3].partition("-")[0]
+    level = denials.fields(context)[3].partition("-")[0]
     return printable(level.partition(":")[2]) or "no categories"
 
 
 def _type_and_level(label: str) -> str:
-    _, _, kind, level = [*label.split(":", 3), "", "", ""][:4]
+    _, _, kind, level = denials.fields(label)
     return f"{kind}:{level}" if level and level != "s0" else kind

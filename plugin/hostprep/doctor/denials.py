@@ -61,19 +61,19 @@ def parse(line: str) -> Denial | None:
     found = _AVC.search(line)
     if found is None:
         return None
-    fields = {key: _text(key, value) for key, value in _FIELD.findall(found[2])}
+    said = {key: _text(key, value) for key, value in _FIELD.findall(found[2])}
     when = next((match for match in (time_.search(line) for time_ in _TIMES) if match), None)
-    if fields.get("permissive") == "1" or not {"scontext", "tcontext", "tclass"} <= fields.keys():
+    if said.get("permissive") == "1" or not {"scontext", "tcontext", "tclass"} <= said.keys():
         return None
-    inode = fields.get("ino", "")
+    inode = said.get("ino", "")
     return Denial(
         tuple(found[1].split()),
-        fields["tclass"],
-        fields["scontext"],
-        fields["tcontext"],
-        fields.get("comm", ""),
-        fields.get("name") or os.path.basename(fields.get("path", "")),
-        fields.get("dev", ""),
+        said["tclass"],
+        said["scontext"],
+        said["tcontext"],
+        said.get("comm", ""),
+        said.get("name") or os.path.basename(said.get("path", "")),
+        said.get("dev", ""),
         int(inode) if inode.isascii() and inode.isdecimal() else 0,
         int(when[1]) if when else 0,
     )
@@ -111,7 +111,7 @@ def recorded() -> tuple[str, list[Denial]]:
 
 def sentence(denial: Denial) -> str:
     """What was denied, as a sentence."""
-    who = f"{denial.command or 'a process'} ({_part(denial.source, 2)})"
+    who = f"{denial.command or 'a process'} ({fields(denial.source)[2]})"
     kind = _KINDS.get(denial.kind, denial.kind)
     what = "the volume's directory" if denial.path == "." else f"the {kind} {denial.path or denial.name}"
     times = f", {denial.times} times" if denial.times > 1 else ""
@@ -121,8 +121,9 @@ def sentence(denial: Denial) -> str:
     )
 
 
-def _part(context: str, number: int) -> str:
-    return [*context.split(":"), "", "", ""][number]
+def fields(context: str) -> list[str]:
+    """User, role, type and level of a context; empty for what it does not have."""
+    return [*context.split(":", 3), "", "", ""][:4]
 
 
 def _counted(lines: Iterable[str]) -> list[Denial]:

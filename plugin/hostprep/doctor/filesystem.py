@@ -88,14 +88,9 @@ def check_file_system(where: FileSystem, whom: list[Who], *, running: list[str],
     found = [*_flags(where, running), *_space(where, trash=trash), *_quotas(where, whom)]
     if where.squashed:
         name = where.mount.source if where.mount else where.kind
-        found.append(
-            Finding(
-                "root_squash",
-                Verdict.NOTE,
-                f"{name} denies root's rights (NFS with root_squash): hostprep cannot change owners and modes there",
-                "no_root_squash in its exports, or owners set on the server",
-            )
-        )
+        what = f"{name} denies root's rights (NFS with root_squash): hostprep cannot change owners and modes there"
+        wanted = "no_root_squash in its exports, or owners set on the server"
+        found.append(Finding("root_squash", Verdict.NOTE, what, wanted))
     if not found:
         st = os.fstatvfs(where.data)
         free = f"{st.f_bavail * st.f_frsize / 2**30:,.1f} GiB free"
@@ -106,26 +101,18 @@ def check_file_system(where: FileSystem, whom: list[Who], *, running: list[str],
 def _flags(where: FileSystem, running: list[str]) -> Iterator[Finding]:
     flags = os.fstatvfs(where.data).f_flag
     if flags & os.ST_RDONLY:
-        yield Finding(
-            "read-only",
-            Verdict.BAD,
-            f"the file system at {where.point} is mounted read-only",
-            "read and write",
-            f"mount -o remount,rw {where.point}",
-        )
+        what = f"the file system at {where.point} is mounted read-only"
+        yield Finding("read-only", Verdict.BAD, what, "read and write", f"mount -o remount,rw {where.point}")
     if flags & os.ST_NOEXEC:
-        yield Finding(
-            "noexec",
-            Verdict.WARNING,
-            f"the file system at {where.point} is mounted noexec: no program in the volume can run",
-            "exec, if the volume contains programs",
-            " && ".join([f"mount -o remount,exec {where.point}", *(f"docker restart {name}" for name in running)]),
-        )
+        what = f"the file system at {where.point} is mounted noexec: no program in the volume can run"
+        remedy = [f"mount -o remount,exec {where.point}", *(f"docker restart {name}" for name in running)]
+        wanted = "exec, if the volume contains programs"
+        yield Finding("noexec", Verdict.WARNING, what, wanted, " && ".join(remedy))
 
 
 def _space(where: FileSystem, *, trash: bool) -> Iterator[Finding]:
     st = os.fstatvfs(where.data)
-    for check, size, left, needed, what in (
+    for check, size, left, needed, unit in (
         ("space", st.f_blocks, st.f_bavail, -(-_MIN_FREE // (st.f_frsize or 1)), "space"),
         ("inodes", st.f_files, st.f_favail, 1, "inodes (files)"),
     ):
@@ -134,11 +121,10 @@ def _space(where: FileSystem, *, trash: bool) -> Iterator[Finding]:
         full = left < needed
         how_much = "no" if full else f"only {100 * left / size:.1f} % of its"
         remedy = "hostprep purge --all" if trash else _larger(where, st, check)
-        wanted = f"more {what}: delete files or enlarge the file system"
-        if trash:
-            wanted = f"more {what}: this deletes for good what is in the trash"
+        how = "this deletes for good what is in the trash" if trash else "delete files or enlarge the file system"
         verdict = Verdict.BAD if full else Verdict.WARNING
-        yield Finding(check, verdict, f"the file system at {where.point} has {how_much} {what} left", wanted, remedy)
+        what = f"the file system at {where.point} has {how_much} {unit} left"
+        yield Finding(check, verdict, what, f"more {unit}: {how}", remedy)
 
 
 def _larger(where: FileSystem, st: os.statvfs_result, check: str) -> str:
@@ -160,14 +146,10 @@ def _quotas(where: FileSystem, whom: list[Who]) -> Iterator[Finding]:
         if not ((most and used + _MIN_FREE > most) or (files_most and files >= files_most)):
             continue
         who, flag = ("user", "-u") if kind == linux.USRQUOTA else ("group", "-g")
-        yield Finding(
-            "quota",
-            Verdict.BAD,
-            f"{who} {number} has used up its quota at {where.point}: {used:,} of {most:,} bytes, "
-            f"{files} of {files_most} files (0: no limit)",
-            "a larger quota, or fewer files",
-            f"setquota {flag} {number} 0 {most // 512} 0 {files_most * 2} {where.point}",
-        )
+        counts = f"{used:,} of {most:,} bytes, {files} of {files_most} files (0: no limit)"
+        what = f"{who} {number} has used up its quota at {where.point}: {counts}"
+        remedy = f"setquota {flag} {number} 0 {most // 512} 0 {files_most * 2} {where.point}"
+        yield Finding("quota", Verdict.BAD, what, "a larger quota, or fewer files", remedy)
 
 
 def given_at_mount(where: FileSystem, who: Who, label: str | None) -> Finding:
@@ -180,10 +162,7 @@ def given_at_mount(where: FileSystem, who: Who, label: str | None) -> Finding:
     owner = [] if where.keeps_owners else [f"uid={who.uid}", f"gid={who.gid}"]
     context = [] if label is None or where.keeps_labels else [f'context="{label}"']
     lacks = " and ".join([*(["owners"] if owner else []), *(["labels"] if context else [])])
-    return Finding(
-        f"no {'labels' if context else 'owners'}",
-        Verdict.BAD,
-        f"{where.kind} at {where.point} stores no {lacks}: the mount options set them for all files",
-        "mount options that set them, in /etc/fstab too; stop its containers before",
-        where.mounted_with(*owner, *context, *kept),
-    )
+    what = f"{where.kind} at {where.point} stores no {lacks}: the mount options set them for all files"
+    wanted = "mount options that set them, in /etc/fstab too; stop its containers before"
+    remedy = where.mounted_with(*owner, *context, *kept)
+    return Finding(f"no {'labels' if context else 'owners'}", Verdict.BAD, what, wanted, remedy)

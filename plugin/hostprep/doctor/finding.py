@@ -33,10 +33,8 @@ class Apply:
         """The options to set and those to unset, for one `apply` after the other."""
         if not self.contents:
             return [(dict(self.options), ())]
-        back: tuple[dict[str, str], tuple[str, ...]] = ({}, ("recurse",))
-        if self.recurse is not None:
-            back = ({"recurse": self.recurse}, ())
-        return [({**self.options, "recurse": "always"}, ()), back]
+        back = {} if self.recurse is None else {"recurse": self.recurse}
+        return [({**self.options, "recurse": "always"}, ()), (back, () if back else ("recurse",))]
 
     def command(self, name: str) -> str:
         """The command line for a shell."""
@@ -74,7 +72,7 @@ class Diagnosis:
     name: str
     """The volume; empty for hostprep itself."""
     whom: tuple[str, ...]
-    """The users that it was looked at for, a phrase each."""
+    """The users whom it concerns, a phrase each."""
     findings: tuple[Finding, ...]
 
     @property

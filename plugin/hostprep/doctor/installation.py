@@ -45,7 +45,7 @@ def check_installation(settings: Settings, engine: EngineInfo | NoEngine) -> Ite
         yield Finding("root", Verdict.OK, f"{settings.root} is hostprep's, and only root has access")
     yield _socket(settings.socket)
     yield from _start_order()
-    yield from _engine(engine, settings)
+    yield from _engine(engine)
     yield from _kernel()
     if driver is not None:
         yield from _volumes(driver)
@@ -119,7 +119,7 @@ def _systemctl(*arguments: str) -> str:
 # -- the host --------------------------------------------------------------------------------------------
 
 
-def _engine(engine: EngineInfo | NoEngine, settings: Settings) -> Iterator[Finding]:
+def _engine(engine: EngineInfo | NoEngine) -> Iterator[Finding]:
     if isinstance(engine, NoEngine):
         remedy = "systemctl start docker.service" if _systemd() else ""
         yield Finding("engine", Verdict.WARNING, engine.message, engine.hint, remedy)

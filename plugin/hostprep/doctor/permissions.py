@@ -7,7 +7,7 @@ import os
 import stat
 import struct
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 READ: Final = 4
 WRITE: Final = 2
@@ -35,17 +35,6 @@ class Who:
 
     def __str__(self) -> str:
         return f"{self.uid}:{self.gid}"
-
-
-class Owned(Protocol):
-    """What os.stat_result says of a file."""
-
-    @property
-    def st_uid(self) -> int: ...
-    @property
-    def st_gid(self) -> int: ...
-    @property
-    def st_mode(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +94,7 @@ def read_acl(file: str) -> tuple[AclEntry, ...]:
         return ()
 
 
-def granted(who: Who, file: Owned, acl: tuple[AclEntry, ...] = ()) -> Granted:
+def granted(who: Who, file: os.stat_result, acl: tuple[AclEntry, ...] = ()) -> Granted:
     """What *who* may do with *file*.
 
     The first of these that matches decides, whatever the later ones allow: the owner, a named user, the groups

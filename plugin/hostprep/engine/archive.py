@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from ..errors import Invalid, NoImage, printable
 from ..options import Mode, parse_image
-from .image import FILE_LIMIT, Config, ImageEntry
+from .image import FILE_LIMIT, Config, ImageEntry, json_object
 from .tar import Member, Reader, Slice, Stream, absolute
 
 _MAX_JSON: Final = 4 << 20  # bytes of a manifest or a configuration
@@ -176,20 +176,18 @@ class _Archive:
 
 
 def _object(found: Any) -> dict[str, Any]:
-    if not isinstance(found, dict):
-        raise NoImage("the archive is damaged: an object is missing in its JSON")
-    return found
+    return json_object(found, "the archive is damaged: something in its JSON")
 
 
 def _list(found: Any) -> list[Any]:
     if not isinstance(found, list):
-        raise NoImage("the archive is damaged: an array is missing in its JSON")
+        raise NoImage("the archive is damaged: something in its JSON is not an array")
     return found
 
 
 def _texts(found: Any) -> list[str]:
     if not all(isinstance(each, str) for each in _list(found)):
-        raise NoImage("the archive is damaged: a string is missing in its JSON")
+        raise NoImage("the archive is damaged: something in its JSON is not a string")
     return list(found)
 
 

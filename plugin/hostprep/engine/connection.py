@@ -184,36 +184,32 @@ class Connection:
         # Without these the engine would make a volume for each VOLUME, copy into it what the image has there, and
         # show that instead.
         mounts = [Mount(target=path, source=None, type="tmpfs") for path in config.volumes]
-        unsure = True
+        patience = 1.0
         try:
-            try:
-                self._ask(
-                    self._client.create_container,
-                    config.id,
-                    # Never run. An image without a program of its own makes no container without one.
-                    entrypoint=["hostprep-probe"],
-                    name=name,
-                    labels={_LABEL: ""},
-                    network_disabled=True,
-                    host_config=self._client.create_host_config(network_mode="none", mounts=mounts),
-                )
-            except APIError:
-                unsure = False
-                raise
-            unsure = False
+            self._ask(
+                self._client.create_container,
+                config.id,
+                # Never run. An image without a program of its own makes no container without one.
+                entrypoint=["hostprep-probe"],
+                name=name,
+                labels={_LABEL: ""},
+                network_disabled=True,
+                host_config=self._client.create_host_config(network_mode="none", mounts=mounts),
+            )
+            patience = 0
             yield _ContainerFiles(self, name)
         finally:
             with _uninterrupted():
-                self._remove(name, unsure=unsure)
+                self._remove(name, patience)
 
-    def _remove(self, name: str, *, unsure: bool) -> None:
-        """Remove the container *name*. Where the engine did not answer, it is *unsure* whether there is one yet.
+    def _remove(self, name: str, patience: float) -> None:
+        """Remove the container *name*, which may appear as late as in *patience* seconds.
 
         Raises:
             NoEngine: it could not be removed.
         """
         self._client.timeout = _REMOVAL
-        end = time.monotonic() + (1 if unsure else 0)
+        end = time.monotonic() + patience
         while True:
             try:
                 self._client.remove_container(name, v=True, force=True)

@@ -44,11 +44,11 @@ class Config:
         Raises:
             NoImage: it has another shape, or is not for Linux.
         """
-        found = _object(found, "the image's description")
+        found = json_object(found, "the image's description")
         if (system := found.get("os", found.get("Os")) or "linux") != "linux":
             raise NoImage(f"the image is for {printable(str(system)[:50])}: it has no Linux users")
-        config = _object(found.get("config", found.get("Config")) or {}, "its Config")
-        user, volumes = config.get("User") or "", _object(config.get("Volumes") or {}, "its Volumes")
+        config = json_object(found.get("config", found.get("Config")) or {}, "its Config")
+        user, volumes = config.get("User") or "", json_object(config.get("Volumes") or {}, "its Volumes")
         if not isinstance(user, str) or len(user) > 1000:
             raise NoImage("the image's USER is not valid")
         if len(volumes) > MAX_VOLUMES:
@@ -60,7 +60,8 @@ class Config:
         return cls(image_id, user, tuple(path for path in paths if path != "/"), has_program)
 
 
-def _object(found: Any, what: str) -> dict[str, Any]:
+def json_object(found: Any, what: str) -> dict[str, Any]:
+    """*found* itself. Raises NoImage if it is not an object."""
     if not isinstance(found, dict):
         raise NoImage(f"{what} is not a JSON object")
     return found
