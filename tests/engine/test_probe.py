@@ -87,7 +87,7 @@ def test_user_and_owners(probe: Probe, name: str) -> None:
 
 @pytest.mark.parametrize("name", MADE)
 def test_same_user_as_the_engine(probe: Probe, name: str) -> None:
-    """The user that is found is the one that the engine runs the image as, supplementary groups and all."""
+    """It finds the user and groups that the engine runs the image as."""
     found = probe.found(name)["user"]
     printed = probe.docker("run", "--rm", "--entrypoint", "sh", name, "-c", "id -u; id -g; id -G")
     uid, gid, groups = printed.splitlines()
@@ -97,7 +97,7 @@ def test_same_user_as_the_engine(probe: Probe, name: str) -> None:
 
 @pytest.mark.parametrize("name", MADE)
 def test_printed_commands(probe: Probe, hostprep: Hostprep, name: str) -> None:
-    """The volumes and the container, pasted: the image's program writes, as the user that was found."""
+    """With the printed commands the image's program writes, as the user that was found."""
     docker, found = probe.docker, probe.found(name)
     volumes = [paste(docker, command) for command in found["create"]]
     assert len(volumes) == len(MADE[name].owners)
@@ -114,7 +114,7 @@ def test_printed_commands(probe: Probe, hostprep: Hostprep, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["user-name", "volumes", "switches"])
 def test_compose(probe: Probe, hostprep: Hostprep, tmp_path: Path, name: str) -> None:
-    """The Compose file, pasted: the image's program writes."""
+    """With the printed Compose file the image's program writes."""
     if not probe.docker.engine.has("docker-compose"):
         pytest.skip("docker-compose is not installed")
     found = probe.found(name)
@@ -132,7 +132,7 @@ def test_compose(probe: Probe, hostprep: Hostprep, tmp_path: Path, name: str) ->
 
 
 def test_text(probe: Probe) -> None:
-    """In a pipe all of it is plain text: who, why, the commands."""
+    """In a pipe user, reason and commands are plain text."""
     done = probe("switches")
 
     assert done.returncode == 0, done.stderr
@@ -144,7 +144,7 @@ def test_text(probe: Probe) -> None:
 
 
 def test_content(probe: Probe) -> None:
-    """Whether a directory has content, its mode, and one that is not there."""
+    """It tells a directory's owner, mode and whether it has content; a missing one is null."""
     data, missing = probe.found("volumes")["directories"]
     assert data["found"] == {"uid": 1000, "gid": 1001, "mode": "0750", "content": True}
     assert missing["found"] is None
@@ -171,7 +171,7 @@ def test_path_flag(probe: Probe) -> None:
 
 
 def test_from_nothing(probe: Probe) -> None:
-    """An image without passwd, program or shell: what it says in numbers is found, and what is missing is said."""
+    """An image without passwd and program is probed by its numbers; a note says what is missing."""
     docker = probe.docker
     docker(
         "import",
@@ -225,7 +225,7 @@ def test_absent(probe: Probe) -> None:
 
 
 def test_archive(probe: Probe, tmp_path: Path) -> None:
-    """What docker save writes tells the same, whole and compressed, without an engine."""
+    """An archive of docker save, plain or compressed, gives the same result as the engine."""
     file = tmp_path / "image.tar"
     probe.docker("save", "-o", str(file), *MADE)
     subprocess.run(["gzip", "-k", str(file)], check=True)
@@ -238,7 +238,7 @@ def test_archive(probe: Probe, tmp_path: Path) -> None:
 
 
 def test_built_image(probe: Probe, tmp_path: Path) -> None:
-    """Of several layers the last one counts, in the engine and in an archive; what was removed is not there."""
+    """Of several layers the last one counts, in the engine and in an archive; removed files are absent."""
     (tmp_path / "Dockerfile").write_text(
         "FROM user-name\nUSER root\nRUN mkdir /gone /opaque && touch /gone/file /opaque/file\n"
         "RUN rm -r /gone && rm -r /opaque && mkdir /opaque && chown db:db /data\nUSER db\n"
@@ -256,7 +256,7 @@ def test_built_image(probe: Probe, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: signal.Signals(number).name)
 def test_interrupted(probe: Probe, number: signal.Signals) -> None:
-    """Interrupted at any moment it leaves no container behind."""
+    """A probe that is interrupted at any moment leaves no container."""
     engine = probe.docker.engine
     for tenths in range(1, 9):
         argv = engine.inside(*_command(engine, "volumes", *(w for n in range(20) for w in ("--path", f"/bin/{n}"))))
@@ -298,14 +298,14 @@ def registry(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_pull(probe: Probe, registry: str) -> None:
-    """--pull has the engine pull an image that it does not have, and looks into it."""
+    """--pull has the engine pull a missing image, and probes it."""
     probe.fails(f"{registry}/pulled:7")
     found = probe.found(f"{registry}/pulled:7", "--pull")
     assert found["image"] == f"{registry}/pulled:7"
     probe.docker("rmi", f"{registry}/pulled:7")
 
 
-def test_pull_what_is_not_there(probe: Probe, registry: str) -> None:
-    """Where it cannot be pulled either, the engine's own reason is said."""
+def test_pull_of_an_unknown_image(probe: Probe, registry: str) -> None:
+    """If the pull fails, the error gives the engine's reason."""
     line = probe.fails(f"{registry}/other", "--pull")
     assert f"{registry}/other:latest cannot be pulled" in line

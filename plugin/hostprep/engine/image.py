@@ -23,7 +23,7 @@ _MAX_RUNNABLE: Final = 2**31 - 1  # the largest uid or gid that moby/sys/user ac
 _MAX_LINKS: Final = 40  # on one path, as many as the kernel follows
 _MAX_COMPONENTS: Final = 400  # looked at for one path
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")  # JSON can hold half a character, no path can
-_FAILS: Final = "its containers fail to start"
+_FAILS: Final = "a container with it fails to start"
 _ATOI: Final = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 
 
@@ -96,8 +96,8 @@ def exec_user(spec: str, passwd: bytes | None, group: bytes | None, *, said_by: 
     name, _, group_name = spec.partition(":")
     number, entry = _find(passwd, name or "0")
     if entry is None and number is None:
-        where = "has no /etc/passwd" if passwd is None else "does not have it in its /etc/passwd"
-        raise NoImage(f'the image runs as user "{printable(name[:200])}" and {where}', hint=_FAILS)
+        why = "the image has no /etc/passwd" if passwd is None else "the image's /etc/passwd does not have it"
+        raise NoImage(f'{said_by} names user "{printable(name[:200])}", but {why}', hint=_FAILS)
     uid = entry.id if entry is not None else number or 0
     gid = entry.second if entry else 0
     groups: tuple[int, ...] = ()
@@ -113,12 +113,12 @@ def exec_user(spec: str, passwd: bytes | None, group: bytes | None, *, said_by: 
     if group_name:
         gid_number, found = _find(group, group_name)
         if found is None and gid_number is None:
-            where = "has no /etc/group" if group is None else "does not have it in its /etc/group"
-            raise NoImage(f'the image runs as group "{printable(group_name[:200])}" and {where}', hint=_FAILS)
+            why = "the image has no /etc/group" if group is None else "the image's /etc/group does not have it"
+            raise NoImage(f'{said_by} names group "{printable(group_name[:200])}", but {why}', hint=_FAILS)
         gid = found.id if found is not None else gid_number or 0
         why = f"{said_by} {shown} is {uid}:{gid}, by the image's /etc/passwd and /etc/group"
         if number is not None and gid_number is not None:
-            why = f"{said_by} {shown} says both numbers"
+            why = f"{said_by} {shown} gives both numbers"
     elif entry is not None and entry.name:
         groups = tuple(g.id for g in _accounts(group) if entry.name in g.members)
     for found_id in (uid, gid, *groups):

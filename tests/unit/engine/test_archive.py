@@ -1,4 +1,4 @@
-"""Archives of images, docker's and OCI's: layers over one another, and what a hostile one can do: nothing."""
+"""Image archives, Docker's and OCI's: what they contain, and that a hostile one does no harm."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def entries(path: str, *asked: str, wanted: str | None = None) -> list[ImageEntr
 @pytest.mark.parametrize("layer", [BASE, gzip.compress(BASE)], ids=["plain", "gzip"])
 @pytest.mark.parametrize("make", [docker_save, oci], ids=["docker", "oci"])
 @pytest.mark.parametrize("whole", [bytes, gzip.compress], ids=["tar", "tar.gz"])
-def test_each_kind(written: Write, layer: bytes, make: Any, whole: Any) -> None:
-    """Docker's layout and OCI's, layers and archive plain and compressed: the same is found."""
+def test_formats(written: Write, layer: bytes, make: Any, whole: Any) -> None:
+    """Docker's layout and OCI's, plain and compressed, give the same result."""
     with open_archive(written(whole(make(layer))), None) as (name, config, layers):
         found = probe_image(name, config, layers, config.volumes)
     assert (found.user.uid, found.user.gid) == (5, 6)
@@ -49,8 +49,8 @@ def test_each_kind(written: Write, layer: bytes, make: Any, whole: Any) -> None:
     assert found.config.id == "sha256:" + hashlib.sha256(json.dumps(CONFIG).encode()).hexdigest()
 
 
-def test_an_image_for_several_machines(written: Write) -> None:
-    """Of an OCI index inside the index, the manifest that is there and for Linux counts; what proves it does not."""
+def test_image_for_several_machines(written: Write) -> None:
+    """Of an index within OCI's index the manifest for Linux that is there counts; attestations do not."""
     assert entries(written(oci(BASE, nested=True)), "/data")[0] is not None
 
 
@@ -74,15 +74,15 @@ def test_an_image_for_several_machines(written: Write) -> None:
     ],
 )
 def test_layers(written: Write, layer: bytes, asked: str, expected: tuple[int, int, bool] | None) -> None:
-    """A later layer lies over the earlier ones, and its whiteouts are for what is below it, wherever they stand."""
+    """A layer changes the earlier ones; its whiteouts hide what those have, wherever in the layer they stand."""
     (found,) = entries(written(docker_save(BASE, layer)), asked)
     if asked == "/data/hard" and expected is None:
         expected = (5, 6, False)  # the other name lies in a layer below
     assert (found and (found.uid, found.gid, found.filled)) == expected
 
 
-def test_a_link_that_became_a_directory(written: Write) -> None:
-    """A directory over a link hides the link, and a link over a directory what was in that."""
+def test_link_replaced_by_a_directory(written: Write) -> None:
+    """A directory replaces a link of an earlier layer, and a link a directory with its contents."""
     lower, upper = tar(("a", "-> /b"), ("c", None), ("c/x", None)), tar(("a/y", None), ("c", "-> /d"))
     with open_archive(written(docker_save(lower, upper)), None) as (_, _, layers):
         assert (layers.link("/a"), layers.link("/c")) == (None, "/d")
@@ -91,7 +91,7 @@ def test_a_link_that_became_a_directory(written: Write) -> None:
 
 
 def test_passwd_of_the_last_layer(written: Write) -> None:
-    """A file's contents are those of the layer that had it last; through a hard link, too."""
+    """A file has the contents of the last layer that has it, also through a hard link."""
     newer = tar((USERS, b"app:x:7:8:::\n"))
     linked = tar(("srv", None), ("srv/users", b"app:x:9:9:::\n"), (USERS, "= srv/users"))
     for layers, uid in (((BASE, newer), 7), ((BASE, newer, linked), 9), ((BASE, newer, tar((".wh.etc", b""))), None)):
@@ -100,8 +100,8 @@ def test_passwd_of_the_last_layer(written: Write) -> None:
             assert text == (f"app:x:{uid}:".encode() + (text or b"")[8:] if uid else None)
 
 
-def test_a_layer_that_two_images_share(written: Write) -> None:
-    """docker save links the second to the first; the link is followed within the archive."""
+def test_shared_layer(written: Write) -> None:
+    """Where docker save links a shared layer, the link is followed within the archive."""
     data = tar(
         ("one/layer.tar", BASE),
         ("two/layer.tar", "-> ../one/layer.tar"),
@@ -111,7 +111,7 @@ def test_a_layer_that_two_images_share(written: Write) -> None:
     assert entries(written(data), "/data")[0] is not None
 
 
-class TestWhichOne:
+class TestSeveralImages:
     def two(self) -> bytes:
         manifest = [
             {"Config": "config.json", "RepoTags": [f"{name}:7"], "Layers": ["layer.tar"]} for name in ("mongo", "redis")
@@ -120,25 +120,25 @@ class TestWhichOne:
         return tar(("layer.tar", BASE), ("config.json", config), ("manifest.json", json.dumps(manifest).encode()))
 
     @pytest.mark.parametrize("wanted", ["redis:7", "docker.io/library/redis:7", "library/redis:7"])
-    def test_by_name(self, written: Write, wanted: str) -> None:
-        """An image is found by its name, as an engine shows it and in full."""
+    def test_chosen_by_name(self, written: Write, wanted: str) -> None:
+        """An image is found by its short name and by its full one."""
         with open_archive(written(self.two()), wanted) as (name, _, _):
             assert name == wanted
 
     @pytest.mark.parametrize("wanted", [None, "redis", "other:7"])
-    def test_not_clear(self, written: Write, wanted: str | None) -> None:
-        """Where it is not clear which one is meant, those there are are named."""
+    def test_ambiguous(self, written: Write, wanted: str | None) -> None:
+        """Where the choice is not clear, the error names the images of the archive."""
         with pytest.raises(NoImage, match="mongo:7, redis:7"), open_archive(written(self.two()), wanted):
             pass
 
-    def test_the_only_one(self, written: Write) -> None:
-        """The only image needs no name, and is called by its own; without one, or with an unlikely one, by its id."""
+    def test_single_image(self, written: Write) -> None:
+        """A single image has its own name; its id where that is missing or malformed."""
         for name, shown in (("mongo:7", "mongo:7"), (None, "sha256:"), ("a\x1b[31m b", "sha256:")):
             with open_archive(written(docker_save(BASE, name=name)), None) as (found, _, _):
                 assert found.startswith(shown)
 
-    def test_by_a_note(self, written: Write) -> None:
-        """An OCI layout names its images in notes."""
+    def test_name_in_an_annotation(self, written: Write) -> None:
+        """An OCI layout names its images in annotations."""
         with open_archive(written(oci(BASE, name="docker.io/library/mongo:7")), "mongo:7") as (name, _, _):
             assert name == "mongo:7"
 
@@ -179,7 +179,7 @@ class TestWhichOne:
     ids=range(29),
 )
 def test_hostile(written: Write, data: bytes, word: str) -> None:
-    """What is no archive of an image, or is damaged, is refused in one printable line; nothing outside it is read."""
+    """A file that is not an image archive, or a damaged one, is refused in one printable line."""
     with pytest.raises(NoImage, match=word) as caught, open_archive(written(data), None):
         pass
     assert str(caught.value).isprintable()
@@ -197,7 +197,7 @@ def test_endless_directories(written: Write, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_large_file_is_passed_over(written: Write) -> None:
-    """A layer that unpacks to much is read through in little memory."""
+    """A layer that unpacks to many megabytes is read in little memory."""
     layer = gzip.compress(tar(("large", bytes(64 << 20)), ("data", None, 5, 6)))
     path = written(docker_save(layer))
     tracemalloc.start()
@@ -208,14 +208,14 @@ def test_a_large_file_is_passed_over(written: Write) -> None:
     assert peak < 8 << 20
 
 
-def test_a_large_passwd(written: Write) -> None:
-    """A passwd without measure is refused."""
+def test_large_passwd(written: Write) -> None:
+    """A passwd over the limit is refused."""
     path = written(docker_save(tar((USERS, bytes(2 << 20)))))
     with open_archive(path, None) as (_, _, layers), pytest.raises(NoImage, match="more than"):
         layers.read("/etc/passwd")
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    """A missing archive is an error of the system, with its name."""
+    """A missing file is an OSError with its name."""
     with pytest.raises(FileNotFoundError), open_archive(str(tmp_path / "none.tar"), None):
         pass

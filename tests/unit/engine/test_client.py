@@ -163,8 +163,8 @@ def test_owner_options(engine: Fake) -> None:
     assert engine.containers == set()
 
 
-def test_the_container(engine: Fake) -> None:
-    """The container has no network, no volume, a program that is none, and a label by which it can be found."""
+def test_container_of_a_probe(engine: Fake) -> None:
+    """A probe's container has no network, no volume and no real program, and is never started; its label finds it."""
     owner(engine)
     assert engine.body["Entrypoint"] == ["hostprep-probe"]
     assert engine.body["Labels"] == {"hostprep.probe": ""}
@@ -224,9 +224,11 @@ class Clock:
     def __init__(self, engine: Fake, number: int) -> None:
         self.engine = engine
         self.number = number
+        self.passed = 0.0
 
     def monotonic(self) -> float:
-        return self.deadline - (0.3 if len(self.engine.asked) == self.number else 9)
+        self.passed += 0.001
+        return self.deadline - (0.3 if len(self.engine.asked) == self.number else 9) + self.passed
 
 
 @pytest.mark.parametrize("step", STEPS, ids=" ".join)
@@ -267,8 +269,8 @@ def test_no_time_left(engine: Fake) -> None:
     assert engine.asked == []
 
 
-def test_a_container_that_stays(engine: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the container cannot be removed its name is told, with the command that does it."""
+def test_container_not_removed(engine: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the container cannot be removed, the error gives the command that removes it."""
 
     answer = engine.answer
 
@@ -282,7 +284,7 @@ def test_a_container_that_stays(engine: Fake, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_symlink(engine: Fake) -> None:
-    """A symlink is followed by what the image says, step by step."""
+    """A symlink is followed within the image."""
     engine.files["/data"] = tar("data", type=tarfile.SYMTYPE, linkname="../srv/real")
     engine.kinds["/data"] = 1 << 27
     engine.files["/srv/real"] = tar("real", type=tarfile.DIRTYPE, uid=8, gid=9)
@@ -292,7 +294,7 @@ def test_symlink(engine: Fake) -> None:
 
 
 def test_symlink_of_any_bytes(engine: Fake) -> None:
-    """A link to what is no text is followed as any other."""
+    """A symlink whose target is not text is followed like any other."""
     engine.files["/data"] = tar("data", type=tarfile.SYMTYPE, linkname="/\udcff\x1b")
     engine.kinds["/data"] = 1 << 27
     (found,) = Engine(engine.host).probe("app", (), None, seconds=5).directories
@@ -300,15 +302,15 @@ def test_symlink_of_any_bytes(engine: Fake) -> None:
     assert all(why.isprintable() for why in found.why)
 
 
-def test_a_large_passwd(engine: Fake) -> None:
-    """A passwd without measure is refused."""
+def test_large_passwd(engine: Fake) -> None:
+    """A passwd over the limit is refused."""
     engine.files["/etc/passwd"] = tar("passwd", size=2 << 20)
     assert "more than" in refused(engine)
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "refused"])
 def test_no_engine(run_dir: Path, kind: str) -> None:
-    """Where no engine listens, that and the socket are told."""
+    """If no engine listens, the error names the socket and the reason."""
     path = run_dir / "docker.sock"
     if kind == "file":
         path.touch()
