@@ -102,8 +102,6 @@ def _labels_inside(volume: InspectedVolume, context: str) -> Iterator[Finding]:
 
 
 def _denials(volume: InspectedVolume) -> Iterator[Finding]:
-    if not volume.labels.can_tell:
-        return
     where, recorded = denials.recorded()
     if not where:
         yield Finding("denials", Verdict.NOTE, "neither the audit log nor the journal can be read")

@@ -139,7 +139,7 @@ def _mount(volume: InspectedVolume, subject: Subject, container: Container) -> I
         what = f"{who} has at {at} a volume of that name, made by driver local"
         yield Finding("mount", Verdict.BAD, what, _NOT_LOCAL)
         return
-    if container.pid and subject.seen:
+    if subject.seen:
         yield from _live_mount(volume, subject, container, mounted)
         return
     why = "its mounts cannot be seen from here" if container.pid else f"its next start mounts the volume at {at}"
