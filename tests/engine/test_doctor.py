@@ -382,20 +382,8 @@ def test_switched_user(doctor: Doctor, docker: Docker) -> None:
     changes = [word for change in MADE["switches"].changes for word in ("--change", change)]
     docker("import", *changes, "-", "switches", stdin=made("switches"))
     docker.create("mongo", "-o", "uid=5", "-o", "gid=6")
-    docker(
-        "run",
-        "-d",
-        "--name",
-        "db",
-        "--stop-signal",
-        "KILL",
-        "-v",
-        "mongo:/data",
-        "switches",
-        "/bin/sh",
-        "-c",
-        "exec sleep 600",
-    )
+    program = ("switches", "/bin/sh", "-c", "exec sleep 600")
+    docker("run", "-d", "--name", "db", "--stop-signal", "KILL", "-v", "mongo:/data", *program)
     found = doctor.found("mongo", "--container", "db")
     assert found["whom"] == ["999:998 in container db"]
     assert doctor.finding("owner", "mongo", "--container", "db")["fix"] == "hostprep apply mongo -o uid=999 -o gid=998"

@@ -173,16 +173,8 @@ def test_path_flag(probe: Probe) -> None:
 def test_from_nothing(probe: Probe) -> None:
     """An image without passwd and program is probed by its numbers; a note says what is missing."""
     docker = probe.docker
-    docker(
-        "import",
-        "--change",
-        "USER 5",
-        "--change",
-        "VOLUME /data",
-        "-",
-        "bare",
-        stdin=scratch(Entry("data", 0o700, 5, 6)),
-    )
+    changes = ("--change", "USER 5", "--change", "VOLUME /data")
+    docker("import", *changes, "-", "bare", stdin=scratch(Entry("data", 0o700, 5, 6)))
     found = probe.found("bare")
     assert (found["user"]["uid"], found["user"]["gid"]) == (5, 0)
     assert found["directories"][0]["options"] == {"uid": "5", "gid": "6"}
