@@ -9,12 +9,13 @@ from typing import Any, Final
 
 import click
 
-from ..doctor import installation
 from ..doctor.diagnose import diagnose
-from ..doctor.finding import Apply, Diagnosis, Finding, Verdict, together
-from ..doctor.subject import patients
-from ..engine.client import Containers
-from ..errors import NoContainer, printable
+from ..doctor.finding import Apply, Diagnosis, Finding, Verdict, combined_remedy
+from ..doctor.installation import check_installation
+from ..doctor.subject import subjects
+from ..engine.client import Engine
+from ..engine.containers import EngineInfo
+from ..errors import NoEngine, printable
 from ..settings import Settings
 from ..volumes.driver import Driver
 from . import output
@@ -45,7 +46,7 @@ def doctor(
     else:
         with sigterm_raises():
             found = _diagnose(settings, name, container, user)
-            if fix and (remedy := together(found.findings)) is not None:
+            if fix and (remedy := combined_remedy(found.findings)) is not None:
                 if not as_json:
                     _show(found)
                     print(f"\n# {remedy.command(name)}\n", flush=True)
@@ -61,11 +62,11 @@ def doctor(
 def _installation(settings: Settings) -> Diagnosis:
     require_root("it looks into directories of other users")
     try:
-        with Containers.asked(engine_address(settings), seconds=ENGINE_SECONDS) as engine:
-            asked: Containers | NoContainer = engine
-    except NoContainer as exc:
-        asked = exc
-    return Diagnosis("", (), tuple(installation.look(settings, asked)))
+        with Engine(engine_address(settings)).connect(seconds=ENGINE_SECONDS) as connection:
+            engine: EngineInfo | NoEngine = connection.info
+    except NoEngine as exc:
+        engine = exc
+    return Diagnosis("", (), tuple(check_installation(settings, engine)))
 
 
 def _diagnose(settings: Settings, name: str, container: str | None, user: str | None) -> Diagnosis:
@@ -73,12 +74,12 @@ def _diagnose(settings: Settings, name: str, container: str | None, user: str | 
     with contextlib.ExitStack() as stack:
         engine, missing = None, ""
         try:
-            engine = stack.enter_context(Containers.asked(engine_address(settings), seconds=ENGINE_SECONDS))
-        except NoContainer as exc:
+            engine = stack.enter_context(Engine(engine_address(settings)).connect(seconds=ENGINE_SECONDS))
+        except NoEngine as exc:
             if container is not None:
                 raise
             missing = exc.message
-        whom = patients(driver, name, engine, container, user)
+        whom = subjects(driver, name, engine, container, user)
     found = diagnose(driver, name, whom)
     if not missing or user is not None:
         return found
@@ -99,7 +100,7 @@ def _show(found: Diagnosis) -> None:
     if found.name:
         whom = f" for {', '.join(found.whom)}" if found.whom else ""
         what, usable, unusable = f"volume {found.name}{whom}: ", "usable", "not usable"
-    output.styled((printable(what), ""), (usable if found.usable else unusable, _STYLES[found.gravest]))
+    output.styled((printable(what), ""), (usable if found.usable else unusable, _STYLES[found.worst]))
     print()
     for finding in found.findings:
         mark = "" if finding.verdict is Verdict.OK else finding.verdict.value.upper() + "  "

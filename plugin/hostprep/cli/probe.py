@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import click
 
-from ..engine.archive import opened
-from ..engine.client import Absent, Images
-from ..engine.image import Directory, Findings, look
+from ..engine.archive import open_archive
+from ..engine.client import Engine
+from ..engine.image import Directory, ProbeResult, probe_image
+from ..errors import NotPulled
 from ..options import parse_image, parse_path
 from ..settings import Settings
 from . import output
@@ -50,8 +51,8 @@ def probe(
     paths = tuple(parse_path(path, key="at") for path in paths)
     with sigterm_raises():
         if archive is not None:
-            with opened(archive, image) as (name, config, layers):
-                found = look(name, config, layers, (*config.volumes, *paths), user)
+            with open_archive(archive, image) as (name, config, layers):
+                found = probe_image(name, config, layers, (*config.volumes, *paths), user)
         else:
             assert image is not None  # noqa: S101  # else archive would be None, too
             found = _ask(settings, image, paths, user, pull=pull)
@@ -61,20 +62,20 @@ def probe(
         show(found, user)
 
 
-def _ask(settings: Settings, image: str, paths: tuple[str, ...], user: str | None, *, pull: bool) -> Findings:
+def _ask(settings: Settings, image: str, paths: tuple[str, ...], user: str | None, *, pull: bool) -> ProbeResult:
     """Ask an engine about *image*. If it does not have it, and *pull*, it pulls it first."""
-    engine = Images(engine_address(settings, hint="run hostprep on that host, or use --archive here"))
+    engine = Engine(engine_address(settings))
     try:
-        return engine.look(image, paths, user, seconds=ENGINE_SECONDS)
-    except Absent:
+        return engine.probe(image, paths, user, seconds=ENGINE_SECONDS)
+    except NotPulled:
         if not pull:
             raise
     with output.pull_bar(image) as update:
         engine.pull(image, update)
-    return engine.look(image, paths, user, seconds=ENGINE_SECONDS)
+    return engine.probe(image, paths, user, seconds=ENGINE_SECONDS)
 
 
-def show(found: Findings, user: str | None) -> None:
+def show(found: ProbeResult, user: str | None) -> None:
     """Print what was found, why, and what follows."""
     image, runs_as = found.image, found.user
     output.fields(
@@ -107,20 +108,20 @@ def _row(found: Directory) -> list[str]:
     return [found.path, f"{entry.uid}:{entry.gid}", str(entry.mode), "yes" if entry.filled else "no", volume]
 
 
-def _notes(found: Findings, user: str | None) -> Iterator[str]:
+def _notes(found: ProbeResult, user: str | None) -> Iterator[str]:
     if not found.directories:
         yield "the image declares no VOLUME: name its data directory with --path"
-    if user is None and any(each.drops for each in found.directories):
+    if user is None and any(each.switches_user for each in found.directories):
         yield "the image starts as root and is expected to switch to the owner of its data: run it without -u"
     if any(each.entry and each.entry.filled for each in found.directories):
         yield "Docker copies the files of the image, and the mode of its directory, into an empty volume"
     if any(not each.path.isprintable() for each in found.directories):
         yield "no command is shown for a path with control characters"
-    if not found.config.runs:
+    if not found.config.has_program:
         yield "the image names no program: append one to the command"
 
 
-def _in_json(found: Findings, user: str | None) -> dict[str, Any]:
+def _in_json(found: ProbeResult, user: str | None) -> dict[str, Any]:
     who, suggestion = found.user, suggest(found, user)
     return {
         "image": found.image,
@@ -139,8 +140,8 @@ def _in_json(found: Findings, user: str | None) -> dict[str, Any]:
                     "mode": str(each.entry.mode),
                     "content": each.entry.filled,
                 },
-                "options": each.ids,
-                "drops": each.drops,
+                "options": each.owner_options,
+                "drops": each.switches_user,
                 "why": list(each.why),
             }
             for each in found.directories

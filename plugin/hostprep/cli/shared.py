@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from ..errors import BadSetting, Busy, Invalid, NoContainer, printable
+from ..errors import BadSetting, Busy, Invalid, NoEngine, printable
 from ..settings import Settings, engine_socket
 from ..volumes.driver import Driver
 from . import output
@@ -54,9 +54,9 @@ def open_driver(settings: Settings, given: Mapping[str, str], *, create: bool) -
     """The driver for a change to the options *given*: with an engine to ask if they name an image."""
     images = None
     if settings.docker_host and "image" in given:
-        from ..engine.client import Images
+        from ..engine.client import Engine
 
-        images = Images(settings.docker_host)
+        images = Engine(settings.docker_host)
     return Driver.open(settings, create=create, images=images)
 
 
@@ -73,17 +73,18 @@ def make_ready(driver: Driver, name: str) -> None:
                 return
 
 
-def engine_address(settings: Settings, *, hint: str = "run hostprep on that host") -> str:
+def engine_address(settings: Settings) -> str:
     """The socket of the engine that the caller means.
 
     Raises:
-        NoContainer: it is not on this host.
+        NoEngine: it is not on this host.
     """
     host = settings.docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     try:
         return engine_socket(host)
     except ValueError as exc:
-        raise NoContainer(f"DOCKER_HOST={printable(host)} is not {exc}", hint=hint) from None
+        hint = "run hostprep on the engine's host; probe reads an --archive, too"
+        raise NoEngine(f"DOCKER_HOST={printable(host)} is not {exc}", hint=hint) from None
 
 
 @contextlib.contextmanager

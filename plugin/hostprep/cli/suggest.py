@@ -9,7 +9,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Final
 
-from ..engine.image import Directory, Findings
+from ..engine.image import Directory, ProbeResult
 from ..options import check_name
 
 _ID: Final = re.compile(r"(?:sha256:)?[0-9a-f]{12,64}", re.ASCII)
@@ -27,7 +27,7 @@ class Suggestion:
     run: str
 
 
-def suggest(findings: Findings, user: str | None) -> Suggestion | None:
+def suggest(findings: ProbeResult, user: str | None) -> Suggestion | None:
     """Volumes for all directories of *findings* that can be written down; None if there is none.
 
     Args:
@@ -49,7 +49,7 @@ def suggest(findings: Findings, user: str | None) -> Suggestion | None:
 
 
 def _options(directory: Directory) -> list[str]:
-    return [word for key, value in directory.ids.items() for word in ("-o", f"{key}={value}")]
+    return [word for key, value in directory.owner_options.items() for word in ("-o", f"{key}={value}")]
 
 
 def _mount(name: str, path: str) -> list[str]:
@@ -72,7 +72,7 @@ def _compose(base: str, image: str, user: str | None, named: dict[str, Directory
             lines.append(f"      - {_yaml(f'{name}:{each.path}')}")
     lines.append("volumes:")
     for name, each in named.items():
-        options = ", ".join(f'{key}: "{value}"' for key, value in each.ids.items())
+        options = ", ".join(f'{key}: "{value}"' for key, value in each.owner_options.items())
         lines += [f"  {_yaml(name)}:", "    driver: hostprep", f"    driver_opts: {{ {options} }}"]
     return "\n".join(lines)
 

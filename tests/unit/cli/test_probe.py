@@ -64,9 +64,9 @@ def test_on_a_terminal() -> None:
     """On a terminal directories are a table, and what is to be pasted is in one line, however long."""
     text = on_a_terminal(
         "from hostprep.cli import probe; from hostprep.engine.image import *; from hostprep.options import Mode\n"
-        "user, entry = User('', 0, 0, (), 'root'), Entry('directory', Mode(0o700), 5, 6)\n"
+        "user, entry = User('', 0, 0, (), 'root'), ImageEntry('directory', Mode(0o700), 5, 6)\n"
         "one = Directory('/' + 'd' * 100, '/d', (), entry, 5, 6, True, ('root', '[red]why'))\n"
-        "probe.show(Findings('mongo', Config('sha256:1', '', (), True), user, (one,)), None)"
+        "probe.show(ProbeResult('mongo', Config('sha256:1', '', (), True), user, (one,)), None)"
     )
     assert "DIRECTORY" in text
     assert "\t" not in text

@@ -8,12 +8,12 @@ import shlex
 import pytest
 
 from hostprep.cli.suggest import suggest
-from hostprep.engine.image import Config, Directory, Findings, User
+from hostprep.engine.image import Config, Directory, ProbeResult, User
 
 
-def findings(*paths: str, image: str = "mongo:7") -> Findings:
-    found = tuple(Directory(path, path, (), None, 184, 998, drops=False, why=("",)) for path in paths)
-    return Findings(image, Config("sha256:1", "", paths, runs=True), User("", 0, 0, (), ""), found)
+def findings(*paths: str, image: str = "mongo:7") -> ProbeResult:
+    found = tuple(Directory(path, path, (), None, 184, 998, switches_user=False, why=("",)) for path in paths)
+    return ProbeResult(image, Config("sha256:1", "", paths, has_program=True), User("", 0, 0, (), ""), found)
 
 
 def test_one_volume() -> None:
