@@ -16,8 +16,8 @@ from hostprep.cli.commands import group
 from hostprep.options import KNOWN, Options
 from hostprep.settings import Settings
 from tests.support.host import REPOSITORY
+from tests.support.pages import README, code, section
 
-README = (REPOSITORY / "README.md").read_text()
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
 PAGE = (REPOSITORY / "docs" / "compose.md").read_text()
 _CONTEXT = click.Context(group)
@@ -127,22 +127,6 @@ def test_pictures(page: str) -> None:
         assert "hostprep&#160;" in text
 
 
-def code(text: str) -> str:
-    """The blocks that a page shows as code, indented or between fences; a line that ends in a backslash goes on."""
-    fenced = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    indented = re.findall(
-        r"(?:^ {4}.*\n)+", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
-    )
-    return re.sub(r"\\\n\s*", "", "\n".join([*fenced, *indented]))
-
-
-def section(heading: str) -> str:
-    """The text of README below a heading, to the next one of its level."""
-    found = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
-    assert found, heading
-    return found[1]
-
-
 def first_column(heading: str) -> list[str]:
     """The first cells of the first table below a heading, but for its head."""
     rows = re.search(r"(?:^\|.*\n)+", section(heading), re.MULTILINE)
@@ -196,8 +180,8 @@ def own_flags(command: click.Command) -> set[str]:
 def test_commands_that_are_shown(page: str) -> None:
     """Each command of hostprep's that a page tells to run is there, and has the flags that are given to it."""
     text = (REPOSITORY / page).read_text()
-    for line in [*code(text).splitlines(), *re.findall(r"`([^`\n]+)`", text)]:
-        if shown := re.match(r"\s*hostprep ([a-z]+)([^#&;]*)", line):
+    for line in [*code(text), *re.findall(r"`([^`\n]+)`", text)]:
+        if shown := re.match(r"hostprep ([a-z]+)([^#&;]*)", line):
             flags = set(re.findall(r"--[\w-]+", shown[2]))
             assert flags <= own_flags(COMMANDS[shown[1]]), line
 
@@ -227,9 +211,8 @@ def test_first_volume() -> None:
     """README's first Compose file and first volume have options that are accepted, the same in all places."""
     (compose,) = re.findall(r"^```yaml\n(.*?)^```$", section("Your first volume"), re.MULTILINE | re.DOTALL)
     ((name, options),) = volumes(compose)
-    (create,) = re.findall(
-        r"docker volume create -d hostprep (.*) (\w+)$", code(section("Your first volume")), re.MULTILINE
-    )
+    shown = "\n".join(code(section("Your first volume")))
+    (create,) = re.findall(r"^docker volume create -d hostprep (.*) (\w+)$", shown, re.MULTILINE)
     assert create[1] == name
     assert Options.parse(dict(re.findall(r"-o (\w+)=(\S+)", create[0]))) == options
     assert f"{create[0]} {create[1]}" in README[: README.index("## Install")]
