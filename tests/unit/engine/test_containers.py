@@ -1,16 +1,14 @@
-"""Containers as engines describe them, and processes as /proc does. Real ones: tests/engine."""
+"""Containers as engines describe them. Real ones: tests/engine."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hostprep.engine.containers import Container, remap_of, seen_from_here
 from hostprep.errors import NoContainer
-from hostprep.host.process import Process, Remap, open_inside, read_inside
 
 INSPECTED: dict[str, Any] = {
     "Id": "ab12",
@@ -95,41 +93,8 @@ def test_remapping_engine(info: dict[str, Any], uid: int | None) -> None:
     assert (remap and remap.uid(184)) == uid
 
 
-def test_remap() -> None:
-    """Numbers go both ways, and those without another have none."""
-    remap = Remap(((0, 100000, 1000), (5000, 7, 1)), ((0, 200000, 1000),))
-    assert (remap.uid(184), remap.uid(5000), remap.uid(1000), remap.gid(998)) == (100184, 7, None, 200998)
-    assert remap.inside(100184, 200998) == (184, 998)
-    assert remap.inside(184, 998) is None
-    assert remap.covers(7, 200000)
-    assert not remap.covers(8, 200000)
-
-
-@pytest.mark.root
-def test_process() -> None:
-    """A process is who it is for files, by this host's numbers."""
-    found = Process.read(os.getpid())
-    assert (found.uid, found.gid, set(found.groups)) == (os.geteuid(), os.getegid(), set(os.getgroups()))
-    assert found.overrides
-    assert found.remap is None
-
-
 def test_somebody_elses_number() -> None:
     """A process that is not of the container, as in another pid namespace, is not taken for it."""
     assert not seen_from_here(Container.parse(changed(State={"Running": True, "Pid": os.getpid()}, Id="f" * 64)))
     assert not seen_from_here(Container.parse(changed(State={"Running": True, "Pid": 2**22 + 1})))
     assert not seen_from_here(Container.parse(changed(State={})))
-
-
-@pytest.mark.root
-def test_inside(tmp_path: Path) -> None:
-    """Below a process's root links lead no higher than that; a FIFO is not opened, and of a file a part is read."""
-    os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "file").write_text("all of it")
-    (tmp_path / "link").symlink_to("file")
-    pid, where = os.getpid(), str(tmp_path)
-    assert read_inside(pid, f"{where}/link", limit=3) == b"all"
-    assert read_inside(pid, f"{where}/fifo", limit=3) is None
-    assert read_inside(pid, f"{where}/none", limit=3) is None
-    assert read_inside(pid, "/../../../etc/hostname/x", limit=3) is None
-    os.close(open_inside(pid, "/../" + where))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ import pytest
 
 from hostprep.host import fds, linux
 from hostprep.host.fds import held
-from hostprep.host.process import raise_open_files
 from hostprep.tree import process, removal, walk, workers
 from hostprep.tree.walk import Order, Outcome
 from hostprep.tree.workers import Endless
@@ -417,14 +415,3 @@ def test_as_a_process(root: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout.splitlines()[-1]) == {"done": 2, "changed": 2, "left": 0, "examples": []}
     assert set(owners(root).values()) == {(184, 998)}
-
-
-def test_open_files() -> None:
-    """As many files may be open as the hard limit allows."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
-    try:
-        raise_open_files()
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
