@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from ..errors import BadSetting, Invalid
 from ..options import Label
+from . import linux
 
 log = logging.getLogger("hostprep")
 
@@ -31,7 +32,7 @@ _NEEDED: Final = {
     "write": (("dir", "write"), ("dir", "add_name"), ("dir", "remove_name"), ("file", "create"), ("file", "write")),
     "search": (("dir", "search"),),
 }
-ATTRIBUTE: Final = "security.selinux"
+ATTRIBUTE: Final = linux.XATTR_NAME_SELINUX
 _MAX_LABEL: Final = 4096  # bytes
 UNSUPPORTED: Final = errno.ENOTSUP  # this file system keeps no labels (vfat, some NFS)
 

@@ -43,6 +43,7 @@ Q_GETQUOTA = 0x800007
 Q_XGETQSTAT = 0x5805
 USRQUOTA, GRPQUOTA = 0, 1
 CAP_DAC_OVERRIDE = 1
+XATTR_NAME_SELINUX = "security.selinux"
 
 
 class _OpenHow(ctypes.Structure):

@@ -7,7 +7,7 @@ from typing import Final
 
 from ..errors import printable
 from ..host import fds
-from .walk import Outcome, why
+from .walk import Outcome, reason_of
 
 _DEEP: Final = 128  # levels that a removal goes down before it moves what is there up
 
@@ -32,7 +32,7 @@ def _remove(root: int, outcome: Outcome) -> bool:
     def leave(name: str, exc: OSError) -> None:
         if exc.errno not in fds.CHANGED:
             path = "/".join([*(each[1] for each in stack[1:]), name])
-            outcome.leave(printable(path), why(exc))
+            outcome.leave(printable(path), reason_of(exc))
 
     try:
         while True:
