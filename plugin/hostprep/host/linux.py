@@ -1,4 +1,4 @@
-"""The system calls that Python has no name for. Kernel names, plain OSError, no decisions."""
+"""System calls that Python does not have, under the kernel's names; errors are plain OSError."""
 
 from __future__ import annotations
 
