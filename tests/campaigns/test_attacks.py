@@ -197,7 +197,7 @@ def passes(kernel: Kernel, root: Path, attacking: Attack, *, guarded: bool = Fal
         before = attacking.rounds()
         outcomes.append(one_pass(kernel, root, Order(order.uid, order.gid, order.label, guarded=guarded)))
         attacked += attacking.rounds() > before
-        assert time.monotonic() - began < PASS_ENDS, "the attacker does not get its turn"
+        assert len(outcomes) < 1000, "the attacker does not get its turn"
     return outcomes
 
 

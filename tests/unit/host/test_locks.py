@@ -6,9 +6,9 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,9 +27,18 @@ def here(tmp_path: Path) -> Iterator[int]:
         yield fd
 
 
-def test_another_thread_waits(here: int) -> None:
+def test_another_thread_waits(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock is held against the threads of the same process."""
     order: list[str] = []
+    refused, try_lock = threading.Event(), locks.try_lock
+
+    def trying(*args: Any, **how: Any) -> bool:
+        taken = try_lock(*args, **how)
+        if not taken:
+            refused.set()
+        return taken
+
+    monkeypatch.setattr(locks, "try_lock", trying)
 
     def other() -> None:
         with locks.locked(here, "mongo", deadline=soon()):
@@ -38,7 +47,7 @@ def test_another_thread_waits(here: int) -> None:
     thread = threading.Thread(target=other)
     with locks.locked(here, "mongo", deadline=soon()):
         thread.start()
-        time.sleep(0.1)
+        assert refused.wait(60)
         order.append("first")
     thread.join()
     assert order == ["first", "other"]
@@ -48,7 +57,7 @@ def test_another_process_waits(here: int, tmp_path: Path) -> None:
     """A lock is held against other processes, and a killed one lets go of it."""
     script = (
         "import os, sys, time; from hostprep.host import fds, locks\n"
-        "with locks.locked(os.open(sys.argv[1], os.O_RDONLY), 'mongo', deadline=time.monotonic() + 9):\n"
+        "with locks.locked(os.open(sys.argv[1], os.O_RDONLY), 'mongo', deadline=time.monotonic() + 60):\n"
         "    print(1, flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
@@ -58,7 +67,7 @@ def test_another_process_waits(here: int, tmp_path: Path) -> None:
         with pytest.raises(Busy), locks.locked(here, "mongo", deadline=soon(0.1)):
             pass
         process.kill()
-    with locks.locked(here, "mongo", deadline=soon(5)):
+    with locks.locked(here, "mongo", deadline=soon()):
         pass
 
 
