@@ -164,7 +164,7 @@ class Walk:
                     size += len(each.pending[count]) + 1
                     count += 1
                 names, each.pending[:count] = each.pending[:count], []
-                path = self._path(depth)
+                path = self._path(self._stack[: depth + 1])
                 if len(path) > _PATH_BYTES:
                     path = b"..." + path[-_SHOWN_CHARACTERS:]
                 return Batch(each.fd, path, self._base_level + depth, names)
@@ -201,14 +201,13 @@ class Walk:
             self._leave(name, reason_of(exc))
         self._stack.append(_Directory(name, fd, entries, []))
 
-    def _path(self, depth: int = -1) -> bytes:
-        """The path, from the root of the tree, of a directory of the stack."""
-        names = [each.name for each in self._stack]
-        return b"/".join(filter(None, [self._base, *(names if depth < 0 else names[: depth + 1])]))
+    def _path(self, stack: list[_Directory]) -> bytes:
+        """The path, from the root of the tree, of the last directory of *stack*, the stack or its beginning."""
+        return b"/".join(filter(None, [self._base, *(each.name for each in stack)]))
 
     def _leave(self, name: bytes, reason: str) -> None:
         """Report the entry *name* of the directory that the walk is in, or that directory itself, as left alone."""
-        path = b"/".join(filter(None, [self._path(), name])) or b"."
+        path = b"/".join(filter(None, [self._path(self._stack), name])) or b"."
         self.outcome.leave(printable(os.fsdecode(path)), reason)
 
     def _failed(self, name: bytes, exc: OSError) -> None:
@@ -288,7 +287,7 @@ class Walk:
         """The names in the directory that the walk is in at which something is mounted."""
         if not self._mount_points:
             return self._mount_points
-        here = self._path()
+        here = self._path(self._stack)
         return frozenset(os.path.basename(each) for each in self._mount_points if os.path.dirname(each) == here)
 
     def _pin(self, above: int, name: bytes) -> str:
