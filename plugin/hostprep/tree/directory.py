@@ -61,7 +61,7 @@ def prepare(
         if key not in _ACCEPTED:
             raise Invalid(
                 f'option "{printable(key)}" has no meaning for prepare',
-                hint=f"known are {', '.join(_ACCEPTED)}",
+                hint=f"prepare takes {', '.join(_ACCEPTED)}",
             )
     options = Options.parse(given)
     if options.label is not None:

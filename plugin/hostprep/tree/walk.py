@@ -1,8 +1,8 @@
 """One process's walk through a tree: every entry gets its owner and label, while the tree's owner may be changing it.
 
-How nothing outside is reached: each name is one component, looked up in a directory that was itself reached in this way
-from the root; no symlink is followed, and `..` is never used. An entry that somebody swaps between look and change is
-changed as what it then is, inside the tree. Mounts are kept out in one of two ways:
+A walk reaches nothing outside of the tree. Each name is one component, looked up in a directory that the walk reached in
+this way from the root; it follows no symlink, and never uses `..`. Where somebody swaps an entry after the walk has
+looked at it, the walk changes what is there then, inside the tree. It keeps out of mounts in one of two ways:
 
 - The pass works on a detached clone of the mount (open_tree(2); private and without symlinks by mount_setattr(2), Linux
   5.12). Nothing is mounted in it and nothing can be, so entries are changed by name, in the directory they are in.
@@ -155,7 +155,7 @@ class Walk:
         self._stack.clear()
 
     def give(self) -> Batch | None:
-        """Half of the directories that are to be entered from the highest that has any, for another process."""
+        """A batch for another process: of the highest directory that has any to be entered, half of them."""
         for depth, each in enumerate(self._stack):
             # The walk keeps the last one of where it is: two processes would only hand a chain to each other for ever.
             if len(each.pending) > (depth == len(self._stack) - 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -10,7 +11,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,7 +48,7 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-@contextmanager
+@contextlib.contextmanager
 def eager(root: Path, more: str = "") -> Iterator[subprocess.Popen[str]]:
     """A pass that forks its workers at once."""
     order = json.dumps({"uid": 184, "gid": 998, "label": None})
@@ -189,7 +189,7 @@ def test_batches_of_a_deep_tree(tmp_path: Path) -> None:
         assert remove(fd).done == 4800
 
 
-@contextmanager
+@contextlib.contextmanager
 def within(seconds: int) -> Iterator[None]:
     """Interrupt what takes longer."""
 
@@ -234,7 +234,7 @@ def test_another_was_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
         if len(ticks) == 3:
             shared._give_end.shutdown(socket.SHUT_RDWR)  # all is done
 
-    with closing(workers._Shared()) as shared:
+    with contextlib.closing(workers._Shared()) as shared:
         monkeypatch.setattr(select, "poll", Hasty)
         monkeypatch.setattr(workers, "_REPORT_SECONDS", 0.01)
         with within(60):
@@ -244,7 +244,7 @@ def test_another_was_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nobody_listens() -> None:
     """A report that is not the last does not wait for a leader that does not listen."""
-    with closing(workers._Shared()) as shared:
+    with contextlib.closing(workers._Shared()) as shared:
         with within(60):
             for number in range(5000):
                 shared.report({"done": number}, wait=False)
