@@ -1,7 +1,7 @@
 """One process's walk through a tree: every entry gets its owner and label, while the tree's owner may be changing it.
 
-A walk reaches nothing outside of the tree. Each name is one component, looked up in a directory that the walk reached in
-this way from the root; it follows no symlink, and never uses `..`. Where somebody swaps an entry after the walk has
+A walk reaches nothing outside of the tree. Each name is one component, looked up in a directory that it reached in
+this way from the root. It follows no symlink, and never uses `..`. Where somebody swaps an entry after the walk has
 looked at it, the walk changes what is there then, inside the tree. It keeps out of mounts in one of two ways:
 
 - The pass works on a detached clone of the mount (open_tree(2); private and without symlinks by mount_setattr(2), Linux
