@@ -38,7 +38,7 @@ ALONE = {
     "rich": "cli/output",
     "docker": "engine/connection",
     "ctypes": "host/linux",
-    "selinux": "host/labels",
+    "selinux": "host/policy",
 }
 """Who alone may import a library: a module, or a package."""
 

@@ -16,7 +16,8 @@ from typing import Any, Final
 from ..engine.containers import EngineInfo
 from ..errors import BadSetting, HostprepError, NoEngine, printable
 from ..host import fds, linux
-from ..host.labels import Labels, kernel_has_selinux
+from ..host.labels import Labels
+from ..host.policy import kernel_has_selinux
 from ..settings import Settings
 from ..volumes.driver import Driver
 from .finding import Finding, Verdict

@@ -1,4 +1,4 @@
-"""`hostprep prepare`: the engine alone, for any directory, without a volume or a root of hostprep's."""
+"""`hostprep prepare`: owner, mode and label for any directory, without a volume."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _ACCEPTED = ("uid", "gid", "mode", "label", "recurse")
 
 @dataclass(slots=True)
 class Prepared:
-    """What was done, or would be."""
+    """What `prepare` did, or would do."""
 
     path: str
     made: bool = False
     changes: list[Change] = field(default_factory=list)
     tree: walk.Outcome | None = None
-    """The pass over the contents; None where none was needed."""
+    """The outcome of the pass over the contents; None where none was needed."""
 
 
 def prepare(
@@ -42,26 +42,26 @@ def prepare(
     dry_run: bool,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Prepared:
-    """Give the directory *path* the owner, mode and label *given*, making it where only its last component is missing.
+    """Give the directory *path* the owner, mode and label *given*; it is made where only its last component is missing.
 
-    Contents first and the root last, so that a root that is right means that the contents are.
+    The contents come first and the directory itself last: where the directory is right, the contents are.
 
     Args:
-        root: hostprep's own root, which is refused as the system directories are.
+        root: hostprep's own root, which is refused as system directories are.
         dry_run: change nothing.
-        report: called some times a second while the contents are gone over.
+        report: called some times a second during the pass over the contents.
 
     Raises:
-        Invalid: an option that has no meaning here, or is malformed.
-        NotAllowed: a system directory, or a symlink on the way.
+        Invalid: an option has no meaning here, or is malformed.
+        NotAllowed: *path* is a system directory, or has a symlink on the way.
         NotReady: the directory above does not exist.
-        Unreadable: going over the contents failed; the directory itself is as it was.
+        Unreadable: the pass over the contents failed; the directory itself is as it was.
     """
     for key in given:
         if key not in _ACCEPTED:
             raise Invalid(
                 f'option "{printable(key)}" has no meaning for prepare',
-                hint=f"known are {', '.join(_ACCEPTED)}",
+                hint=f"prepare takes {', '.join(_ACCEPTED)}",
             )
     options = Options.parse(given)
     if options.label is not None:

@@ -1,4 +1,4 @@
-"""Opening, reading, replacing and locking, by descriptor and one component at a time."""
+"""Opening, reading and replacing, by descriptor and one component at a time."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import errno
 import os
 import socket
 import stat
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from hostprep.errors import Busy, NotAllowed, Unreadable
-from hostprep.host import fds, linux, locks
+from hostprep.errors import NotAllowed, Unreadable
+from hostprep.host import fds, linux
 from hostprep.host.fds import held
-from tests.support.host import REPOSITORY, mode, mounted, soon
+from tests.support.host import mode, mounted
 from tests.support.trees import make_tree
 
 pytestmark = pytest.mark.root
@@ -297,66 +293,6 @@ class TestReplaceFile:
         with pytest.raises(FileExistsError):
             fds.write_file(here, "f", b"new", durable=False)
         assert not (tmp_path / "elsewhere").exists()
-
-
-class TestLocks:
-    def test_another_thread_waits(self, here: int) -> None:
-        """A lock is held against the threads of the same process."""
-        order: list[str] = []
-
-        def other() -> None:
-            with locks.locked(here, "mongo", deadline=soon()):
-                order.append("other")
-
-        thread = threading.Thread(target=other)
-        with locks.locked(here, "mongo", deadline=soon()):
-            thread.start()
-            time.sleep(0.1)
-            order.append("first")
-        thread.join()
-        assert order == ["first", "other"]
-
-    def test_another_process_waits(self, here: int, tmp_path: Path) -> None:
-        """A lock is held against other processes, and a killed one lets go of it."""
-        script = (
-            "import os, sys, time; from hostprep.host import fds, locks\n"
-            "with locks.locked(os.open(sys.argv[1], os.O_RDONLY), 'mongo', deadline=time.monotonic() + 9):\n"
-            "    print(1, flush=True); time.sleep(60)"
-        )
-        command = [sys.executable, "-c", script, str(tmp_path)]
-        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"1\n"
-            with pytest.raises(Busy), locks.locked(here, "mongo", deadline=soon(0.1)):
-                pass
-            process.kill()
-        with locks.locked(here, "mongo", deadline=soon(5)):
-            pass
-
-    def test_other_names_are_free(self, here: int) -> None:
-        """A lock of one name keeps no other waiting."""
-        with locks.locked(here, "a", deadline=soon()), locks.locked(here, "b", deadline=0):
-            pass
-
-    def test_shared_locks(self, here: int) -> None:
-        """Shared holders keep out an exclusive one, not each other."""
-        with locks.locked(here, "steps", deadline=0, shared=True), locks.locked(here, "steps", deadline=0, shared=True):
-            with pytest.raises(Busy), locks.locked(here, "steps", deadline=0):
-                pass
-        with locks.locked(here, "steps", deadline=0):
-            pass
-
-    def test_one_attempt_is_always_made(self, here: int) -> None:
-        """A deadline that is over still lets a free lock be taken."""
-        with locks.locked(here, "a", deadline=0):
-            pass
-
-    def test_nothing_is_left_behind(self, here: int, tmp_path: Path) -> None:
-        """However many names are locked, there is one file."""
-        for number in range(20):
-            with locks.locked(here, f"volume{number}", deadline=0):
-                pass
-        assert os.listdir(tmp_path) == ["held"]
 
 
 def test_a_mount_that_cannot_be_told(here: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
