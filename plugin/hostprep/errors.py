@@ -3,7 +3,6 @@
     HostprepError
     ├── Invalid         the request, name or option is malformed: write it differently
     ├── NotAllowed      the path is outside HOSTPREP_ALLOW, or unsafe: choose another, or allow it
-    │   └── Redirectable    only by name: held by a descriptor, or a mount, it is safe
     ├── NoSuchVolume    no volume of that name: create or restore it
     ├── Conflict        it would contradict what is there: use apply, another name or another path
     ├── Busy            a pass or another change still runs: try again
@@ -41,10 +40,6 @@ class Invalid(HostprepError):
 
 class NotAllowed(HostprepError):
     """A path that is not below an allowed prefix, or that somebody other than root could redirect."""
-
-
-class Redirectable(NotAllowed):
-    """A path below a directory in which somebody other than root could put another directory in its place."""
 
 
 class NoSuchVolume(HostprepError):

@@ -30,7 +30,8 @@ from ..errors import (
 from ..host.process import raise_open_files
 from ..options import parse_image, parse_path
 from ..settings import Settings, engine_socket
-from ..volumes.driver import Driver, Images
+from ..volumes.driver import Driver
+from ..volumes.images import Images
 from . import output
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def apply(settings: Settings, name: str, given: tuple[str, ...], unset: tuple[st
     if both := pairs.keys() & set(unset):
         raise Invalid(f"{min(both)} is both set and unset", hint="do one of the two")
     driver = Driver.open(settings, create=False, images=_images(settings, pairs))
-    driver.change(name, pairs, unset, _soon(settings))
+    driver.apply(name, pairs, unset, _soon(settings))
     if no_wait:
         print(f"{name}: recorded; the next start of a container makes it so")
         return
@@ -495,7 +496,7 @@ def _diagnose(settings: Settings, name: str, container: str | None, user: str | 
 def _apply(settings: Settings, name: str, remedy: Apply) -> None:
     driver = Driver.open(settings, create=False)
     for given, unset in remedy.steps():
-        driver.change(name, given, unset, _soon(settings))
+        driver.apply(name, given, unset, _soon(settings))
         _wait(driver, name)
 
 

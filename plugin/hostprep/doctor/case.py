@@ -13,7 +13,7 @@ from ..errors import printable
 from ..host.labels import UNSUPPORTED, read_label
 from ..options import Mode
 from ..volumes.driver import Driver
-from ..volumes.record import Record
+from ..volumes.volume import Volume
 from . import permissions
 from .filesystem import FileSystem, given_at_mount
 from .finding import Apply, Finding, Verdict
@@ -26,13 +26,14 @@ _LOOKED_AT: Final = 1000  # entries of the volume's directory itself
 class Case:
     """One volume, and those for whom it is looked at."""
 
-    def __init__(self, driver: Driver, record: Record, data: int, patients: Sequence[Patient]) -> None:
+    def __init__(self, driver: Driver, volume: Volume, data: int, patients: Sequence[Patient]) -> None:
         self.driver = driver
         self.labels = driver.labels
-        self.record = record
+        self.volume = volume
+        self.record = volume.record
         self.data = data
         self.patients = patients
-        self.place = driver.store.place(record)
+        self.place = volume.place
         self.shown = printable(self.place)
         self.found = os.fstat(data)
         self.mode = Mode(stat.S_IMODE(self.found.st_mode))

@@ -10,11 +10,10 @@ import contextlib
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Final
 
 from ..engine.containers import Container, Mounted
-from ..errors import HostprepError, NoSuchVolume, NotAllowed, NotReady, Redirectable, Unreadable, printable
+from ..errors import HostprepError, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
 from ..host import fds
 from ..host.mountinfo import mount_table, unescaped
 from ..host.process import open_inside
@@ -40,20 +39,14 @@ def diagnose(driver: Driver, name: str, patients: Sequence[Patient]) -> Diagnosi
     whom = tuple(map(str, patients))
     with contextlib.ExitStack() as stack:
         try:
-            volume = stack.enter_context(driver.store.volume(check_name(name)))
-            record = driver.store.record(volume, name)
+            volume = stack.enter_context(driver.store.open(check_name(name)))
         except (NoSuchVolume, Unreadable) as exc:
             return Diagnosis(name, whom, (_unknown(driver, name, exc, patients),))
         try:
-            try:
-                data = driver.store.open_data(volume, record)
-            except Redirectable:  # as the next Mount has it: a mount of it is answered, from then on
-                record = replace(record, pinned=True)
-                data = driver.store.open_data(volume, record)
-            stack.enter_context(fds.held(data))
+            data = stack.enter_context(volume.open_data(as_mount=True))
         except (NotReady, NotAllowed) as exc:
-            return Diagnosis(name, whom, (_missing(driver.store.place(record), exc),))
-        return Diagnosis(name, whom, tuple(_look(Case(driver, record, data, patients))))
+            return Diagnosis(name, whom, (_missing(volume.place, exc),))
+        return Diagnosis(name, whom, tuple(_look(Case(driver, volume, data, patients))))
 
 
 # -- what there is -------------------------------------------------------------------------------------------------
@@ -119,7 +112,7 @@ def _look(case: Case) -> Iterator[Finding]:
 
 def _directory(case: Case) -> str:
     label = f", {printable(case.label)}" if case.label else ""
-    mounted = f", mounted at {case.driver.store.mountpoint(case.record)}" if case.record.pinned else ""
+    mounted = f", mounted at {case.volume.mountpoint}" if case.record.pinned else ""
     return f"{case.shown}: {case.found.st_uid}:{case.found.st_gid} {case.mode}{label}{mounted}"
 
 
@@ -199,7 +192,7 @@ def _drift(case: Case) -> Iterator[Finding]:
         yield Finding("drift", Verdict.WARNING, what, "the contents as declared", Apply())
     else:
         yield Finding("drift", Verdict.OK, "as declared")
-    for left in case.record.left_alone[:_SHOWN]:
+    for left in case.record.entries_left_alone[:_SHOWN]:
         yield Finding("drift", Verdict.NOTE, printable(left))
 
 

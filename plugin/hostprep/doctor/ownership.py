@@ -55,7 +55,7 @@ def _owner_remedy(case: Case, patient: Patient, granted: permissions.Granted, wa
     if granted.listed:
         rights = "".join(letter if wanted & bit else "-" for bit, letter in ((4, "r"), (2, "w"), (1, "x")))
         # By the mount, where somebody could put something else in the place of the path.
-        where = case.driver.store.mountpoint(case.record)
+        where = case.volume.mountpoint
         return shlex.join(["setfacl", "-m", f"u:{who.uid}:{rights}", where])
     mode = case.mode if case.record.options.mode is None else case.record.options.mode
     if granted.group and case.record.options.gid == case.found.st_gid:  # shared with that group, so it stays

@@ -80,7 +80,7 @@ def patients(
         NoContainer, NoImage: the container or its user cannot be told of.
         Invalid: *name* or *user* is malformed.
     """
-    check_name(name)
+    name = check_name(name)
     if container is not None:
         if engine is None:
             raise NoContainer("no engine can be asked about a container")

@@ -194,7 +194,7 @@ class TestRecurse:
 
     def test_never(self, driver: Driver, data: Path) -> None:
         """never: the root only."""
-        driver.change("mongo", {"recurse": "never"}, (), soon())
+        driver.apply("mongo", {"recurse": "never"}, (), soon())
         driver.mount("mongo", soon())
         assert owner(data) == (184, 998)
         assert set(owners(data).values()) == {(55, 66)}
@@ -210,7 +210,7 @@ class TestRecurse:
     @pytest.mark.parametrize("what", ["uid", "gid", "label", "mode"])
     def test_what_is_a_mismatch(self, driver: Driver, data: Path, what: str) -> None:
         """A uid, gid or label of the root that differs makes the tree follow; a mode does not."""
-        driver.change("mongo", {"label": "container_file_t", "mode": "0755"}, (), soon())
+        driver.apply("mongo", {"label": "container_file_t", "mode": "0755"}, (), soon())
         driver.mount("mongo", soon())
         os.chown(data / "c", 1, 1)
         if what == "label":
@@ -225,7 +225,7 @@ class TestRecurse:
 
     def test_always(self, driver: Driver, data: Path) -> None:
         """always: every entry at each Mount."""
-        driver.change("mongo", {"recurse": "always"}, (), soon())
+        driver.apply("mongo", {"recurse": "always"}, (), soon())
         for _ in range(3):
             os.chown(data / "c", 1, 1)
             driver.mount("mongo", soon())
@@ -233,7 +233,7 @@ class TestRecurse:
 
     def test_labels_follow(self, driver: Driver, data: Path) -> None:
         """The label of the contents follows the root's, without an owner too."""
-        driver.change("mongo", {"label": "container_file_t"}, ("uid", "gid"), soon())
+        driver.apply("mongo", {"label": "container_file_t"}, ("uid", "gid"), soon())
         driver.mount("mongo", soon())
         assert {label(data / name) for name in ("a", "a/b", "c")} == {LABEL}
         assert set(owners(data).values()) == {(55, 66)}
@@ -306,7 +306,7 @@ class TestRecurse:
     def test_never_forgets_a_pending_pass(self, driver: Driver, data: Path, host: Host) -> None:
         """With recurse=never an unfinished pass is not gone on with."""
         (host.volume("mongo") / "pass.json").write_text("{}")
-        driver.change("mongo", {"recurse": "never"}, (), soon())
+        driver.apply("mongo", {"recurse": "never"}, (), soon())
         driver.mount("mongo", soon())
         assert driver.get("mongo")["Status"]["ready"] is True
         assert set(owners(data).values()) == {(55, 66)}

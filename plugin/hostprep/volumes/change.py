@@ -1,0 +1,37 @@
+"""`hostprep apply`: options are changed in place, which engines cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import Invalid, printable
+from ..options import KNOWN, Name
+from .declaration import Declaration
+from .images import Resolver
+from .readiness import Readiness
+from .record import Record
+
+
+def apply(
+    readiness: Readiness,
+    resolver: Resolver,
+    name: Name,
+    given: Mapping[str, str],
+    unset: tuple[str, ...],
+    deadline: float,
+) -> Record:
+    """See `Driver.apply`."""
+    asked = Declaration(given)
+    for key in unset:
+        if key not in KNOWN:
+            raise Invalid(f'unknown option "{printable(key)}"', hint=f"known are {', '.join(KNOWN)}")
+    if asked.options.image is not None:
+        readiness.store.read(name)  # no engine is asked for a volume that is not there
+    asked = resolver.resolve(asked, deadline)
+    with readiness.store.locked(name, deadline) as volume:
+        changed = volume.record.changed(asked, unset)
+        if changed.options.label is not None:
+            readiness.labels.check(changed.options.label)
+        readiness.passes.cancel(name)
+        volume.write(changed)
+    return changed
