@@ -436,6 +436,23 @@ class TestPatience:
         assert slow.mount("always").status == 503
         gate.open()
 
+    @pytest.mark.parametrize("by", ["this", "another"])
+    def test_a_new_volume_of_its_name(
+        self, driver: Driver, open_driver: OpenDriver, host: Host, gate: Gate, by: str
+    ) -> None:
+        """A pass that a Mount gave up waiting for counts for its volume, and not for a new one of the same name."""
+        options = {**MONGO, "recurse": "always"}
+        driver.create("mongo", options, soon())
+        with pytest.raises(Busy):
+            driver.mount("mongo", soon(0.3))
+        remover = driver if by == "this" else open_driver(HOSTPREP_SELINUX="force")
+        remover.remove("mongo", soon())
+        remover.create("mongo", options, soon())
+        make_tree(host.data("mongo"), "file a 55:66")
+        gate.open()
+        driver.mount("mongo", soon())
+        assert owner(host.data("mongo") / "a") == (184, 998)
+
     def test_a_failing_pass(self, slow: Docker, host: Host, gate: Gate) -> None:
         """A pass that dies fails the Mount that waits for it, and the next Mount tries again."""
         answers = []
