@@ -30,8 +30,8 @@ from ..errors import (
 from ..host.process import raise_open_files
 from ..options import parse_image, parse_path
 from ..settings import Settings, engine_socket
+from ..volumes.declaration import Images
 from ..volumes.driver import Driver
-from ..volumes.images import Images
 from . import output
 
 if TYPE_CHECKING:

@@ -33,8 +33,8 @@ from ..errors import BadSetting, HostprepError, in_words, printable
 from ..host.process import raise_open_files
 from ..settings import Settings
 from ..volumes import trash
+from ..volumes.declaration import Images
 from ..volumes.driver import Driver
-from ..volumes.images import Images
 
 log = logging.getLogger("hostprep")
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 from ..errors import Invalid, printable
 from ..options import KNOWN, Name
-from .declaration import Declaration
-from .images import Resolver
+from .declaration import Declaration, Resolver
 from .readiness import Readiness
 from .record import Record
 

@@ -15,8 +15,7 @@ from ..host import fds
 from ..options import Name, path_key
 from ..tree.plan import Plan
 from . import pins
-from .declaration import Declaration
-from .images import Resolver
+from .declaration import Declaration, Resolver
 from .readiness import Readiness
 from .record import Record, rfc3339
 from .store import PATHS, LockedName
@@ -69,8 +68,15 @@ class Creator:
                     before, made = self._reuse(locked, declared)
                 except NoSuchVolume:
                     made = self._make(locked, declared, deadline)
-            if made is not None:
-                self._make_ready(name, made, before, deadline)
+            if made is None:
+                return
+            try:
+                self._readiness.ensure(name, deadline)
+            except (Busy, NoSuchVolume) as exc:  # it is there, or was, and somebody else has removed it since
+                log.info("create of %s: %s", name, exc)
+            except (HostprepError, OSError):
+                self._withdraw(name, made, before)
+                raise
 
     def _confirm(self, existing: Record, given: Mapping[str, str]) -> None:
         """Check that *given* is nothing else than what the volume has; without options it is."""
@@ -141,16 +147,6 @@ class Creator:
                 f"option {key}: {printable(str(exc.filename))} does not exist",
                 hint="hostprep makes the last component only; make the directory above it",
             ) from None
-
-    def _make_ready(self, name: Name, made: Identity, before: Record | None, deadline: float) -> None:
-        """Make the directory right, which was there before the volume *made*, or withdraw that."""
-        try:
-            self._readiness.ensure(name, deadline)
-        except (Busy, NoSuchVolume) as exc:  # it is there, or was, and somebody else has removed it since
-            log.info("create of %s: %s", name, exc)
-        except (HostprepError, OSError):
-            self._withdraw(name, made, before)
-            raise
 
     def _withdraw(self, name: Name, made: Identity, before: Record | None) -> None:
         """Undo a Create whose directory could not be made right: back to retained data *before*, or to nothing.

@@ -19,7 +19,7 @@ from ..options import Name, check_name
 from ..settings import Settings
 from . import change, status, trash
 from .create import Creator
-from .images import Images, Resolver
+from .declaration import Images, Resolver
 from .listing import Lister, Listing
 from .readiness import Readiness
 from .record import Record

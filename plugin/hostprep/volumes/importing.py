@@ -19,7 +19,7 @@ from ..options import ALIAS, Name, check_name, parse_path
 from ..tree.plan import Change, Plan, Want
 from .declaration import Declaration
 from .driver import Driver
-from .record import Record, rfc3339
+from .record import Record, no_repeats, rfc3339
 from .store import PATHS, LockedName, Store
 from .volume import DATA, open_parent
 
@@ -77,7 +77,7 @@ def read_local_persist(file: str) -> dict[str, str]:
     try:
         if len(text) > _LIMIT:
             raise ValueError(f"it is longer than {_LIMIT} bytes")
-        found = json.loads(text, object_pairs_hook=_no_repeats)
+        found = json.loads(text, object_pairs_hook=no_repeats)
         if not isinstance(found, dict) or found.keys() != {"state"}:
             raise ValueError('it is no object with "state" alone')
         state = {} if found["state"] is None else found["state"]
@@ -139,13 +139,6 @@ def _check(store: Store, name: Name, path: str, declared: Declaration, claimed: 
     except FileNotFoundError as exc:
         raise _missing(str(exc.filename)) from None
     return False
-
-
-def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
 
 
 def _one_spelling(path: str) -> str:

@@ -25,8 +25,9 @@ from .volume import Identity, LockedVolume, Volume
 
 log = logging.getLogger("hostprep")
 
-# A request that waits keeps its connection, and the server has only so many: some must stay for volumes that are ready.
-_WAITING: Final = 24  # requests that may wait for passes at once; others are told to come back
+# Requests that may wait for passes at once; others are told to come back. Each keeps one of the server's 1,000
+# connections and a thread: most must stay for the volumes that are ready.
+_WAITING: Final = 200
 _UNSEEN: Final = 600.0  # seconds for which a pass that its Mount did not wait for counts for the next Mount
 
 

@@ -104,7 +104,7 @@ class Record:
             Unreadable: hostprep cannot have written it.
         """
         try:
-            found = json.loads(data, parse_constant=_refuse, object_pairs_hook=_no_repeats)
+            found = json.loads(data, parse_constant=_refuse, object_pairs_hook=no_repeats)
             if not isinstance(found, dict):
                 raise ValueError("not an object")
             record = cls(
@@ -142,7 +142,8 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON (object_pairs_hook), in which no key stands twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key stands twice")

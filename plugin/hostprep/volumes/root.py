@@ -97,14 +97,13 @@ class Root:
         for part in PARTS:
             try:
                 with fds.held(fds.open_dir(fd, part)) as below:
-                    st = os.fstat(below)
+                    known[part] = _device_and_inode(below)
             except OSError as exc:
                 hint = f"put it back: were it made anew, the engine would forget every volume ({in_words(exc)})"
                 raise Unreadable(f"{self.root}/{part} is missing or not a directory", hint=hint) from None
             # A disk that was mounted again may have another device number, but its directories are the same.
-            if part in self._known and self._known[part][1] != st.st_ino:
+            if part in self._known and self._known[part][1] != known[part][1]:
                 raise Unreadable(f"{self.root}/{part} was replaced", hint="if that was meant, start hostprep anew")
-            known[part] = (st.st_dev, st.st_ino)
         self._known = known
 
     @contextlib.contextmanager
@@ -117,29 +116,21 @@ class Root:
         Raises:
             Unreadable: it cannot be opened, or another directory has its place.
         """
-        with fds.held(self._open_part(part)) as fd:
-            yield fd
-
-    def _open_part(self, part: str) -> int:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(f"{self.root}/{part}", flags)
+            fd = os.open(f"{self.root}/{part}", fds.DIRECTORY)
         except OSError as exc:
             raise _gone(exc) from exc
-        st = os.fstat(fd)
-        if (st.st_dev, st.st_ino) == self._known[part]:
-            return fd
-        try:
-            with fds.held(fds.walk(self.root, trusted=True)) as root:
-                self._verify(root)
-            if (st.st_dev, st.st_ino) != self._known[part]:
-                raise Unreadable(f"{self.root}/{part} was replaced while it was opened")
-        except BaseException as exc:
-            os.close(fd)
-            if isinstance(exc, OSError | NotAllowed):
-                raise _gone(exc) from exc
-            raise
-        return fd
+        with fds.held(fd):
+            here = _device_and_inode(fd)
+            if here != self._known[part]:  # the disk went away, or was mounted again
+                try:
+                    with fds.held(fds.walk(self.root, trusted=True)) as root:
+                        self._verify(root)
+                except (OSError, NotAllowed) as exc:
+                    raise _gone(exc) from exc
+                if here != self._known[part]:
+                    raise Unreadable(f"{self.root}/{part} was replaced while it was opened")
+            yield fd
 
     @contextlib.contextmanager
     def lock(self, what: str, deadline: float, *, shared: bool = False) -> Iterator[None]:
@@ -156,6 +147,11 @@ class Root:
         # The temporary file is not made in `volumes`, whose time of change tells whether volumes came or went.
         with self.lock(STEPS, time.monotonic() + 10, shared=True), self.part("locks") as scratch:
             fds.replace_file(directory, file, data, scratch=scratch, durable=durable)
+
+
+def _device_and_inode(directory: int) -> tuple[int, int]:
+    st = os.fstat(directory)
+    return st.st_dev, st.st_ino
 
 
 def _gone(exc: Exception) -> Exception:

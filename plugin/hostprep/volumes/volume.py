@@ -76,18 +76,14 @@ class Volume:
     def pending(self) -> Progress | None:
         """How far a pass is that has not ended; None where there is none. A damaged mark counts as no progress."""
         try:
-            found = json.loads(fds.read_file(self.fd, MARK, limit=LIMIT))
+            found = Progress(**json.loads(fds.read_file(self.fd, MARK, limit=LIMIT)))
         except FileNotFoundError:
             return None
-        except (ValueError, RecursionError, Unreadable):
+        except (ValueError, TypeError, RecursionError, Unreadable):
             return Progress()
-        if not isinstance(found, dict) or found.keys() != Progress.__dataclass_fields__.keys():
-            return Progress()
-        numbers = [value for value in found.values() if value is not None]
-        if found["done"] is None or not all(type(n) in (int, float) and 0 <= n < _ABSURD for n in numbers):
-            return Progress()
-        estimate = None if found["estimate"] is None else int(found["estimate"])
-        return Progress(int(found["done"]), estimate, float(found["rate"] or 0), found["seconds_left"])
+        numbers = [found.rate, *(n for n in (found.estimate, found.seconds_left) if n is not None)]
+        sound = type(found.done) is int and all(type(n) in (int, float) for n in numbers)
+        return found if sound and all(0 <= n < _ABSURD for n in (found.done, *numbers)) else Progress()
 
     @contextlib.contextmanager
     def open_data(self, *, as_mount: bool = False) -> Iterator[int]:

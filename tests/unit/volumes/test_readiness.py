@@ -395,6 +395,23 @@ class TestPatience:
         for thread in threads:
             thread.join()
 
+    def test_one_more_than_may_wait(self, driver: Driver, host: Host, gate: Gate) -> None:
+        """Where as many wait as may, the next is told at once to come back, and those who wait go on waiting."""
+        driver.create("mongo", MONGO, soon())
+        make_tree(host.data("mongo"), "file a 55:66")
+        os.chown(host.data("mongo"), 55, 66)
+        driver.readiness._waiting = threading.BoundedSemaphore(1)
+        answers: list[str] = []
+        waiting = threading.Thread(target=lambda: answers.append(driver.mount("mongo", soon(60))))
+        waiting.start()
+        eventually(lambda: driver.readiness._waiting._value == 0, "the first waits")
+        with pytest.raises(Busy, match="preparing mongo"):
+            driver.mount("mongo", soon(60))
+        assert (answers, waiting.is_alive()) == ([], True)
+        gate.open()
+        waiting.join()
+        assert answers == [str(host.data("mongo"))]
+
     def test_create_and_unmount_succeed(self, slow: Docker, host: Host, gate: Gate) -> None:
         """Create and Unmount wait for the lesser of the patience and 20 s, and then succeed."""
         before = time.monotonic()
