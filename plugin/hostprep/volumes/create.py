@@ -18,7 +18,7 @@ from . import pins
 from .declaration import Declaration, Resolver
 from .readiness import Readiness
 from .record import Record, rfc3339
-from .store import PATHS, LockedName
+from .store import LockedName
 from .volume import DATA, Identity, open_parent
 
 log = logging.getLogger("hostprep")
@@ -52,9 +52,7 @@ class Creator:
             # there keeps what its image said when it was made.
             if options.image is not None and self._store.find(name) is None:
                 declared = self._resolver.resolve(declared, deadline)
-            with self._store.name_lock(name, deadline) as locked, contextlib.ExitStack() as claim:
-                if options.path is not None:
-                    claim.enter_context(self._store.lock(PATHS, deadline))
+            with self._store.name_lock(name, deadline) as locked:
                 if (existing := self._store.find(name)) is not None:
                     self._confirm(existing, given)
                     return
@@ -65,7 +63,7 @@ class Creator:
                 before: Record | None = None
                 made: Identity | None
                 try:
-                    before, made = self._reuse(locked, declared)
+                    before, made = self._reuse(locked, declared, deadline)
                 except NoSuchVolume:
                     made = self._make(locked, declared, deadline)
             if made is None:
@@ -89,17 +87,17 @@ class Creator:
             )
         self._store.sync(existing.name)
 
-    def _reuse(self, locked: LockedName, declared: Declaration) -> tuple[Record, Identity]:
-        """Make retained data a volume again, with its own options and over them *declared*. Its record as retained.
+    def _reuse(self, locked: LockedName, declared: Declaration, deadline: float) -> tuple[Record, Identity]:
+        """Make retained data a volume again, with *declared* over its own options. Returns its record as retained.
 
         Raises:
             NoSuchVolume: none is retained.
         """
-        with locked.retained() as volume:
+        with locked.retained() as volume, contextlib.ExitStack() as claim:
             before = volume.record
             record = before.changed(declared)
             if record.options.path is not None:
-                self._store.check_claim(record.options.path, name=locked.name)
+                claim.enter_context(self._store.claim(record.options.path, locked.name, deadline))
             volume.reuse(replace(record, reused_at=rfc3339()))
             log.info("took up retained volume %s", locked.name)
             return before, volume.identity
@@ -109,7 +107,7 @@ class Creator:
         path, made_path, replaceable, parent, last = declared.options.path, False, "", -1, ""
         with contextlib.ExitStack() as stack:
             if path is not None:
-                self._store.check_claim(path, name=locked.name)
+                stack.enter_context(self._store.claim(path, locked.name, deadline))
                 parent, last, replaceable = self._open_parent(path, path_key(declared.given), stack)
                 made_path = not fds.exists(parent, last)
                 if not made_path and (kind := fds.kind(parent, last)) != "a directory":

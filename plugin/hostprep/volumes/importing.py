@@ -20,7 +20,7 @@ from ..tree.plan import Change, Plan, Want
 from .declaration import Declaration
 from .driver import Driver
 from .record import Record, no_repeats, rfc3339
-from .store import PATHS, LockedName, Store
+from .store import LockedName, Store
 from .volume import DATA, open_parent
 
 log = logging.getLogger("hostprep")
@@ -128,7 +128,7 @@ def _check(store: Store, name: Name, path: str, declared: Declaration, claimed: 
         return True
     if name in store.names():
         raise Conflict(f"a volume {name} is retained", hint="hostprep create takes it up again")
-    store.check_claim(path, name=name)
+    store.check_claim(path, name)
     for other, owner in claimed.items():  # in a dry run they are no volumes yet
         if overlap(path, other):
             raise Conflict(f"{printable(path)} is, contains or lies in {printable(other)}, which is {owner}'s")
@@ -186,9 +186,11 @@ def from_directory(
             declared = driver.resolver.resolve(declared, deadline)
             stack.enter_context(store.lock(f"create/{name}", deadline))
             locked = stack.enter_context(store.name_lock(name, deadline))
-            stack.enter_context(store.lock(PATHS, deadline))
         begun = _begun(store, name, given)
-        store.check_claim(directory, name=name)
+        if dry_run:
+            store.check_claim(directory, name)
+        else:
+            stack.enter_context(store.claim(directory, name, deadline))
         parent, last, data = _open(directory, stack)
         _check_movable(store, directory, parent, data)
         move = Move(

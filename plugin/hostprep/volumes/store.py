@@ -33,7 +33,7 @@ from .volume import RECORD, RETAINED, LockedVolume, NewVolume, RetainedVolume, V
 
 log = logging.getLogger("hostprep")
 
-PATHS: Final = "/paths"  # the lock of those who look for a free path; with a slash, so no volume's name
+_PATHS: Final = "/paths"  # the lock of those who take a path; with a slash, so no volume's name
 _CACHED: Final = 20_000  # records, at about 0.5 kB each
 # Two changes within one tick of the file system's clock (at most 10 ms) leave one time stamp: what was read so soon
 # after a change is not kept.
@@ -153,8 +153,20 @@ class Store(Root):
         with self.lock(name, deadline):
             yield LockedName(self, name)
 
-    def check_claim(self, path: str, *, name: Name) -> None:
-        """Check that no other volume has *path*, lies in it or contains it. Hold the lock PATHS until it is recorded.
+    @contextlib.contextmanager
+    def claim(self, path: str, name: Name, deadline: float) -> Iterator[None]:
+        """Check that *path* is free for the volume *name*, and have nobody else take a path until the end.
+
+        Raises:
+            Conflict: as for `check_claim`.
+            Busy: another was still taking a path at *deadline*.
+        """
+        with self.lock(_PATHS, deadline):
+            self.check_claim(path, name)
+            yield
+
+    def check_claim(self, path: str, name: Name) -> None:
+        """Check that no other volume than *name* has *path*, lies in it or contains it.
 
         Raises:
             Conflict: another does.

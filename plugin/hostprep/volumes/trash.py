@@ -19,7 +19,7 @@ from ..host import fds, mountinfo
 from ..options import Name
 from ..tree import removal
 from .record import LIMIT, Record
-from .store import PATHS, Store
+from .store import Store
 from .volume import RECORD, RETAINED, LockedVolume, RetainedVolume
 
 log = logging.getLogger("hostprep")
@@ -115,7 +115,7 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
         Conflict: a volume or retained data has the new name, or another volume its path.
         Unreadable: its record is damaged.
     """
-    with store.name_lock(new_name, deadline), store.lock(PATHS, deadline):
+    with store.name_lock(new_name, deadline), contextlib.ExitStack() as claim:
         if new_name in store.names():
             raise Conflict(f"volume {new_name} exists", hint="restore it under another name with --as")
         found = [
@@ -128,7 +128,7 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
             raise NoSuchVolume(f"no {which}", hint="hostprep ls --trash shows what there is")
         chosen, record = found[0]
         if record.options.path is not None:
-            store.check_claim(record.options.path, name=new_name)
+            claim.enter_context(store.claim(record.options.path, new_name, deadline))
         record = replace(record, name=new_name)
         try:
             with store.part("trash") as trash, store.part("volumes") as volumes:

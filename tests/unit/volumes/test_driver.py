@@ -167,6 +167,20 @@ class TestByPath:
             thread.join()
         assert sorted(statuses) == [200] + [409] * 5
 
+    @pytest.mark.parametrize("verb", ["create", "reuse", "restore"])
+    def test_while_another_path_is_taken(self, driver: Driver, host: Host, verb: str) -> None:
+        """Whoever takes a path waits for whoever else takes one: made, retained before, or restored."""
+        if verb != "create":
+            retained = {"on_remove": "retain"} if verb == "reuse" else {}
+            driver.create("mongo", {"path": f"{host.srv}/db", **retained}, soon())
+            driver.remove("mongo", soon())
+        with driver.store.claim(f"{host.srv}/other", Name("other"), soon()), pytest.raises(Busy):
+            if verb == "restore":
+                driver.restore("mongo", entry=None, new_name=None, deadline=time.monotonic())
+            else:
+                driver.create("mongo", {"path": f"{host.srv}/db"} if verb == "create" else {}, time.monotonic())
+        assert driver.volumes() == ()
+
     def test_a_path_is_free_after_removal(self, driver: Driver, host: Host) -> None:
         """After Remove the path may be another volume's, and then the first cannot be restored."""
         driver.create("mongo", {"path": f"{host.srv}/db"}, soon())
