@@ -1,4 +1,4 @@
-"""`hostprep apply`: options are changed in place, which engines cannot."""
+"""`hostprep apply`: change the options of a volume in place, which engines cannot do."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ class Creator:
             self._labels.check(options.label)
         # An equal Create waits until the first knows whether the volume stays: it may have to be withdrawn.
         with self._store.lock(f"create/{name}", deadline):
-            # Before the volume's own lock is held, for which others wait: the engine may not answer. A volume that is
-            # there keeps what its image said when it was made.
+            # The engine may take its time, so it is asked before the volume's own lock is taken, for which others wait.
+            # A volume that is there keeps what its image said when it was made.
             if options.image is not None and self._store.find(name) is None:
                 declared = self._resolver.resolve(declared, deadline)
             with self._store.name_lock(name, deadline) as locked:
@@ -70,15 +70,15 @@ class Creator:
                 return
             try:
                 self._readiness.ensure(name, deadline)
-            except (Busy, NoSuchVolume) as exc:  # it is there, or was, and somebody else has removed it since
+            except (Busy, NoSuchVolume) as exc:  # it is there; or somebody else has removed it since
                 log.info("create of %s: %s", name, exc)
             except (HostprepError, OSError):
                 self._withdraw(name, made, before)
                 raise
 
     def _confirm(self, existing: Record, given: Mapping[str, str]) -> None:
-        """Check that *given* is nothing else than what the volume has; without options it is."""
-        # What reused retained data was given over the options of that, and so is its repetition.
+        """Check that *given* asks for nothing but what the volume has. No options ask for nothing."""
+        # A Create that reused retained data put its options over those, and so does its repetition.
         asked = existing.declared.over(given) if existing.reused_at else given
         if given and (differing := existing.declared.differences(asked)):
             raise Conflict(
@@ -103,7 +103,7 @@ class Creator:
             return before, volume.identity
 
     def _make(self, locked: LockedName, declared: Declaration, deadline: float) -> Identity | None:
-        """Make a volume that is not there; which one, if its directory was adopted and has still to be made right."""
+        """Make a volume that is not there. Returns its identity if its directory was adopted, and is not right yet."""
         path, made_path, replaceable, parent, last = declared.options.path, False, "", -1, ""
         with contextlib.ExitStack() as stack:
             if path is not None:
@@ -117,10 +117,10 @@ class Creator:
                     pins.check(parent)
             record = Record(locked.name, declared, rfc3339(), made_path, pinned=bool(replaceable))
             new = stack.enter_context(locked.new(record, deadline))
-            if path is not None:  # the record first: it says what was intended, should what follows be interrupted
+            if path is not None:  # the record first: after an interruption it says what was intended
                 new.write_record()
             if record.adopted:
-                # It is made right when the volume is there: only then is an interruption seen.
+                # It is made right once the volume is there: then the next Mount completes what was interrupted.
                 with new.open_data():
                     new.publish()
                 return new.identity
@@ -135,7 +135,7 @@ class Creator:
             return None
 
     def _open_parent(self, path: str, key: str, stack: contextlib.ExitStack) -> tuple[int, str, str]:
-        """`open_parent`, until *stack* ends. *key* is the option that names the path, for messages."""
+        """`open_parent` until *stack* ends, with the option *key* in its errors."""
         try:
             return stack.enter_context(open_parent(self._store.settings, path))
         except NotAllowed as exc:
@@ -147,9 +147,9 @@ class Creator:
             ) from None
 
     def _withdraw(self, name: Name, made: Identity, before: Record | None) -> None:
-        """Undo a Create whose directory could not be made right: back to retained data *before*, or to nothing.
+        """Undo a Create whose directory could not be made right: back to the retained data *before*, or to nothing.
 
-        Only of the volume *made*: another may have its name by now.
+        Only the volume *made* is undone: another may have its name by now.
         """
         with (
             contextlib.suppress(NoSuchVolume, Unreadable),

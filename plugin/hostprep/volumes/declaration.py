@@ -15,14 +15,14 @@ from ..options import ALIAS, Options, differences, path_key
 
 log = logging.getLogger("hostprep")
 
-# Each has the engine send parts of an image, and keeps the server's connection that it came by meanwhile.
-_ASKING: Final = 24  # requests that may wait for an engine's word at once
+# Each makes the engine send parts of an image, and keeps one of the server's connections meanwhile.
+_ASKING: Final = 24  # requests that may ask an engine at once
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """The options of a volume. Made of malformed ones it raises Invalid."""
+    """The options of a volume. Raises Invalid if they are malformed."""
 
     given: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """The options as they were given."""
@@ -97,7 +97,7 @@ class Images(Protocol):
 
 
 class Resolver:
-    """Asks about images for volumes that are being made or changed. One object serves every thread."""
+    """Asks what the images say that options name. One object serves every thread."""
 
     def __init__(self, images: Images | None, *, managed: bool) -> None:
         self.images = images
@@ -105,7 +105,7 @@ class Resolver:
         self._asking = threading.BoundedSemaphore(_ASKING)
 
     def resolve(self, declared: Declaration, deadline: float) -> Declaration:
-        """*declared*, with what its image says, if it names one.
+        """*declared* with what its image says, where it names one.
 
         Raises:
             NotAllowed: nobody can be asked here.

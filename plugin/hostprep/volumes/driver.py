@@ -42,7 +42,7 @@ class Driver:
         """Set when something went to the trash that is to be purged at once."""
         self._creator = Creator(self.readiness, self.resolver)
         self._lister = Lister(store)
-        # The trash knows, too, but not of what was purged within the minute; this is not known after a restart.
+        # When each name was removed. The trash does not tell that of what is purged already, nor this after a restart.
         self._removed: dict[str, float] = {}
 
     @classmethod
@@ -58,12 +58,12 @@ class Driver:
     # -- what changes a volume -------------------------------------------------------------------------------------
 
     def create(self, name: str, given: Mapping[str, str], deadline: float) -> None:
-        """Make the volume *name*, or find it made with equal options; without options any is equal.
+        """Make the volume *name*. If it exists, confirm it where the options are equal or none are given.
 
         Raises:
             Invalid: the name or an option is malformed. Nothing has been touched.
             Conflict: it exists with other options, or its path is another volume's.
-            NotAllowed: its path is not allowed, or unsafe; or images are not to be looked into here.
+            NotAllowed: its path is not allowed, or unsafe; or nobody can be asked about images here.
             NoImage: the image is not there, or does not tell its numbers.
         """
         self._creator.create(check_name(name), given, deadline)
@@ -139,14 +139,14 @@ class Driver:
     # -- readiness ---------------------------------------------------------------------------------------------------
 
     def mount(self, name: str, deadline: float, *, engine: int | None = None) -> str:
-        """Make the volume right, whatever was done to it, and answer where it is.
+        """Make the volume right, whatever was done to it, and return where it is.
 
         Args:
-            engine: the process that will open what is answered (0: one that cannot be seen from here); None where
-                none will, and then a mount that would lead there is not made.
+            engine: the process that will open the answer; 0 if it cannot be seen from here; None if no process will,
+                and then no bind mount is made.
 
         Raises:
-            NoSuchVolume, Unreadable, NotReady, NotAllowed: there is nothing that could be answered.
+            NoSuchVolume, Unreadable, NotReady, NotAllowed: there is nothing to mount.
             Busy: a pass over its tree takes longer than *deadline*; it goes on, and the next Mount joins it.
         """
         name = check_name(name)
@@ -155,8 +155,10 @@ class Driver:
         return self.readiness.ensure(name, deadline, engine=engine)
 
     def _check_mounts(self, name: Name) -> None:
-        """Refuse what is mounted below the managed plugin's directory. The engine sees that through a propagated copy,
-        and when it takes the copy away, with the plugin, the original on the host can go with it."""
+        """Refuse a mount below the managed plugin's directory.
+
+        The engine sees a propagated copy of it. When it unmounts that, with the plugin, the original can go, too.
+        """
         root, within = self.settings.root, f"{self.settings.root}/volumes/{name}"
         for mount in mountinfo.mount_table():
             if is_below(mount.point, root) and overlap(mount.point, within):

@@ -29,7 +29,7 @@ _LIMIT = 16 * 1024 * 1024  # bytes of a state file
 
 
 class Outcome(enum.Enum):
-    """What became of one volume of a state file, or would."""
+    """What happened to one volume of a state file, or would happen."""
 
     IMPORTED = "imported"
     THERE = "there already"
@@ -38,7 +38,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One volume of a state file. *why* says what was in the way."""
+    """One volume of a state file. *why* says what prevented it."""
 
     name: str
     path: str
@@ -48,7 +48,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A directory that became a volume's, or would, and what of it is not as declared."""
+    """A directory that became the data of a volume, or would, and how it differs from what is declared."""
 
     source: str
     place: str
@@ -99,7 +99,7 @@ def from_local_persist(
     The directories stay where they are. What prevents one prevents no other.
 
     Args:
-        deadline: the moment by which a Create that begins now is to have answered.
+        deadline: gives the moment by which a Create that begins now has to answer.
         dry_run: change nothing. The engine is not asked about an `image` then.
 
     Raises:
@@ -121,7 +121,7 @@ def from_local_persist(
 
 
 def _check(store: Store, name: Name, path: str, declared: Declaration, claimed: Mapping[str, str]) -> bool:
-    """Return whether the volume *name* is there already, just so. Otherwise check that it could be made."""
+    """Whether the volume *name* is there already, as declared. Otherwise check that it could be made."""
     if (existing := store.find(name)) is not None:
         if differing := existing.declared.differences(declared.given):
             raise Conflict(f"volume {name} exists with other options: {'; '.join(differing)}")
@@ -266,7 +266,7 @@ def _begun(store: Store, name: Name, given: Mapping[str, str]) -> bool:
 
 
 def _open(directory: str, stack: contextlib.ExitStack) -> tuple[int, str, int]:
-    """Open the directory above and *directory* until *stack* ends: the first, the last component, and the second."""
+    """Open the directory above *directory*, and itself, until *stack* ends. Between the two: its last component."""
     above, last = os.path.split(directory)
     try:
         os.close(fds.walk(directory, trusted=True))
@@ -290,7 +290,7 @@ def _check_movable(store: Store, directory: str, parent: int, data: int) -> None
             hint="what it mounts there, or limits, would not come along: see docker volume inspect",
         )
     with store.part("volumes") as volumes:
-        # rename(2) does not go from one mount to another either, though it be of the same file system.
+        # rename(2) refuses to go from one mount to another, even of the same file system.
         if os.fstat(data).st_dev != os.fstat(volumes).st_dev or fds.mount_id(parent) != fds.mount_id(volumes):
             raise _elsewhere(store, directory)
     if used := mountinfo.uses(data, directory):

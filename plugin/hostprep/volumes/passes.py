@@ -1,4 +1,4 @@
-"""Passes over whole trees: each in a process of its own, at most one for each volume. Whoever needs it waits for it.
+"""Passes over whole trees: each in a process of its own, at most one for each volume, for which whoever needs it waits.
 
 `pass.json`, the mark, is in the volume's directory from before the first change until the root, last of all, is right.
 While it is there the tree is not right, whatever the root looks like, and the next Mount begins the pass again.

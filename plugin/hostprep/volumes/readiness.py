@@ -54,11 +54,9 @@ class Readiness:
         """
         waited: Pass | None = None
         while True:
-            with self.store.locked(name, deadline) as volume, volume.open_data() as data:
-                identity = volume.identity
-                if waited is None or waited.identity != identity:
-                    waited, root_stays = None, False
-                    seen_through = unmount or self._was_given_up(identity)
+            with self.store.locked(name, deadline) as volume, volume.open_data(as_mount=True) as data:
+                if waited is None or waited.identity != volume.identity:
+                    seen_through, root_stays = unmount or self._was_given_up(volume), False
                 else:
                     seen_through, root_stays = True, waited.root_stays
                 # Where the root stays, to try again would only begin another pass.
@@ -71,7 +69,7 @@ class Readiness:
                 self._wait(running, deadline)
             except Busy:
                 if not unmount:
-                    self._given_up[identity] = time.monotonic()
+                    self._given_up[running.identity] = time.monotonic()
                 raise
             waited = running
 
@@ -80,9 +78,9 @@ class Readiness:
         self._given_up.pop(volume.identity, None)
         self._empty.discard(volume.identity)
 
-    def _was_given_up(self, identity: Identity) -> bool:
+    def _was_given_up(self, volume: Volume) -> bool:
         """Whether a Mount gave up waiting for a pass lately; told once."""
-        return time.monotonic() - self._given_up.pop(identity, -_UNSEEN) < _UNSEEN
+        return bool(self._given_up) and time.monotonic() - self._given_up.pop(volume.identity, -_UNSEEN) < _UNSEEN
 
     def _repair(self, volume: LockedVolume, data: int, *, seen_through: bool) -> Pass | None:
         """Repair the root *data*; where the contents have to follow, begin the pass which then does that at its end.
@@ -104,7 +102,10 @@ class Readiness:
             record, tree = volume.record, os.fstat(data)
 
             def finish(outcome: Outcome) -> bool:
-                with self.store.locked(record.name, time.monotonic() + 60) as now, now.open_data() as found:
+                with (
+                    self.store.locked(record.name, time.monotonic() + 60) as now,
+                    now.open_data(as_mount=True) as found,
+                ):
                     if now.record.options != record.options or not os.path.samestat(os.fstat(found), tree):
                         # The options were changed, or another volume has the name: the mark stays, and the next look
                         # at the volume begins anew.

@@ -1,4 +1,4 @@
-"""What is told of volumes: Get with its Status, and what restore and Create can bring back."""
+"""What users are told of volumes: Get with its Status, and what restore and Create can bring back."""
 
 from __future__ import annotations
 
@@ -47,23 +47,21 @@ def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
         status["progress"] = asdict(running.progress)
     elif pending is not None and passes.runs_elsewhere(volume.name):
         status["progress"] = asdict(pending)
-    with contextlib.ExitStack() as stack:
-        try:
-            data = stack.enter_context(volume.open_data())
-        except (NotReady, NotAllowed) as exc:
-            status["warnings"].append(str(exc))
-            return status
-        plan = Plan.of(data, volume.want(labels), labels)
-        want, found = plan.want, plan.found
-        status |= {"uid": found.uid, "gid": found.gid, "mode": str(found.mode), "label": found.label}
-        status["drift"] = [f"{change.what} is {change.old}, declared {change.new}" for change in plan.changes]
-        status["ready"] = not plan.changes and pending is None
-        if want.label is not None and found.device in labels.unlabelled:
-            status["warnings"].append(f"the file system keeps no labels: {want.label} is not applied")
-        elif (label := want.label or found.label) and (refusal := labels.refusal(label)):
-            status["warnings"].append(refusal)
-        if record.options.path is not None and want.recurse is Recurse.NEVER:
-            status["warnings"] += _foreign(data, want)
+    try:
+        with volume.open_data() as data:
+            plan = Plan.of(data, volume.want(labels), labels)
+            want, found = plan.want, plan.found
+            status |= {"uid": found.uid, "gid": found.gid, "mode": str(found.mode), "label": found.label}
+            status["drift"] = [f"{change.what} is {change.old}, declared {change.new}" for change in plan.changes]
+            status["ready"] = not plan.changes and pending is None
+            if want.label is not None and found.device in labels.unlabelled:
+                status["warnings"].append(f"the file system keeps no labels: {want.label} is not applied")
+            elif (label := want.label or found.label) and (refusal := labels.refusal(label)):
+                status["warnings"].append(refusal)
+            if record.options.path is not None and want.recurse is Recurse.NEVER:
+                status["warnings"] += _foreign(data, want)
+    except (NotReady, NotAllowed) as exc:
+        status["warnings"].append(str(exc))
     return status
 
 

@@ -140,8 +140,8 @@ class Store(Root):
             NoSuchVolume, Unreadable: as for `open`.
             Busy: another change of it had not ended at *deadline*.
         """
-        with self.name_lock(name, deadline) as locked, locked.open() as volume:
-            yield volume
+        with self.lock(name, deadline), self.directory(name) as fd:
+            yield LockedVolume(self, fd, self._read(fd, name))
 
     @contextlib.contextmanager
     def name_lock(self, name: Name, deadline: float) -> Iterator[LockedName]:
@@ -155,7 +155,7 @@ class Store(Root):
 
     @contextlib.contextmanager
     def claim(self, path: str, name: Name, deadline: float) -> Iterator[None]:
-        """Check that *path* is free for the volume *name*, and have nobody else take a path until the end.
+        """Check that *path* is free for the volume *name*, and let nobody else take a path until the end.
 
         Raises:
             Conflict: as for `check_claim`.
@@ -186,7 +186,7 @@ class Store(Root):
                 )
 
     def sync(self, name: Name) -> None:
-        """Sync what there is of *name*: who did it may have been killed before, and it is about to be confirmed."""
+        """Sync what there is of *name*. Whoever made or removed it may have been killed before it was synced."""
         for part in ("trash", "volumes"):
             with self.part(part) as directory:
                 os.fsync(directory)
@@ -196,8 +196,7 @@ class Store(Root):
     def remove_leftovers(self) -> None:
         """Remove what interrupted steps left, and the mounts of volumes that are gone.
 
-        While another process is at a step nothing temporary is removed: the next start does it. Nor is ever a `_data`
-        that holds anything.
+        While another process is at a step, nothing temporary is removed. A `_data` that holds anything never is.
         """
         with contextlib.suppress(Busy), self.lock(STEPS, time.monotonic()):
             for part in ("volumes", "locks"):
@@ -258,7 +257,7 @@ class LockedName:
 
 
 def signature(directory: int, file: str) -> Signature:
-    """The signature of the record *file*, which may be two components: it only says whether to read the record."""
+    """The signature of the record *file*. Two components are good enough here: it only says whether to read it."""
     st = os.stat(file, dir_fd=directory, follow_symlinks=False)
     return st.st_ino, st.st_ctime_ns
 

@@ -160,7 +160,7 @@ def purge(store: Store, chosen: list[str], *, insist: bool = True) -> int:
     volume prune` removes Docker's.
 
     Args:
-        insist: raise NoSuchVolume where another process has restored or purged an entry since it was chosen.
+        insist: an entry that is missing is an error. Another process may have restored or purged it since.
 
     Raises:
         Invalid: something is no id. Nothing has been deleted.

@@ -74,7 +74,7 @@ class Volume:
         return Want.of(record.options, labels, adopted=record.adopted, narrowed=record.narrowed)
 
     def pending(self) -> Progress | None:
-        """How far a pass is that has not ended; None where there is none. A damaged mark counts as no progress."""
+        """How far the pass is that has not ended; None where there is none. A damaged mark counts as no progress."""
         try:
             found = Progress(**json.loads(fds.read_file(self.fd, MARK, limit=LIMIT)))
         except FileNotFoundError:
@@ -90,8 +90,8 @@ class Volume:
         """Lend a descriptor of the directory that the container sees.
 
         Args:
-            as_mount: open it as the next Mount does, which answers a mount of what others could redirect.
-                `record.pinned` then says so.
+            as_mount: open it even where others could redirect its path, as the next Mount does, which then answers a
+                bind mount; and so does `record.pinned`.
 
         Raises:
             NotReady: it is not there. It is never made here: an unmounted disk must not be papered over.
@@ -99,14 +99,17 @@ class Volume:
                 root could redirect it, and its name is what is answered.
         """
         fd, replaceable = self._find()
-        with fds.held(fd):
+        try:
             if replaceable and not self.record.pinned:
-                refusal = fds.redirectable(replaceable)
                 if not as_mount:
-                    raise refusal
-                log.info("%s is answered as a mount from now on: %s", self.name, refusal.message)
-                self.record = replace(self.record, pinned=True)
+                    raise fds.redirectable(replaceable)
+                self._answer_mount(replaceable)
             yield fd
+        finally:
+            os.close(fd)
+
+    def _answer_mount(self, replaceable: str) -> None:
+        self.record = replace(self.record, pinned=True)
 
     def _find(self) -> tuple[int, str]:
         """Open the data, and name the directory on the way to it that others could replace; see `open_parent`."""
@@ -135,27 +138,23 @@ class LockedVolume(Volume):
         self.record = record
 
     def write_mark(self) -> None:
-        """Note, durably, that a pass has to be seen through before the tree is right."""
+        """Note, durably, that a pass begins. Until it has ended, the tree is not right."""
         write_progress(self, Progress(), durable=True)
 
     @property
     def marked(self) -> bool:
-        """Whether a pass has to be seen through."""
+        """Whether a pass has begun and not ended."""
         return fds.exists(self.fd, MARK)
 
     def remove_mark(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(MARK, dir_fd=self.fd)
 
-    @contextlib.contextmanager
-    def open_data(self, *, as_mount: bool = True) -> Iterator[int]:
-        """Lend a descriptor of the data. Where others could redirect its path, answer a mount from now on, for good."""
-        before = self.record
-        with super().open_data(as_mount=as_mount) as fd:
-            if self.record is not before:
-                self.write(self.record)
-                changed(self.root)
-            yield fd
+    def _answer_mount(self, replaceable: str) -> None:
+        why = fds.redirectable(replaceable).message
+        log.info("%s is answered as a mount from now on: %s", self.name, why)
+        self.write(replace(self.record, pinned=True))
+        changed(self.root)
 
     def pin(self, data: int, *, engine: int) -> None:
         """Where a mount is what is answered, mount the open directory *data* there; see pins.pin."""
@@ -175,7 +174,7 @@ class LockedVolume(Volume):
         changed(self.root)
 
     def withdraw(self) -> None:
-        """Take back a volume that was made a moment ago and holds nothing of its own (`path`), leaving no trace."""
+        """Undo the making of a volume that holds no data of its own, as by `path`. Nothing of it stays."""
         with self.root.lock(STEPS, time.monotonic() + 10, shared=True), self.root.part("volumes") as volumes:
             temporary = fds.temporary_name()
             os.rename(self.name, temporary, src_dir_fd=volumes, dst_dir_fd=volumes)
@@ -217,17 +216,16 @@ def write_progress(volume: Volume, progress: Progress, *, durable: bool = False)
 
 
 def changed(root: Root) -> None:
-    """Have every process list the volumes anew, although none came or went; see listing.py."""
+    """Have every process list the volumes anew, although `volumes` itself has not changed; see listing.py."""
     with root.part("volumes") as volumes:
         os.utime(volumes)
 
 
 @contextlib.contextmanager
 def open_parent(settings: Settings, path: str) -> Iterator[tuple[int, str, str]]:
-    """Lend the directory above a `path`, its last component, and what somebody other than root could replace.
+    """Lend the directory above a `path`, with the last component and the first directory that others could replace.
 
-    The last is the first such directory on the way, or "" for none. The engine opens the answered path by name, later,
-    following links.
+    "" where only root could replace any: the engine opens the answered path by name, later, following links.
 
     Raises:
         NotAllowed: it is not strictly below a prefix of HOSTPREP_ALLOW, or a directory above it is a symlink.
