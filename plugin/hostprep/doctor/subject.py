@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from ..engine.containers import Container, seen_from_here
 from ..engine.image import FILE_LIMIT, GROUPS, USERS, container_user
-from ..errors import Invalid, NoContainer, NoSuchVolume, Unreadable, printable
+from ..errors import Invalid, NoContainer, Unreadable, printable
 from ..host.process import Process, Remap, read_inside
 from ..options import MAX_ID, check_name
 from ..volumes.driver import Driver
@@ -96,10 +96,10 @@ def patients(
         return [Patient(_mapped(remap, inside, (), overrides=inside[0] == 0), inside, remap=remap)]
     if engine is not None and (found := engine.using(name)):
         return [_patient(engine, each, None, asked=False) for each in found]
-    with contextlib.suppress(NoSuchVolume, Unreadable):
-        options = driver.store.read(name).options
-        if options.uid is not None:
-            owner = options.uid, options.gid or 0
+    with contextlib.suppress(Unreadable):
+        record = driver.store.find(name)
+        if record is not None and record.options.uid is not None:
+            owner = record.options.uid, record.options.gid or 0
             return [Patient(Who(*owner, overrides=owner[0] == 0), owner)]
     return []
 

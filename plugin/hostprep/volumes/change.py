@@ -25,7 +25,8 @@ def apply(
         if key not in KNOWN:
             raise Invalid(f'unknown option "{printable(key)}"', hint=f"known are {', '.join(KNOWN)}")
     if asked.options.image is not None:
-        readiness.store.read(name)  # no engine is asked for a volume that is not there
+        with readiness.store.open(name):  # no engine is asked for a volume that is not there
+            pass
     asked = resolver.resolve(asked, deadline)
     with readiness.store.locked(name, deadline) as volume:
         changed = volume.record.changed(asked, unset)

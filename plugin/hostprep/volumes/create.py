@@ -56,7 +56,7 @@ class Creator:
                 if (existing := self._store.find(name)) is not None:
                     self._confirm(existing, given)
                     return
-                if declared.unresolved:
+                if options.image is not None and not declared.resolved:
                     raise Busy(f"volume {name} was removed a moment ago", hint="start again")
                 if options.label and options.label.type and (refusal := self._labels.refusal(str(options.label))):
                     log.warning("create of %s: %s", name, refusal)

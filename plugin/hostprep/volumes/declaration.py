@@ -35,15 +35,6 @@ class Declaration:
         object.__setattr__(self, "given", given)
         object.__setattr__(self, "options", options)
 
-    @property
-    def unresolved(self) -> bool:
-        """Whether it names an image that nobody has asked about yet."""
-        return self.options.image is not None and not self.resolved
-
-    def with_image(self, resolved: Mapping[str, str]) -> Declaration:
-        """The same options, with what their image says."""
-        return replace(self, resolved=dict(resolved))
-
     def differences(self, given: Mapping[str, str]) -> list[str]:
         """One phrase for each option that has another value in *given*."""
         return differences(self.given, given)
@@ -117,12 +108,12 @@ class Resolver:
             return declared
         if self.images is None and self._managed:
             raise NotAllowed(
-                "option image: the managed plugin reaches no engine that could be asked",
+                "option image: the managed plugin cannot reach an engine to ask",
                 hint="give the uid and gid that hostprep probe shows; or install hostprep on the host: make install",
             )
         if self.images is None:
             raise NotAllowed(
-                "option image: HOSTPREP_DOCKER_HOST names no engine that could be asked",
+                "option image: HOSTPREP_DOCKER_HOST names no engine to ask",
                 hint="the administrator sets it; or give the uid and gid that hostprep probe shows",
             )
         if not self._asking.acquire(blocking=False):
@@ -132,4 +123,4 @@ class Resolver:
         finally:
             self._asking.release()
         log.info("image %s: uid %s, gid %s", options.image, found["uid"], found["gid"])
-        return declared.with_image(found)
+        return replace(declared, resolved=dict(found))

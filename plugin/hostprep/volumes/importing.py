@@ -132,7 +132,7 @@ def _check(store: Store, name: Name, path: str, declared: Declaration, claimed: 
     for other, owner in claimed.items():  # in a dry run they are no volumes yet
         if overlap(path, other):
             raise Conflict(f"{printable(path)} is, contains or lies in {printable(other)}, which is {owner}'s")
-    # Create makes a missing directory; here that would paper over an unmounted disk.
+    # Create makes a missing directory. Here that would hide an unmounted disk.
     try:
         with open_parent(store.settings, path) as (parent, last, _):
             os.close(fds.open_step(parent, last, path))
@@ -287,7 +287,7 @@ def _check_movable(store: Store, directory: str, parent: int, data: int) -> None
     if os.path.basename(directory) == DATA and fds.exists(parent, "opts.json"):
         raise NotAllowed(
             f"the volume of {printable(directory)} was made with options of Docker's local driver",
-            hint="what it mounts there, or limits, would not come along: see docker volume inspect",
+            hint="its mounts and limits would be lost: see docker volume inspect",
         )
     with store.part("volumes") as volumes:
         # rename(2) refuses to go from one mount to another, even of the same file system.
@@ -300,7 +300,7 @@ def _check_movable(store: Store, directory: str, parent: int, data: int) -> None
 def _elsewhere(store: Store, directory: str) -> NotAllowed:
     return NotAllowed(
         f"{printable(directory)} and {store.root} are not on one file system, and import copies nothing",
-        hint="keep it where it is with path; or make a volume, and cp -a what is in it while nothing uses it",
+        hint="keep it where it is with path; or make a volume, and cp -a the contents while nothing uses them",
     )
 
 

@@ -53,14 +53,14 @@ class Lister:
     def _some_changed(self, volumes: int) -> bool:
         some = list(itertools.islice(self._signatures, _LOOKED_AT))
         self._signatures.rotate(-_LOOKED_AT)
-        return any(_signature(volumes, name) != before for name, before in some)
+        return any(signature(volumes, f"{name}/{RECORD}") != before for name, before in some)
 
     def _read(self, volumes: int) -> None:
         stamp = _stamp(volumes)
         listing: list[tuple[str, str | None]] = []
         signatures: deque[tuple[str, Signature | None]] = deque()
         for name in names_in(volumes):
-            signatures.append((name, _signature(volumes, name)))
+            signatures.append((name, signature(volumes, f"{name}/{RECORD}")))
             with contextlib.suppress(NoSuchVolume):
                 try:
                     with self._store.open(name) as volume:
@@ -76,10 +76,3 @@ class Lister:
 def _stamp(volumes: int) -> tuple[int, ...]:
     st = os.fstat(volumes)
     return st.st_dev, st.st_ino, st.st_mtime_ns, st.st_ctime_ns
-
-
-def _signature(volumes: int, name: str) -> Signature | None:
-    try:
-        return signature(volumes, f"{name}/{RECORD}")
-    except OSError:
-        return None

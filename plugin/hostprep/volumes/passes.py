@@ -114,7 +114,9 @@ class Passes:
             begun.failure = in_words(exc)
             begun.over.set()
             if isinstance(exc, RuntimeError):
-                raise Busy(f"preparing {name} cannot begin: {exc}", hint="its limit of processes is reached") from None
+                raise Busy(
+                    f"preparing {name} cannot begin: {exc}", hint="hostprep's limit of processes is reached"
+                ) from None
             raise
         return begun
 

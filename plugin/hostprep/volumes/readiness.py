@@ -90,7 +90,7 @@ class Readiness:
         """
         want = self._want(volume)
         plan = Plan.of(data, want, self.labels)
-        marked = volume.marked
+        marked = volume.pending() is not None
         if want.recurse is Recurse.NEVER and marked:
             volume.remove_mark()
             marked = False

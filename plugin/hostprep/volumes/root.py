@@ -92,18 +92,18 @@ class Root:
     def _verify(self, fd: int) -> None:
         """Check that the directory *fd* is still this root, and remember its parts by device and inode."""
         if _identity(fd) != self.identity:
-            raise Unreadable(f"{self.root} is another hostprep's root now")
+            raise Unreadable(f"{self.root} is now the root of another hostprep")
         known = {}
         for part in PARTS:
             try:
                 with fds.held(fds.open_dir(fd, part)) as below:
                     known[part] = _device_and_inode(below)
             except OSError as exc:
-                hint = f"put it back: were it made anew, the engine would forget every volume ({in_words(exc)})"
+                hint = f"put it back; a new one is empty, and the engine would forget every volume ({in_words(exc)})"
                 raise Unreadable(f"{self.root}/{part} is missing or not a directory", hint=hint) from None
             # A disk that was mounted again may have another device number, but its directories are the same.
             if part in self._known and self._known[part][1] != known[part][1]:
-                raise Unreadable(f"{self.root}/{part} was replaced", hint="if that was meant, start hostprep anew")
+                raise Unreadable(f"{self.root}/{part} was replaced", hint="if that was intended, restart hostprep")
         self._known = known
 
     @contextlib.contextmanager

@@ -88,7 +88,7 @@ def _foreign(data: int, want: Want) -> list[str]:
     if not foreign:
         return []
     owner = f"{'any' if want.uid is None else want.uid}:{'any' if want.gid is None else want.gid}"
-    return [f"{foreign} of the first {looked} entries are not owned by {owner}; recurse=mismatch would mend them"]
+    return [f"{foreign} of the first {looked} entries are not owned by {owner}; recurse=mismatch would change them"]
 
 
 def removed(store: Store) -> list[dict[str, Any]]:

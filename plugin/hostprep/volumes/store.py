@@ -63,37 +63,21 @@ class Store(Root):
         with self.directory(name) as fd:
             yield Volume(self, fd, self._read(fd, name))
 
-    def read(self, name: Name) -> Record:
-        """The record of the volume *name*; raises what `open` raises."""
-        with self.open(name) as volume:
-            return volume.record
-
     def find(self, name: Name) -> Record | None:
-        """`read`, but None where there is no such volume."""
-        try:
-            return self.read(name)
-        except NoSuchVolume:
-            return None
+        """The record of the volume *name*; None where there is definitely none. Raises Unreadable as `open` does."""
+        with contextlib.suppress(NoSuchVolume), self.open(name) as volume:
+            return volume.record
+        return None
 
     @contextlib.contextmanager
     def retained(self, name: Name) -> Iterator[Volume]:
-        """Lend the retained data of the volume *name*, to be read.
-
-        Raises:
-            NoSuchVolume: none is retained.
-            Unreadable: its record is damaged.
-        """
+        """Lend the retained data of the volume *name*, to be read; raises what `open` raises."""
         with self.directory(name) as fd:
             yield Volume(self, fd, _retained(fd, name))
 
     @contextlib.contextmanager
     def directory(self, name: Name) -> Iterator[int]:
-        """Lend a descriptor of `volumes/<name>`, whether a volume or retained data is in it.
-
-        Raises:
-            NoSuchVolume: it is definitely not there.
-            Unreadable: in any doubt.
-        """
+        """Lend a descriptor of `volumes/<name>`, a volume's or of retained data; raises what `open` raises."""
         with self.part("volumes") as volumes:
             try:
                 fd = fds.open_dir(volumes, name)
@@ -106,8 +90,7 @@ class Store(Root):
 
     def _read(self, fd: int, name: Name) -> Record:
         try:
-            found = signature(fd, RECORD)
-            kept = self._records.get(name)
+            found, kept = signature(fd, RECORD), self._records.get(name)
             if kept and kept[0] == found:
                 return kept[1]
             record = Record.from_json(fds.read_file(fd, RECORD, limit=LIMIT), name=name)
@@ -119,7 +102,7 @@ class Store(Root):
             raise Unreadable(f"volume {name}: {exc.message}", hint=exc.hint) from None
         except OSError as exc:
             raise Unreadable(f"volume {name} cannot be read: {exc.strerror}") from exc
-        if settled(found[1]):
+        if found and settled(found[1]):
             if len(self._records) >= _CACHED:
                 self._records.clear()
             self._records[name] = found, record
@@ -145,11 +128,7 @@ class Store(Root):
 
     @contextlib.contextmanager
     def name_lock(self, name: Name, deadline: float) -> Iterator[LockedName]:
-        """Hold the lock of *name*, which may be no volume's yet.
-
-        Raises:
-            Busy: another change of it had not ended at *deadline*.
-        """
+        """Hold the lock of *name*, which may be no volume's yet; raises Busy as `locked` does."""
         with self.lock(name, deadline):
             yield LockedName(self, name)
 
@@ -177,7 +156,7 @@ class Store(Root):
             try:
                 record = self.find(other)
             except Unreadable as exc:
-                raise Conflict(f"whether path {printable(path)} is free cannot be told: {exc.message}") from None
+                raise Conflict(f"cannot tell whether path {printable(path)} is free: {exc.message}") from None
             claimed = record.options.path if record else None
             if claimed is not None and overlap(path, claimed):
                 raise Conflict(
@@ -256,10 +235,12 @@ class LockedName:
                 clear(volumes, temporary)
 
 
-def signature(directory: int, file: str) -> Signature:
+def signature(directory: int, file: str) -> Signature | None:
     """The signature of the record *file*. Two components are good enough here: it only says whether to read it."""
-    st = os.stat(file, dir_fd=directory, follow_symlinks=False)
-    return st.st_ino, st.st_ctime_ns
+    with contextlib.suppress(OSError):
+        st = os.stat(file, dir_fd=directory, follow_symlinks=False)
+        return st.st_ino, st.st_ctime_ns
+    return None
 
 
 def settled(changed: int) -> bool:

@@ -131,26 +131,25 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
             claim.enter_context(store.claim(record.options.path, new_name, deadline))
         record = replace(record, name=new_name)
         try:
-            with store.part("trash") as trash, store.part("volumes") as volumes:
-                _move_back(store, trash, chosen, volumes, record, renamed=new_name != name)
+            with (
+                store.part("trash") as trash,
+                store.part("volumes") as volumes,
+                fds.held(fds.open_dir(trash, chosen)) as directory,
+            ):
+                if new_name != name or fds.exists(directory, RETAINED):  # it was retained before it was removed
+                    # While it is in the trash RETAINED counts. So an interruption here changes nothing.
+                    if not fds.exists(directory, RETAINED):
+                        os.rename(RECORD, RETAINED, src_dir_fd=directory, dst_dir_fd=directory)
+                    store.write(directory, RECORD, record.to_json())
+                os.rename(chosen, new_name, src_dir_fd=trash, dst_dir_fd=volumes)
+                os.fsync(volumes)
+                os.fsync(trash)
+                _forget_retained(directory)
         except FileNotFoundError:
             raise NoSuchVolume(
                 f"removed volume {name} was purged a moment ago", hint="hostprep ls --trash shows what is left"
             ) from None
     return record
-
-
-def _move_back(store: Store, trash: int, entry: str, volumes: int, record: Record, *, renamed: bool) -> None:
-    with fds.held(fds.open_dir(trash, entry)) as directory:
-        if renamed or fds.exists(directory, RETAINED):  # the latter was retained before it was removed
-            # While it is in the trash RETAINED counts. So an interruption here changes nothing.
-            if not fds.exists(directory, RETAINED):
-                os.rename(RECORD, RETAINED, src_dir_fd=directory, dst_dir_fd=directory)
-            store.write(directory, RECORD, record.to_json())
-        os.rename(entry, record.name, src_dir_fd=trash, dst_dir_fd=volumes)
-        os.fsync(volumes)
-        os.fsync(trash)
-        _forget_retained(directory)
 
 
 def purge(store: Store, chosen: list[str], *, insist: bool = True) -> int:

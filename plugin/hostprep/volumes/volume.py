@@ -94,7 +94,7 @@ class Volume:
                 bind mount; and so does `record.pinned`.
 
         Raises:
-            NotReady: it is not there. It is never made here: an unmounted disk must not be papered over.
+            NotReady: it is not there. It is never made here: that would hide an unmounted disk.
             NotAllowed: its `path` is no longer below an allowed prefix, or leads over a symlink; or somebody other than
                 root could redirect it, and its name is what is answered.
         """
@@ -125,7 +125,7 @@ class Volume:
             where = printable(self.place)
             raise NotReady(
                 f"the data of volume {self.name} is not there: {where} does not exist or is no directory",
-                hint="is its disk mounted? hostprep does not make it anew, which would hide the loss",
+                hint="is its disk mounted? hostprep does not make it again: that would hide the loss",
             ) from None
 
 
@@ -140,11 +140,6 @@ class LockedVolume(Volume):
     def write_mark(self) -> None:
         """Note, durably, that a pass begins. Until it has ended, the tree is not right."""
         write_progress(self, Progress(), durable=True)
-
-    @property
-    def marked(self) -> bool:
-        """Whether a pass has begun and not ended."""
-        return fds.exists(self.fd, MARK)
 
     def remove_mark(self) -> None:
         with contextlib.suppress(FileNotFoundError):
