@@ -3,7 +3,6 @@
     HostprepError
     ├── Invalid         the request, name or option is malformed: write it differently
     ├── NotAllowed      the path is not below HOSTPREP_ALLOW, or not safe: choose another, or allow it
-    │   └── Redirectable    another user could redirect the path: a descriptor or a mount of the directory is safe
     ├── NoSuchVolume    there is no volume of that name: create it, or restore it
     ├── Conflict        it contradicts what exists: use apply, another name or another path
     ├── Busy            a pass or another change is still running: try again
@@ -43,10 +42,6 @@ class Invalid(HostprepError):
 
 class NotAllowed(HostprepError):
     """A path that is not below an allowed prefix, or that somebody other than root could redirect."""
-
-
-class Redirectable(NotAllowed):
-    """A path below a directory in which somebody other than root could put another directory in its place."""
 
 
 class NoSuchVolume(HostprepError):

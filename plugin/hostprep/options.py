@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, NewType, TypeGuard, TypeVar
 
 from .errors import Invalid, printable
 
@@ -29,6 +29,9 @@ _MAX_IMAGE = 512
 _MAX_LABEL = 1024
 _MAX_PATH = 4095  # bytes, PATH_MAX without its NUL
 _E = TypeVar("_E", bound=enum.Enum)
+
+Name = NewType("Name", str)
+"""A name that a volume can have, which `check_name` or `is_name` has let pass. It is one component of a path."""
 
 
 class Mode(int):
@@ -148,12 +151,12 @@ def parse_image(text: str) -> str:
     raise _bad("image", text, "the name or id of an image", hint)
 
 
-def is_name(name: str) -> bool:
+def is_name(name: str) -> TypeGuard[Name]:
     """Whether `check_name` would let *name* pass."""
     return _NAME.fullmatch(name) is not None and len(name) <= 255
 
 
-def check_name(name: str) -> str:
+def check_name(name: str) -> Name:
     """Return *name* if it can be a volume's.
 
     Raises:

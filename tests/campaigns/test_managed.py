@@ -98,7 +98,7 @@ class TestOptions:
 
     def test_image(self, managed: Driver) -> None:
         """So is image: there is no engine that it could ask."""
-        with pytest.raises(NotAllowed, match="option image: the managed plugin reaches no engine"):
+        with pytest.raises(NotAllowed, match="option image: the managed plugin cannot reach an engine"):
             managed.create("mongo", {"image": "mongo"}, soon())
         assert managed.volumes() == ()
 

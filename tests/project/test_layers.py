@@ -27,7 +27,10 @@ MAY_IMPORT = {
 }
 """The packages, and the modules beside them, from the lowest to the highest."""
 
-VOLUMES = ("root", "record", "pins", "store", "trash", "passes", "readiness", "driver", "importing")
+VOLUMES = (
+    *("root", "declaration", "record", "pins", "volume", "store", "listing", "trash", "passes", "readiness"),
+    *("create", "change", "status", "driver", "importing"),
+)
 """The modules of volumes: each may import those before it."""
 
 ALONE = {

@@ -14,7 +14,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 
-from ..errors import NotAllowed, Redirectable, Unreadable, printable
+from ..errors import NotAllowed, Unreadable, printable
 from . import linux
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -122,17 +122,27 @@ def _exchanged(name: str) -> NotAllowed:
 def walk(path: str, *, trusted: bool) -> int:
     """Open the absolute, normalized directory *path* from `/` down, following no symlink.
 
-    With *trusted*, every directory above it must also be one in which nobody but root can put another in its place:
-    root's, and either not writable by others or sticky with an entry that is root's. The last component may then be
-    answered by name, since only root can change what the name leads to.
+    With *trusted*, nobody but root may be able to redirect it; see `walk_and_tell`.
 
     Raises:
-        NotAllowed: a component is a symlink or no directory.
-        Redirectable: somebody else could redirect it (trusted).
+        NotAllowed: a component is a symlink or no directory; or (trusted) somebody other than root could redirect it.
         OSError: ENOENT and what else open(2) raises, with the path so far.
     """
+    fd, replaceable = walk_and_tell(path)
+    if trusted and replaceable:
+        os.close(fd)
+        raise redirectable(replaceable)
+    return fd
+
+
+def walk_and_tell(path: str) -> tuple[int, str]:
+    """`walk`, and the first directory on the way that somebody other than root could replace by another; "" for none.
+
+    Only root can replace an entry of a directory that is root's and either not writable by others, or sticky with an
+    entry that is root's. Where there is no other on the way, only root can change what the path leads to.
+    """
     fd = os.open("/", DIRECTORY)
-    shown = ""
+    shown = replaceable = ""
     try:
         for name in path.split("/")[1:]:
             above = os.fstat(fd)
@@ -140,12 +150,12 @@ def walk(path: str, *, trusted: bool) -> int:
             below = open_step(fd, name, shown)
             os.close(fd)
             fd = below
-            if trusted and not _roots_alone(above, os.fstat(fd)):
-                raise redirectable(shown)
+            if not replaceable and not _roots_alone(above, os.fstat(fd)):
+                replaceable = shown
     except BaseException:
         os.close(fd)
         raise
-    return fd
+    return fd, replaceable
 
 
 def open_step(dirfd: int, name: str, shown: str) -> int:
@@ -166,10 +176,10 @@ def open_step(dirfd: int, name: str, shown: str) -> int:
         raise OSError(exc.errno, exc.strerror, shown) from None
 
 
-def redirectable(path: str) -> Redirectable:
+def redirectable(path: str) -> NotAllowed:
     """The refusal of a path that the engine could be made to open elsewhere."""
     parent = printable(os.path.dirname(path))
-    return Redirectable(
+    return NotAllowed(
         f"somebody other than root could put another directory in the place of {printable(path)}",
         hint=f"the directories above it must be root's, and writable by root alone: see ls -ld {parent}",
     )

@@ -33,7 +33,8 @@ from ..errors import BadSetting, HostprepError, in_words, printable
 from ..host.process import raise_open_files
 from ..settings import Settings
 from ..volumes import trash
-from ..volumes.driver import Driver, Images
+from ..volumes.declaration import Images
+from ..volumes.driver import Driver
 
 log = logging.getLogger("hostprep")
 
@@ -69,7 +70,7 @@ def serve(settings: Settings) -> None:
     log.setLevel(settings.log_level.upper())
     raise_open_files()
     driver = Driver.open(settings, create=True, images=_images(settings))
-    driver.store.sweep()
+    driver.store.remove_leftovers()
     listener, path = listen(settings.socket)
     log.info("serving %s at %s", settings.root, printable(path or "the socket that systemd passed"))
     config = gunicorn.config.Config()

@@ -34,7 +34,7 @@ from ..errors import (
     printable,
 )
 from ..volumes.driver import Driver
-from ..volumes.store import Listing
+from ..volumes.listing import Listing
 
 log = logging.getLogger("hostprep")
 

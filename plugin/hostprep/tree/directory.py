@@ -14,7 +14,7 @@ from ..host.labels import Labels
 from ..host.paths import system_directory
 from ..options import Mode, Options, Recurse, parse_path
 from . import process, walk
-from .plan import Change, Found, Want, apply, plan
+from .plan import Change, Found, Plan, Want
 from .process import Progress
 
 log = logging.getLogger("hostprep")
@@ -88,21 +88,20 @@ def prepare(
         if prepared.made:
             want = want.first()
             if dry_run:
-                prepared.changes = plan(Found(0, 0, Mode(0o700), None, -1), want, labels)
+                prepared.changes = list(Plan(-1, Found(0, 0, Mode(0o700), None, -1), want, labels).changes)
                 return prepared
             data = fds.make_dir(above, name)
         else:
             data = fds.walk(path, trusted=False)
         stack.enter_context(fds.held(data))
-        found = Found.at(data, labels)
-        prepared.changes = plan(found, want, labels)
-        follows = any(change.what != "mode" for change in prepared.changes) and want.recurse is Recurse.MISMATCH
-        if not prepared.made and (follows or want.recurse is Recurse.ALWAYS):
+        plan = Plan.of(data, want, labels)
+        prepared.changes = list(plan.changes)
+        if not prepared.made and (plan.contents_follow or want.recurse is Recurse.ALWAYS):
             label = None if want.label is None else labels.canonical(want.label)
             order = walk.Order(want.uid, want.gid, label, want.type_only, guarded=True, dry_run=dry_run)
             prepared.tree = process.follow(process.begin(data, order), report)
         if not dry_run:
-            prepared.changes = apply(data, prepared.changes, found, want, labels)
+            prepared.changes = plan.apply()
             os.fsync(data)
             if prepared.made:
                 os.fsync(above)

@@ -205,6 +205,18 @@ class TestWalk:
             with pytest.raises(NotAllowed, match="somebody other than root could put another directory in the place"):
                 fds.walk(path, trusted=True)
 
+    def test_what_could_be_swapped(self, tmp_path: Path) -> None:
+        """A walk names the first directory that somebody other than root could replace, or none."""
+        (tmp_path / "above" / "below" / "last").mkdir(parents=True)
+        path = f"{tmp_path}/above/below/last"
+        for bits, named in ((0o755, ""), (0o757, f"{tmp_path}/above/below")):
+            os.chmod(tmp_path / "above", bits)
+            os.chmod(tmp_path / "above" / "below", bits)
+            fd, replaceable = fds.walk_and_tell(path)
+            with held(fd):
+                assert os.path.samestat(os.fstat(fd), os.stat(path))
+            assert replaceable == named
+
 
 class TestReadFile:
     def test_a_file(self, here: int, tmp_path: Path) -> None:

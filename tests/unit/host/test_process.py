@@ -32,7 +32,7 @@ def test_process() -> None:
 
 @pytest.mark.root
 def test_inside(tmp_path: Path) -> None:
-    """Below a process's root links lead no higher than that root; a FIFO is not opened, and of a file a part is read."""
+    """Below a process's root links lead no higher than that root; a FIFO is not opened, of a file a part is read."""
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "file").write_text("all of it")
     (tmp_path / "link").symlink_to("file")

@@ -15,6 +15,7 @@ import pytest
 from hostprep.errors import NotReady
 from hostprep.host import fds, linux
 from hostprep.host.mountinfo import Mount, mount_table
+from hostprep.options import Name
 from hostprep.volumes import pins
 from hostprep.volumes.driver import Driver
 from tests.support.fixtures import Command, OpenDriver
@@ -377,13 +378,13 @@ class TestRemove:
         self, docker: Docker, driver: Driver, home: Path, host: Host, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A Create that fails takes back the mount that a Mount has made meanwhile."""
-        make = driver._readiness.make
+        ensure = driver.readiness.ensure
 
-        def failing(name: str, deadline: float, **_: object) -> str:
-            make(name, deadline, engine=HERE)
+        def failing(name: Name, deadline: float, **_: object) -> str:
+            ensure(name, deadline, engine=HERE)
             raise NotReady("cannot be made right")
 
-        monkeypatch.setattr(driver._readiness, "make", failing)
+        monkeypatch.setattr(driver.readiness, "ensure", failing)
         assert docker.create("mongo", path=f"{home}/mongodb").status == 500
         assert (os.listdir(host.root / "mounts"), docker.names()) == ([], [])
         assert owner(home / "mongodb") == (1000, 1000)
@@ -396,9 +397,9 @@ class TestRemove:
         mongo.mounted("mongo")
         os.rename(host.volume("mongo"), host.root / "trash" / "20261124T040000Z-00000000")
         with driver.store.lock("mongo", soon()):
-            driver.store.sweep()
+            driver.store.remove_leftovers()
         assert len(at(place)) == 1
-        driver.store.sweep()
+        driver.store.remove_leftovers()
         assert os.listdir(host.root / "mounts") == ["other"]
         assert len(at(host.root / "mounts" / "other")) == 1
 
