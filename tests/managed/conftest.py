@@ -129,7 +129,7 @@ class Plugin:
         return {
             pid: line
             for pid, line in self.engine.processes().items()
-            if re.search(r"hostprep serve|plugin\.tree", line) and "tini" not in line
+            if re.search(r"hostprep serve|hostprep\.tree", line) and "tini" not in line
         }
 
     def inside(self, script: str) -> subprocess.CompletedProcess[str]:
