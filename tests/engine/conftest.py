@@ -74,7 +74,7 @@ def docker(engine: Engine, hostprep: Hostprep) -> Iterator[Docker]:
     assert docker.volumes() == []
     assert [path.name for part in ("volumes", "mounts") for path in (hostprep.root / part).glob("*")] == []
     # The shim of a container ends a moment after the client has its answer.
-    wait_for(lambda: not running(engine) - processes, "the containers' last processes to end", 10)
+    wait_for(lambda: not running(engine) - processes, "the containers' last processes to end")
     assert Counter(engine.mounts()) - mounts == Counter()
 
 
