@@ -51,7 +51,7 @@ def open_above(host: Host) -> Iterator[Host]:
 def as_somebody(code: str) -> str:
     """What a user of the host, who is in no group of root's, prints."""
     argv = [PYTHON, "-I", "-c", AS_SOMEBODY + code]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     return done.stdout.strip() or done.stderr.strip().splitlines()[-1].partition(":")[0]
 
 
@@ -241,7 +241,7 @@ class TestPaths:
             assert process.stdout.readline() == "mounted\n"
             docker.created("mongo", path=f"{host.srv}/db", uid="184")
             assert docker.mount("mongo").status == 200
-            process.communicate("\n", timeout=10)
+            process.communicate("\n", timeout=60)
         assert owner(victim) == (0, 0)
         assert owner(host.srv / "db") == (184, 0)
 
@@ -354,7 +354,7 @@ class TestTerminals:
             while got := os.read(ours, 65536):
                 shown += got
         os.close(ours)
-        assert process.wait(20) in (0, 1)
+        assert process.wait(60) in (0, 1)
         text = shown.decode()
         # rich's own: bold and colours, and those with which it draws a bar and takes it away.
         text = re.sub(r"\x1b\[([0-9;]*m|\?25[lh]|2K|1A)|\r(?!\n)", "", text)

@@ -206,9 +206,9 @@ class Audit:
         # The log is written behind the kernel's back: what comes before this mark in it is complete.
         mark = f"hostprep-test-{next(self._marks)}-"
         checked("auditctl", "-m", mark)
-        log, end = "", time.monotonic() + 20
+        log, end = "", time.monotonic() + 60
         while not (marked := re.search(rf"type=USER .*:(\d+)\): .*{mark}", log)):
-            assert time.monotonic() < end, "the audit log has the mark within 20 s"
+            assert time.monotonic() < end, "the audit log has the mark"
             log = command("ausearch", "--input-logs", "--raw", "-m", "AVC,USER", "-ts", "boot").stdout
         seen, self._seen = self._seen, int(marked[1])
         return [

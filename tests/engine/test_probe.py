@@ -271,8 +271,8 @@ def test_interrupted(probe: Probe, number: signal.Signals) -> None:
         )  # fmt: skip
         time.sleep(tenths / 10)
         os.killpg(process.pid, number)
-        process.communicate(timeout=30)
-        wait_for(lambda: not probe.docker.containers(), "the container to be removed", 10)
+        process.communicate(timeout=60)
+        wait_for(lambda: not probe.docker.containers(), "the container to be removed")
 
 
 def _command(engine: Engine, *arguments: str) -> list[str]:

@@ -73,7 +73,7 @@ def nothing_left() -> Iterator[None]:
     _adopt_orphans(1)
     before = {what: look() for what, look in _WATCHED.items()}
     yield
-    end = time.monotonic() + 3
+    end = time.monotonic() + 60
     while True:
         left = {what: list(look() - before[what]) for what, look in _WATCHED.items()}
         left = {what: found for what, found in left.items() if found}
