@@ -42,7 +42,7 @@ def on_a_terminal(code: str) -> str:
     ours, theirs = pty.openpty()
     environ = {"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "120"}
     command = [PYTHON, "-c", f"from hostprep.cli import output\n{code}"]
-    subprocess.run(command, cwd=REPOSITORY, env=environ, stdout=theirs, stderr=theirs, check=True, timeout=20)
+    subprocess.run(command, cwd=REPOSITORY, env=environ, stdout=theirs, stderr=theirs, check=True, timeout=60)
     os.close(theirs)
     shown = b""
     with contextlib.suppress(OSError):  # EIO: nobody has the other end
