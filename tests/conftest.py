@@ -46,9 +46,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") and os.geteuid() == 0:
-        from tests.support import workers
+        from tests.support.namespaces import own_mounts
 
-        workers.own_mounts()
+        own_mounts()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,8 +1,7 @@
-"""The workers that run the tests side by side (pytest-xdist): how many, what each runs in one go, its own mounts."""
+"""The workers that run the tests side by side (pytest-xdist): how many, what each runs in one go."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 
 import pytest
@@ -26,9 +25,6 @@ FIRST = (
 )
 """What takes longest begins first, or the others would wait for it at the end."""
 
-_CLONE_NEWNS = 0x20000
-_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
-
 
 def number() -> int:
     """Two workers a processor, since tests of engines mostly wait; at most eight, since each may start engines."""
@@ -42,13 +38,6 @@ def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
         return next((at for at, prefix in enumerate(FIRST) if item.nodeid.startswith(prefix)), len(FIRST))
 
     return sorted(items, key=place)
-
-
-def own_mounts() -> None:
-    """Give this worker a mount namespace of its own, in which no mount of the machine or of another worker appears."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None):
-        raise OSError(ctypes.get_errno(), "a mount namespace of this worker's own")
 
 
 class Scheduler(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
