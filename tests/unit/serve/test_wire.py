@@ -185,6 +185,7 @@ class TestNames:
         assert docker.names() == [name]
         assert docker.remove(name) == OK
 
+    @pytest.mark.usefixtures("read_only_machine")
     @pytest.mark.parametrize("name", BAD)
     @pytest.mark.parametrize("verb", ["Create", "Path", "Mount", "Remove"])
     def test_refused(self, docker: Docker, verb: str, name: str) -> None:
@@ -766,6 +767,7 @@ class TestMount:
         assert docker.create("mongo", uid="184") == OK
         assert not host.data("mongo").exists()
 
+    @pytest.mark.usefixtures("read_only_machine")
     @pytest.mark.parametrize("kind", ["symlink", "file"])
     def test_data_that_is_something_else(self, docker: Docker, host: Host, kind: str) -> None:
         """Mount answers only where a directory is: a link to one is none."""
