@@ -13,8 +13,8 @@ import pytest
 
 from tests.support import steps
 from tests.support.disks import Disk, sync
-from tests.support.trial import FULL, Trial, on_tmpfs
 from tests.support.host import Host, eventually, mounted
+from tests.support.trial import FULL, Trial, on_tmpfs
 from tests.support.verbs import CASES, Case, engine, look, opened, run
 
 pytestmark = pytest.mark.root
