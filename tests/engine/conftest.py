@@ -1,4 +1,7 @@
-"""A private engine and hostprep for the session. Each test gets them clean, and has to leave nothing."""
+"""A test here may assume a private engine with a hostprep that serves it, and no container or volume yet.
+
+Both stay for the next test, which is why a test has to leave nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The managed plugin as `make plugin` makes it, on a private engine. Each test gets it clean, and leaves nothing."""
+"""A test here may assume the managed plugin as `make plugin` makes it, enabled on a private engine, without volumes.
+
+It has to leave nothing.
+"""
 
 from __future__ import annotations
 
