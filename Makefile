@@ -47,7 +47,7 @@ check: $(STAMP)
 	PATH="$(BIN):$$PATH" shellcheck $$(git grep --untracked -lIE '^#!.*[/ ](ba)?sh$$')
 
 test: $(STAMP)
-	$(PACKAGES)
+	@$(PACKAGES)
 	$(SIDE_BY_SIDE)
 
 # The guest has one processor, and tests of engines mostly wait: each is shown when it has ended.
@@ -57,14 +57,14 @@ test-all:
 
 # In a guest whose kernel enforces SELinux, under QEMU. 77: this machine cannot run it, and has said why.
 test-selinux:
-	$(GUEST_PACKAGES)
+	@$(GUEST_PACKAGES)
 	@tests/vm/run || { status=$$?; [ $$status = 77 ] && [ -z "$(CI)" ] && echo "SKIPPED: tests/enforcing (see above)" || exit $$status; }
 
 test-unit: $(STAMP)
 	$(SIDE_BY_SIDE) tests/unit tests/campaigns tests/project
 
 test-engine: $(STAMP)
-	$(PACKAGES)
+	@$(PACKAGES)
 	$(SIDE_BY_SIDE) tests/engine tests/managed
 
 # Each verb, killed, without power or with a broken disk, at each step: a quarter of an hour. `make test` tries some.
@@ -78,11 +78,11 @@ OLDEST = $$(dockerd --version 2>/dev/null | grep -q ' 20[.]10[.]' || echo bookwo
 OTHERS = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then testbed/packages $(filter-out dockerd=% docker=%,$(TOOLS)); fi
 
 test-newest: $(STAMP)
-	$(OTHERS)
+	@$(OTHERS)
 	set -e; for release in $(OLDEST) forky; do HOSTPREP_TEST_ENGINE=$$release $(SIDE_BY_SIDE) $(CORE); done
 
 test-engines: $(STAMP)
-	$(OTHERS)
+	@$(OTHERS)
 	set -e; for release in bookworm trixie forky; do HOSTPREP_TEST_ENGINE=$$release $(SIDE_BY_SIDE) tests/engine tests/managed/test_lifecycle.py; done
 
 # Under systemd; again to upgrade. systemd/setup lists the variables (PREFIX, DESTDIR, SYSTEM_PACKAGES ...).
@@ -110,7 +110,7 @@ audit: $(STAMP)
 # What make test does for some seconds each, for longer: an engine under load, histories against the model.
 SOAK_SECONDS ?= 600
 soak: $(STAMP)
-	$(PACKAGES)
+	@$(PACKAGES)
 	SOAK_SECONDS=$(SOAK_SECONDS) $(PYTEST) -s tests/engine/test_soak.py
 	HISTORIES_SECONDS=$$(($(SOAK_SECONDS) / 4)) $(PYTEST) tests/campaigns/test_histories.py
 
