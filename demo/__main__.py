@@ -16,11 +16,11 @@ RUN = ("docker", "run", "--rm", "-u", f"{UID}:{GID}", "-v", "mongo:/var/lib/mong
 
 
 def main() -> int:
-    """Run the demo. What it starts is removed at its end, on an error and on Ctrl-C, too."""
+    """Run the demo. At the end, after an error or Ctrl-C too, everything that it started is removed."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:
-        say("a private Docker engine, in namespaces of its own: it meets no other")
+        say("a private Docker engine, in its own namespaces: no other engine is touched")
         with Engine() as engine:
             echo(*engine.dockerd.argv)
             echo("export", f"DOCKER_HOST={engine.host}")
@@ -31,9 +31,9 @@ def main() -> int:
             with Hostprep(engine) as hostprep:
                 echo(f"HOSTPREP_ROOT={hostprep.root}", *hostprep.process.argv)
                 show(engine, hostprep)
-        say("all that was started has been removed")
+        say("everything that the demo started is removed")
     except KeyboardInterrupt:
-        say("interrupted; all that was started has been removed")
+        say("interrupted; everything that the demo started is removed")
         return 130
     except (Unavailable, ChildProcessError, TimeoutError, subprocess.SubprocessError) as exc:
         print(f"demo: {exc}", file=sys.stderr)
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """End with an exception, which cleans up on its way; once, so that a second Ctrl-C does not stop that."""
+    """Raise an exception, so that everything is removed. A second Ctrl-C does not interrupt that."""
     for both in (signal.SIGINT, signal.SIGTERM):
         signal.signal(both, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -61,7 +61,7 @@ def show(engine: Engine, hostprep: Hostprep) -> None:
     data = f"{hostprep.root}/volumes/mongo/_data"
     run(engine, "ls", "-ldn", data, f"{data}/file")
 
-    say("somebody changes the owner on the host; the next start of a container puts it right")
+    say("somebody changes the owner on the host; the next start of a container repairs it")
     run(engine, "chown", "-R", "0:0", data)
     run(engine, *RUN, "cat /var/lib/mongodb/file; echo again >> /var/lib/mongodb/file")
     run(engine, "ls", "-ldn", data, f"{data}/file")

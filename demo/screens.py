@@ -1,7 +1,7 @@
 """make screens: the pictures of README.md and docs/, each of a real run on a private engine.
 
-What is shown is what the command wrote to a terminal. Only two names differ, which belong to the private engine: its
-root and its socket are shown as those of an installed hostprep.
+A picture shows what the command wrote to a terminal. Only the paths of the root and of the engine's socket are replaced
+by those of an installed hostprep.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from testbed.engine import TOP, Engine, Hostprep, Unavailable, environment
 from testbed.images import Entry, busybox
 
 SCREENS = TOP / "docs" / "screens"
-COLUMNS = 200  # nothing is wrapped by the terminal
-# As the official image of the database: root first, then the owner of the data.
+COLUMNS = 200  # so that the terminal wraps no line
+# Like the official image of MongoDB: it starts as root, then switches to the owner of the data.
 IMAGE = ("--change", "VOLUME /var/lib/mongodb", "--change", 'CMD ["mongod"]')
 FILES = (Entry("var", 0o755), Entry("var/lib", 0o755), Entry("var/lib/mongodb", 0o755, 184, 998))
-# Nothing is fetched when a picture is looked at: without rich's web fonts, the reader's own.
+# Without rich's web fonts: a browser that shows the picture fetches nothing.
 FORMAT = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 
@@ -49,7 +49,7 @@ def main(directory: Path = SCREENS) -> int:
 
 
 def screens(engine: Engine, hostprep: Hostprep) -> Iterator[tuple[str, str, str]]:
-    """File, title and what the terminal shows."""
+    """Name, title and text of each picture."""
 
     def docker(*argv: str, stdin: bytes = b"") -> None:
         engine.client("docker", *argv, stdin=stdin).check_returncode()
@@ -60,11 +60,11 @@ def screens(engine: Engine, hostprep: Hostprep) -> Iterator[tuple[str, str, str]
     docker("volume", "create", "-d", "hostprep", "-o", "uid=1000", "-o", "gid=1000", "mongo")
     program = ("mongodb", "sh", "-c", "exec sleep 600")
     docker("run", "-d", "--name", "db", "-u", "184:998", "-v", "mongo:/data", "--stop-signal", "KILL", *program)
-    sick = run(hostprep, "doctor", "mongo", "--container", "db")
-    mended = run(hostprep, "doctor", "mongo", "--container", "db", "--fix", quietly=True)
-    assert "not usable" in sick
-    yield "doctor", "why can a container not use its volume?", sick
-    yield "fix", "and what mends it", mended
+    broken = run(hostprep, "doctor", "mongo", "--container", "db")
+    fixed = run(hostprep, "doctor", "mongo", "--container", "db", "--fix", quietly=True)
+    assert "not usable" in broken
+    yield "doctor", "why can a container not use its volume?", broken
+    yield "fix", "and what mends it", fixed
 
     docker("rm", "-f", "db")
     docker("volume", "create", "-d", "hostprep", "-o", "uid=999", "-o", "gid=999", "redis")
@@ -74,13 +74,13 @@ def screens(engine: Engine, hostprep: Hostprep) -> Iterator[tuple[str, str, str]
 
 
 def run(hostprep: Hostprep, *arguments: str, quietly: bool = False) -> str:
-    """What a terminal shows of a command: it, and what it prints. *quietly*: without what it logs."""
-    terminal, its_end = pty.openpty()
-    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
+    """A command, and what it prints on a terminal; without its log if *quietly*."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
     argv = hostprep.engine.inside(sys.executable, "-m", "hostprep", *arguments)
     environ = {**hostprep.variables(), "TERM": "xterm-256color"}
-    with os.fdopen(terminal, "rb", buffering=0) as shown:
-        with os.fdopen(its_end, "wb", buffering=0) as end:
+    with os.fdopen(ours, "rb", buffering=0) as shown:
+        with os.fdopen(theirs, "wb", buffering=0) as end:
             errors = subprocess.DEVNULL if quietly else end
             process = subprocess.Popen(
                 argv, env=environment(environ), stdin=subprocess.DEVNULL, stdout=end, stderr=errors
@@ -100,9 +100,9 @@ def run(hostprep: Hostprep, *arguments: str, quietly: bool = False) -> str:
 
 
 def picture(name: str, title: str, shown: str) -> str:
-    """An SVG of a terminal. The same text gives the same picture."""
+    """An SVG of a terminal. The same text always gives the same picture."""
     text = Text.from_ansi(shown.rstrip("\n"))
-    # A segment of its own, and what follows at its own place: some programs drop blanks at the beginning of a text.
+    # Leading blanks become a segment of their own, because some programs drop blanks at the beginning of a text.
     text.highlight_regex("(?m)^ +", "dim")
     width = max(len(line) for line in text.plain.splitlines()) + 1
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")

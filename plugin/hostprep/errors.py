@@ -9,7 +9,9 @@
     ├── Busy            a pass or another change still runs: try again
     ├── Unreadable      hostprep's own state cannot be read or trusted: an administrator must look
     ├── NotReady        the data directory is missing or not usable: mend the host
-    ├── NoImage         an image is not there or does not tell its numbers: pull it, or give uid and gid
+    ├── NoEngine        no engine answers: start it, name another, or do without
+    ├── NoImage         an image does not tell its numbers: give uid and gid
+    │   └── NotPulled       the engine does not have it: pull it
     ├── NoContainer     a container is not there, or its engine does not say: name another, or do without
     └── BadSetting      a setting or the installation is wrong: hostprep does not start
 
@@ -67,12 +69,20 @@ class NotReady(HostprepError):
     """The volume is known, but its directory is missing or could not be made right."""
 
 
+class NoEngine(HostprepError):
+    """An engine that does not answer, not in time, or with an error."""
+
+
 class NoImage(HostprepError):
     """An image that is not there, cannot be looked into, or does not say which user it is for."""
 
 
+class NotPulled(NoImage):
+    """An image that the engine does not have."""
+
+
 class NoContainer(HostprepError):
-    """A container that is not there, or an engine that does not tell of it."""
+    """A container that is not there, or whose ids on this host cannot be told."""
 
 
 class BadSetting(HostprepError):

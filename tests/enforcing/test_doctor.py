@@ -38,7 +38,7 @@ class Doctor:
     def all(self, check: str, *arguments: str) -> list[Found]:
         return [each for each in self.found(*arguments)["findings"] if each["check"] == check]
 
-    def sick(self, check: str, name: str = "mongo") -> Found:
+    def first_bad(self, check: str, name: str = "mongo") -> Found:
         """What is broken, for the container db."""
         found = self.found(name, "--container", "db")
         bad = [each for each in found["findings"] if each["verdict"] == "bad"]
@@ -49,7 +49,7 @@ class Doctor:
     def mended(self, check: str, fix: str, script: str = WRITE) -> None:
         """The container db is denied *script*; *check* says so; the *fix* is printed, and pasted; then it is not."""
         assert "enied" in self.docker.exec("db", script)
-        found = self.sick(check)
+        found = self.first_bad(check)
         assert found["fix"] == fix, found
         checked("sh", "-euc", fix)
         assert "enied" not in self.docker.exec("db", script)
@@ -69,7 +69,7 @@ def test_well(doctor: Doctor, docker: Docker, audit: Audit) -> None:
     assert found["usable"]
     said = {each["check"]: each["what"] for each in found["findings"]}
     assert said["label"] == f"{CONTAINER_FILE}: the policy lets container_t read and write it"
-    assert said["denials"].startswith("none of this volume's files in /var/log/audit/audit.log")
+    assert said["denials"].startswith("none for this volume's files in /var/log/audit/audit.log")
     assert docker.exec("db", WRITE) == "written"
     assert audit.denials() == []
 
@@ -85,7 +85,7 @@ def test_label_of_a_home(doctor: Doctor, docker: Docker) -> None:
     doctor.mended("label", "hostprep apply mongo")
     (denial, *_) = doctor.all("denials", "mongo", "--container", "db")
     assert denial["verdict"] == "note"
-    assert f"by now its label is {CONTAINER_FILE}, which allows it" in denial["what"]
+    assert f"its label is now {CONTAINER_FILE}, which allows it" in denial["what"]
 
 
 def test_label_that_was_asked_for(doctor: Doctor, docker: Docker) -> None:
@@ -112,7 +112,7 @@ def test_categories(doctor: Doctor, docker: Docker) -> None:
     docker.create("mongo", label="container_file_t:s0:c1,c2")
     flags = ("-d", "--name", "db", "-u", IDS, "-v", "mongo:/data", "--stop-signal=KILL")
     docker("run", *flags, "--security-opt=label=level:s0:c3,c4", "busybox", "sleep", "600")
-    assert "runs with c3,c4, not with c1,c2" in doctor.sick("categories")["what"]
+    assert "runs with c3,c4, not with c1,c2" in doctor.first_bad("categories")["what"]
     doctor.mended("categories", "hostprep apply mongo -o label=container_file_t")
 
 
@@ -120,20 +120,8 @@ def test_unconfined(doctor: Doctor, docker: Docker) -> None:
     """A container for which labels count nothing is told so."""
     directory = docker.create("mongo")
     set_label(directory, HOME)
-    docker(
-        "run",
-        "-d",
-        "--name",
-        "db",
-        "-u",
-        IDS,
-        "-v",
-        "mongo:/data",
-        "--security-opt=label=disable",
-        "busybox",
-        "sleep",
-        "600",
-    )
+    flags = ("-d", "--name", "db", "-u", IDS, "-v", "mongo:/data", "--security-opt=label=disable")
+    docker("run", *flags, "busybox", "sleep", "600")
     set_label(directory, HOME)
     assert docker.exec("db", WRITE) == "written"
     found = doctor.found("mongo", "--container", "db")
@@ -210,7 +198,7 @@ def test_no_labels(doctor: Doctor, docker: Docker, srv: Path) -> None:
         docker("volume", "create", "-d", "hostprep", "-o", f"path={point}/mongo", "mongo")
         docker.daemon("db", "mongo:/data")
         assert "enied" in docker.exec("db", WRITE)
-        fix = doctor.sick("no labels")["fix"]
+        fix = doctor.first_bad("no labels")["fix"]
         assert f"umount {point} && mount -t vfat -o 'uid=184,gid=998,context=" in fix
         docker("stop", "db")
         checked("sh", "-euc", fix)
@@ -227,7 +215,7 @@ def test_quota(doctor: Doctor, docker: Docker, srv: Path) -> None:
         docker.daemon("db", "mongo:/data")
         docker.exec("db", "cat /dev/zero > /data/big || :")
         assert "rror" in docker.exec("db", "head -c 200000 /dev/zero > /data/more")
-        found = doctor.sick("quota")
+        found = doctor.first_bad("quota")
         assert found["fix"] == f"setquota -u 184 0 2048 0 0 {point}"
         checked("sh", "-euc", found["fix"])
         assert docker.exec("db", "head -c 200000 /dev/zero > /data/more") == ""
@@ -270,7 +258,7 @@ def test_root_squash(doctor: Doctor, docker: Docker, srv: Path, nfs: Path, tmp_p
     os.chown(nfs / "mongo", 0, 0)
 
     assert "enied" in docker.exec("db", "echo more > /data/more")
-    fix = doctor.sick("root_squash")["fix"]
+    fix = doctor.first_bad("root_squash")["fix"]
     assert fix == f"ssh 127.0.0.1 chown 184:998 {nfs}/mongo"
     # The server is this host: what is to be typed there is run here.
     checked("sh", "-euc", fix.removeprefix("ssh 127.0.0.1 "))

@@ -1,4 +1,4 @@
-"""Images to look into: every way that an image says, or does not say, whom it runs as and whose its data is."""
+"""Images to probe: every way in which an image tells, or does not tell, its user and the owner of its data."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ ENTRYPOINT = b"#!/bin/sh\nchown db:db /var/lib/db\n" + b'exec su -m -s "$1" db -
 
 
 class Made(NamedTuple):
-    """An image, and what is to be found in it."""
+    """An image, and what a probe of it must find."""
 
     changes: tuple[str, ...]
     entries: tuple[Entry, ...]
     runs_as: tuple[int, int]
     groups: tuple[int, ...]
-    ids: dict[str, tuple[int, int]]
-    """By directory, who should own a volume there."""
+    owners: dict[str, tuple[int, int]]
+    """The owner that a volume needs, by directory."""
 
 
 def program(*directories: str, user: str = "") -> tuple[str, ...]:
@@ -64,7 +64,7 @@ MADE = {
     "others-data": Made(
         program("/data", user="app"), (Entry("data", 0o755, 999, 998),), (1000, 1001), (44,), {"/data": (1000, 1001)}
     ),
-    "drops": Made(
+    "switches": Made(
         (*program("/var/lib/db"), 'ENTRYPOINT ["/entrypoint"]'),
         (
             Entry("entrypoint", 0o755, content=ENTRYPOINT),

@@ -1,4 +1,4 @@
-"""`hostprep probe` on real images: what it finds, and that what it prints works when it is pasted."""
+"""`hostprep probe` on real images: what it finds, and that the commands it prints work when pasted."""
 
 from __future__ import annotations
 
@@ -73,21 +73,21 @@ def paste(docker: Docker, command: str, *more: str) -> str:
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_it(probe: Probe, name: str) -> None:
-    """Whom the image runs as, its groups, and the owner of a volume at each VOLUME; nothing was run."""
+def test_user_and_owners(probe: Probe, name: str) -> None:
+    """It finds the image's user and groups, and the owner of a volume at each VOLUME; nothing was run."""
     found = probe.found(name)
 
     assert (found["user"]["uid"], found["user"]["gid"]) == MADE[name].runs_as
     assert tuple(found["user"]["groups"]) == MADE[name].groups
-    ids = {each["path"]: (each["options"]["uid"], each["options"]["gid"]) for each in found["directories"]}
-    assert ids == {path: (str(uid), str(gid)) for path, (uid, gid) in MADE[name].ids.items()}
+    owners = {each["path"]: (each["options"]["uid"], each["options"]["gid"]) for each in found["directories"]}
+    assert owners == {path: (str(uid), str(gid)) for path, (uid, gid) in MADE[name].owners.items()}
     assert probe.docker.containers() == []
     assert probe.docker.volumes() == []
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_what_the_engine_does(probe: Probe, name: str) -> None:
-    """The user that is found is the one that the engine runs the image as, supplementary groups and all."""
+def test_same_user_as_the_engine(probe: Probe, name: str) -> None:
+    """It finds the user and groups that the engine runs the image as."""
     found = probe.found(name)["user"]
     printed = probe.docker("run", "--rm", "--entrypoint", "sh", name, "-c", "id -u; id -g; id -G")
     uid, gid, groups = printed.splitlines()
@@ -96,25 +96,25 @@ def test_what_the_engine_does(probe: Probe, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_what_it_prints_works(probe: Probe, hostprep: Hostprep, name: str) -> None:
-    """The volumes and the container, pasted: the image's program writes, as the user that was found."""
+def test_printed_commands(probe: Probe, hostprep: Hostprep, name: str) -> None:
+    """With the printed commands the image's program writes, as the user that was found."""
     docker, found = probe.docker, probe.found(name)
     volumes = [paste(docker, command) for command in found["create"]]
-    assert len(volumes) == len(MADE[name].ids)
+    assert len(volumes) == len(MADE[name].owners)
 
     container = paste(docker, found["run"])
 
     assert docker("wait", container) == "0", docker("logs", container)
     written = [hostprep.root / "volumes" / volume / "_data" / "file" for volume in volumes]
     assert [path.read_text() for path in written] == ["written\n"] * len(volumes)
-    assert [owner(path.parent) for path in written] == list(MADE[name].ids.values())
-    uid = next(iter(MADE[name].ids.values()))[0]
+    assert [owner(path.parent) for path in written] == list(MADE[name].owners.values())
+    uid = next(iter(MADE[name].owners.values()))[0]
     assert docker("logs", container) == str(uid)
 
 
-@pytest.mark.parametrize("name", ["user-name", "volumes", "drops"])
+@pytest.mark.parametrize("name", ["user-name", "volumes", "switches"])
 def test_compose(probe: Probe, hostprep: Hostprep, tmp_path: Path, name: str) -> None:
-    """The Compose file, pasted: the image's program writes."""
+    """With the printed Compose file the image's program writes."""
     if not probe.docker.engine.has("docker-compose"):
         pytest.skip("docker-compose is not installed")
     found = probe.found(name)
@@ -132,25 +132,25 @@ def test_compose(probe: Probe, hostprep: Hostprep, tmp_path: Path, name: str) ->
 
 
 def test_text(probe: Probe) -> None:
-    """In a pipe all of it is plain text: who, why, the commands."""
-    done = probe("drops")
+    """In a pipe user, reason and commands are plain text."""
+    done = probe("switches")
 
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "/var/lib/db\t999:998\t0700\tno\tuid=999 gid=998" in lines
     assert any("starts as root" in line and "999:998 (db)" in line for line in lines)
-    assert "docker volume create -d hostprep -o uid=999 -o gid=998 drops" in lines
-    assert "docker run -d -v drops:/var/lib/db drops" in lines
+    assert "docker volume create -d hostprep -o uid=999 -o gid=998 switches" in lines
+    assert "docker run -d -v switches:/var/lib/db switches" in lines
 
 
 def test_content(probe: Probe) -> None:
-    """Whether a directory has content, its mode, and one that is not there."""
+    """It tells a directory's owner, mode and whether it has content; a missing one is null."""
     data, missing = probe.found("volumes")["directories"]
     assert data["found"] == {"uid": 1000, "gid": 1001, "mode": "0750", "content": True}
     assert missing["found"] is None
 
 
-def test_another_user(probe: Probe, hostprep: Hostprep) -> None:
+def test_user_flag(probe: Probe, hostprep: Hostprep) -> None:
     """--user takes the place of USER, and is in the command that is printed."""
     found = probe.found("user-name", "--user", "db")
 
@@ -163,7 +163,7 @@ def test_another_user(probe: Probe, hostprep: Hostprep) -> None:
     assert owner(hostprep.root / "volumes/user-name/_data/file")[0] == 999
 
 
-def test_another_path(probe: Probe) -> None:
+def test_path_flag(probe: Probe) -> None:
     """--path asks for a directory besides the VOLUMEs."""
     found = probe.found("user-none", "--path", "/tmp", "--path", "/data")
     assert [each["path"] for each in found["directories"]] == ["/data", "/tmp"]
@@ -171,18 +171,10 @@ def test_another_path(probe: Probe) -> None:
 
 
 def test_from_nothing(probe: Probe) -> None:
-    """An image without passwd, program or shell: what it says in numbers is found, and what is missing is said."""
+    """An image without passwd and program is probed by its numbers; a note says what is missing."""
     docker = probe.docker
-    docker(
-        "import",
-        "--change",
-        "USER 5",
-        "--change",
-        "VOLUME /data",
-        "-",
-        "bare",
-        stdin=scratch(Entry("data", 0o700, 5, 6)),
-    )
+    changes = ("--change", "USER 5", "--change", "VOLUME /data")
+    docker("import", *changes, "-", "bare", stdin=scratch(Entry("data", 0o700, 5, 6)))
     found = probe.found("bare")
     assert (found["user"]["uid"], found["user"]["gid"]) == (5, 0)
     assert found["directories"][0]["options"] == {"uid": "5", "gid": "6"}
@@ -217,20 +209,15 @@ def test_symlinks(probe: Probe) -> None:
     assert "links" in probe.fails("linked", "--path", "/round/x")
 
 
-def test_a_file(probe: Probe) -> None:
-    """Where the image has a file no volume can be mounted, and that is said."""
-    assert "file" in probe.fails("user-none", "--path", "/bin/busybox")
-
-
 def test_absent(probe: Probe) -> None:
-    """An image that is not there: how to pull it; nothing is pulled."""
+    """For an image that is not there it says how to pull it, and pulls nothing."""
     line = probe.fails("nowhere/absent:7")
     assert "docker pull nowhere/absent:7" in line
     assert "--pull" in line
 
 
-def test_an_archive(probe: Probe, tmp_path: Path) -> None:
-    """What docker save writes tells the same, whole and compressed, without an engine."""
+def test_archive(probe: Probe, tmp_path: Path) -> None:
+    """An archive of docker save, plain or compressed, gives the same result as the engine."""
     file = tmp_path / "image.tar"
     probe.docker("save", "-o", str(file), *MADE)
     subprocess.run(["gzip", "-k", str(file)], check=True)
@@ -242,8 +229,8 @@ def test_an_archive(probe: Probe, tmp_path: Path) -> None:
             assert json.loads(done.stdout) == asked
 
 
-def test_a_built_image(probe: Probe, tmp_path: Path) -> None:
-    """Of several layers the last one counts, in the engine and in an archive; what was removed is not there."""
+def test_built_image(probe: Probe, tmp_path: Path) -> None:
+    """Of several layers the last one counts, in the engine and in an archive; removed files are absent."""
     (tmp_path / "Dockerfile").write_text(
         "FROM user-name\nUSER root\nRUN mkdir /gone /opaque && touch /gone/file /opaque/file\n"
         "RUN rm -r /gone && rm -r /opaque && mkdir /opaque && chown db:db /data\nUSER db\n"
@@ -261,7 +248,7 @@ def test_a_built_image(probe: Probe, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: signal.Signals(number).name)
 def test_interrupted(probe: Probe, number: signal.Signals) -> None:
-    """Interrupted at any moment it leaves no container behind."""
+    """A probe that is interrupted at any moment leaves no container."""
     engine = probe.docker.engine
     for tenths in range(1, 9):
         argv = engine.inside(*_command(engine, "volumes", *(w for n in range(20) for w in ("--path", f"/bin/{n}"))))
@@ -272,7 +259,7 @@ def test_interrupted(probe: Probe, number: signal.Signals) -> None:
         time.sleep(tenths / 10)
         os.killpg(process.pid, number)
         process.communicate(timeout=60)
-        wait_for(lambda: not probe.docker.containers(), "the container to be removed")
+        wait_for(lambda: not probe.docker.containers(), "the container to be removed", 60)
 
 
 def _command(engine: Engine, *arguments: str) -> list[str]:
@@ -303,14 +290,14 @@ def registry(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_pull(probe: Probe, registry: str) -> None:
-    """--pull has the engine pull an image that it does not have, and looks into it."""
+    """--pull has the engine pull a missing image, and probes it."""
     probe.fails(f"{registry}/pulled:7")
     found = probe.found(f"{registry}/pulled:7", "--pull")
     assert found["image"] == f"{registry}/pulled:7"
     probe.docker("rmi", f"{registry}/pulled:7")
 
 
-def test_pull_what_is_not_there(probe: Probe, registry: str) -> None:
-    """Where it cannot be pulled either, the engine's own reason is said."""
+def test_pull_of_an_unknown_image(probe: Probe, registry: str) -> None:
+    """If the pull fails, the error gives the engine's reason."""
     line = probe.fails(f"{registry}/other", "--pull")
     assert f"{registry}/other:latest cannot be pulled" in line

@@ -1,4 +1,4 @@
-"""The pages under docs/: their Compose files are what a user pastes."""
+"""README and the pages under docs/: what a user reads there, pastes or follows is true."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
-from hostprep.options import Options
+from hostprep.cli.commands import group
+from hostprep.options import KNOWN, Options
+from hostprep.settings import Settings
 from tests.support.host import REPOSITORY
+from tests.support.pages import README, code, section
 
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
 PAGE = (REPOSITORY / "docs" / "compose.md").read_text()
+_CONTEXT = click.Context(group)
+COMMANDS = {name: command for name in group.list_commands(_CONTEXT) if (command := group.get_command(_CONTEXT, name))}
 _OPTIONS = re.compile(r"    driver_opts: \{ (.*) \}")
 _PAIR = re.compile(r'([a-z_]+): "([^"]*)"')
 _USED = re.compile(r"      - ([a-z-]+):/\S+")
@@ -118,3 +125,101 @@ def test_pictures(page: str) -> None:
         text = (path.parent / picture).read_text()
         assert set(re.findall(r'(?:href|src|url)\s*[=(]\s*"?([^#"\s)][^"\s)]*)', text)) == set()
         assert "hostprep&#160;" in text
+
+
+def first_column(heading: str) -> list[str]:
+    """The first cells of the first table below a heading, but for its head."""
+    rows = re.search(r"(?:^\|.*\n)+", section(heading), re.MULTILINE)
+    assert rows
+    return [re.split(r"(?<!\\)\|", row)[1].strip() for row in rows[0].splitlines()[2:]]
+
+
+def anchors(page: str) -> set[str]:
+    """What a link to a heading of a page can name, as GitHub makes it of the heading."""
+    headings = re.findall(r"^#+ (.+)$", (REPOSITORY / page).read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_options_table() -> None:
+    """README's table of options has each option that is accepted, and no other."""
+    assert sorted(word for cell in first_column("Options") for word in re.findall(r"`(\w+)`", cell)) == sorted(KNOWN)
+
+
+def test_settings_table() -> None:
+    """README's table of settings has each setting with its default, and no other."""
+    rows = re.findall(r"^\| `HOSTPREP_(\w+)` \| (\S+) \|", section("Settings"), re.MULTILINE)
+    assert [f"`HOSTPREP_{name}`" for name, _ in rows] == first_column("Settings")
+    assert {name.lower() for name, _ in rows} == Settings.__dataclass_fields__.keys() - {"managed"}
+    shown = {f"HOSTPREP_{name}": value.strip("`") for name, value in rows if value != "empty"}
+    assert Settings.read(shown) == Settings()
+
+
+def test_commands_table() -> None:
+    """README's table of commands has each command and each of its flags, and no other."""
+    lines = re.findall(r"`hostprep ([^`]+)`", " ".join(first_column("Commands")))
+    named = {line.split()[0] for line in lines}
+    assert named == COMMANDS.keys()
+    flags = {
+        name: {each for line in lines if line.split()[0] == name for each in re.findall(r"--[\w-]+", line)}
+        for name in named
+    }
+    for name, command in COMMANDS.items():
+        assert flags[name] == own_flags(command) - {"--opt", "--json"}, name
+    with_json = re.search(r"((?:`\w+`,? (?:and )?)+)have `--json`", re.sub(r"\s+", " ", section("Commands")))
+    assert with_json
+    assert set(re.findall(r"\w+(?=`)", with_json[1])) == {
+        n for n, each in COMMANDS.items() if "--json" in own_flags(each)
+    }
+
+
+def own_flags(command: click.Command) -> set[str]:
+    return {flag for each in command.params for flag in each.opts if flag.startswith("--")}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_that_are_shown(page: str) -> None:
+    """Each command of hostprep's that a page tells to run is there, and has the flags that are given to it."""
+    text = (REPOSITORY / page).read_text()
+    for line in [*code(text), *re.findall(r"`([^`\n]+)`", text)]:
+        if shown := re.match(r"hostprep ([a-z]+)([^#&;]*)", line):
+            flags = set(re.findall(r"--[\w-]+", shown[2]))
+            assert flags <= own_flags(COMMANDS[shown[1]]), line
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page: str) -> None:
+    """Each link of a page leads to a file, and to a heading, that is there."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", (REPOSITORY / page).read_text()):
+        file, _, heading = target.partition("#")
+        path = (REPOSITORY / page).parent / file if file else REPOSITORY / page
+        assert path.exists(), target
+        if heading:
+            assert heading in anchors(str(path.resolve().relative_to(REPOSITORY))), target
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/compose.md"])  # it names those of images
+def test_files_that_are_named(page: str) -> None:
+    """Each file of the repository that a page names is there."""
+    named = re.findall(
+        r"`((?:plugin|tests|docs|systemd|managed|testbed|bench|demo|\.ci)/[\w/.-]*)`", (REPOSITORY / page).read_text()
+    )
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
+    assert page != "README.md" or len(named) > 10
+
+
+def test_first_volume() -> None:
+    """README's first Compose file and first volume have options that are accepted, the same in all places."""
+    (compose,) = re.findall(r"^```yaml\n(.*?)^```$", section("Your first volume"), re.MULTILINE | re.DOTALL)
+    ((name, options),) = volumes(compose)
+    shown = "\n".join(code(section("Your first volume")))
+    (create,) = re.findall(r"^docker volume create -d hostprep (.*) (\w+)$", shown, re.MULTILINE)
+    assert create[1] == name
+    assert Options.parse(dict(re.findall(r"-o (\w+)=(\S+)", create[0]))) == options
+    assert f"{create[0]} {create[1]}" in README[: README.index("## Install")]
+    assert f"| mongo | {options.uid}:{options.gid} |" in PAGE
+
+
+def test_glossary() -> None:
+    """The glossary has the words that hostprep uses in its own way."""
+    words = {word for cell in first_column("Glossary") for word in cell.split(", ")}
+    assert words >= {"root", "start", "pass", "mark", "adopted", "retained", "drift", "ready", "trash", "purge", "pin"}

@@ -36,7 +36,7 @@ ALONE = {
     "gunicorn": "serve",
     "click": "cli",
     "rich": "cli/output",
-    "docker": "engine/client",
+    "docker": "engine/connection",
     "ctypes": "host/linux",
     "selinux": "host/labels",
 }

@@ -1,4 +1,4 @@
-"""Whether SELinux lets containers use a volume: the policy is asked, and what was denied is read."""
+"""Whether SELinux lets containers use a volume, by what its policy allows and by what it has denied."""
 
 from __future__ import annotations
 
@@ -8,143 +8,144 @@ from typing import Final
 from ..errors import printable
 from ..options import Recurse
 from . import denials
-from .case import Case
 from .finding import Apply, Finding, Verdict
+from .inspection import InspectedVolume
 from .permissions import Who
 
-_SHOWN: Final = 5  # denials
-_NOT_LET: Final = "a label with which the policy does not let it do that"
+_MAX_DENIALS: Final = 5  # that are shown
 
 
-def look(case: Case) -> Iterator[Finding]:
-    """The label against the policy for each context that the volume's containers run in; and what was denied."""
-    if not case.labels.can_tell:
-        why = "SELinux is off on this host" if not case.labels.applied else "no policy can be asked on this host"
-        yield Finding("label", Verdict.OK, f"{why}: no label keeps anybody out")
+def check_labels(volume: InspectedVolume) -> Iterator[Finding]:
+    """Whether the policy allows the volume's containers to use its label, for each of their contexts; and denials."""
+    if not volume.labels.can_tell:
+        why = "this host has no SELinux policy to ask" if volume.labels.applied else "SELinux is off on this host"
+        yield Finding("label", Verdict.OK, f"{why}, so no label denies access")
         return
-    if case.label is None:
-        remedy = Apply(_label_options(case))
-        yield Finding("label", case.bad(remedy, case.patients), "the directory has no label", "one", remedy)
+    if volume.label is None:
+        remedy = Apply(_label_options(volume))
+        verdict, what = volume.severity(remedy, volume.subjects), "the directory has no label"
+        yield Finding("label", verdict, what, "a label that containers can use", remedy)
     else:
-        for process in dict.fromkeys(patient.label for patient in case.patients) or {None: None}:
-            yield from _label_for(case, process)
-    yield from _denials(case)
+        for process in dict.fromkeys(subject.label for subject in volume.subjects) or {None: None}:
+            yield from _label_for(volume, process)
+    yield from _denials(volume)
 
 
-def _label_for(case: Case, process: str | None) -> Iterator[Finding]:
-    label = case.label or ""
+def _label_for(volume: InspectedVolume, process: str | None) -> Iterator[Finding]:
+    label = volume.label or ""
     if process == "":
         yield Finding("label", Verdict.OK, "the container is not confined by SELinux")
         return
-    context = case.labels.process(label) if process is None else process
-    if missing := case.labels.missing(label, context):
+    context = volume.labels.process(label) if process is None else process
+    if missing := volume.labels.missing(label, context):
         who, may_not = _domain(context), " or ".join(missing)
-        level = [*label.split(":", 3), "", "", ""][3]
-        # Alike but for the level: the categories keep it out.
-        if not case.labels.missing(label, case.labels.at_level_of(label, context)):
+        # With the same level nothing is missing: only the categories are in the way.
+        if not volume.labels.missing(label, volume.labels.at_level_of(label, context)):
             what = f"{printable(label)}: the container runs with {_categories(context)}, not with {_categories(label)}"
-            wanted = f"a label for all containers; or this one made with --security-opt label=level:{level}"
-            yield Finding("categories", Verdict.BAD, what, wanted, _label_remedy(case, shared=True))
+            level = f"--security-opt label=level:{denials.fields(label)[3]}"
+            wanted = f"a label for all containers; or a container made with {level}"
+            yield Finding("categories", Verdict.BAD, what, wanted, _label_remedy(volume, shared=True))
             return
-        what = f"{printable(label)}: the policy lets {who} not {may_not} it"
-        remedy = _label_remedy(case, shared=False)
-        yield Finding("label", case.bad(remedy, case.patients), what, case.labels.usable(label), remedy)
+        what = f"{printable(label)}: SELinux forbids {who} to {may_not} it"
+        remedy = _label_remedy(volume, shared=False)
+        verdict = volume.severity(remedy, volume.subjects)
+        yield Finding("label", verdict, what, volume.labels.usable(label), remedy)
         return
     yield Finding("label", Verdict.OK, f"{printable(label)}: the policy lets {_domain(context)} read and write it")
-    yield from _labels_inside(case, context)
+    yield from _labels_inside(volume, context)
 
 
-def _label_remedy(case: Case, *, shared: bool) -> Apply | str:
-    """What gives the directory a label that containers can use; *shared*: one that all can."""
-    if not case.where.keeps_labels:
-        who = case.patients[0].who if case.patients else Who(case.found.st_uid, case.found.st_gid)
-        return case.given_at_mount(who).fix(case.record.name)
-    return Apply(_label_options(case, shared=shared))
+def _label_remedy(volume: InspectedVolume, *, shared: bool) -> Apply | str:
+    """What gives the directory a label that this container can use, or with *shared* every container."""
+    if not volume.file_system.keeps_labels:
+        who = volume.subjects[0].who if volume.subjects else Who(volume.found.st_uid, volume.found.st_gid)
+        return volume.given_at_mount(who).fix(volume.record.name)
+    return Apply(_label_options(volume, shared=shared))
 
 
-def _label_options(case: Case, *, shared: bool = False) -> dict[str, str]:
-    """What makes the label one that containers can use, besides what is declared."""
-    default, declared = case.labels.default or "", case.record.options.label
-    if declared is None and not case.record.adopted and not shared:
-        return {}  # it is the default that is kept
+def _label_options(volume: InspectedVolume, *, shared: bool = False) -> dict[str, str]:
+    """The options that declare a label that containers can use, as far as they are not declared yet."""
+    default, declared = volume.labels.default or "", volume.record.options.label
+    if declared is None and not volume.record.adopted and not shared:
+        return {}  # hostprep keeps the default label
     if declared is not None and declared.type and not shared:
-        # As declared it may be right, and only is not so now.
-        if not case.labels.missing(str(declared), case.labels.process(str(declared))):
+        # The declared label may be right, and only the directory's label differs from it.
+        if not volume.labels.missing(str(declared), volume.labels.process(str(declared))):
             return {}
-        default = case.labels.usable(str(declared))
-    _, _, kind, level = default.split(":", 3)
-    options = {"label": kind if level == "s0" else f"{kind}:{level}"}
-    if case.record.options.recurses is Recurse.NEVER and any(case.entries()):
+        default = volume.labels.usable(str(declared))
+    options = {"label": _type_and_level(default)}
+    if volume.record.options.recurses is Recurse.NEVER and any(volume.entries()):
         options["recurse"] = Recurse.MISMATCH.value
     return options
 
 
-def _labels_inside(case: Case, context: str) -> Iterator[Finding]:
-    """A finding where among the first entries are some with labels that keep *context* out."""
+def _labels_inside(volume: InspectedVolume, context: str) -> Iterator[Finding]:
+    """A finding if the labels of some of the first entries keep *context* out."""
     wrong = looked = 0
     example, refused = "", dict[str, bool]()
-    for name, _, file in case.entries():
+    for name, _, file in volume.entries():
         looked += 1
         label = denials.label_of(file)
         if label is None:
             continue
         if label not in refused:
-            refused[label] = bool(case.labels.missing(label, context))
+            refused[label] = bool(volume.labels.missing(label, context))
         wrong += refused[label]
         example = example or (f"{printable(name)} is {printable(label)}" if refused[label] else "")
     if wrong:
-        what = f"{wrong} of the first {looked} entries the policy lets {_domain(context)} not use: {example}"
-        yield Finding("contents", Verdict.BAD, what, f"all of it {printable(case.label or '')}", _relabelling(case))
+        what = f"SELinux forbids {_domain(context)} to use {wrong} of the first {looked} entries: {example}"
+        wanted = f"all contents labelled {printable(volume.label or '')}"
+        yield Finding("contents", Verdict.BAD, what, wanted, _relabelling(volume))
 
 
 # -- what was denied -----------------------------------------------------------------------------------------
 
 
-def _denials(case: Case) -> Iterator[Finding]:
-    if not case.labels.can_tell:
-        return
+def _denials(volume: InspectedVolume) -> Iterator[Finding]:
     where, recorded = denials.recorded()
     if not where:
-        yield Finding("denials", Verdict.NOTE, "neither audit log nor journal can be read")
+        yield Finding("denials", Verdict.NOTE, "neither the audit log nor the journal can be read")
         return
-    found = denials.concerning(case.data, case.where.mount, recorded)
-    for denial in found[-_SHOWN:]:
-        yield _denial(case, denial)
+    found = denials.concerning(volume.data, volume.file_system.mount, recorded)
+    for denial in found[-_MAX_DENIALS:]:
+        yield _denial(volume, denial)
     if not found:
-        yield Finding("denials", Verdict.OK, f"none of this volume's files in {where}")
+        yield Finding("denials", Verdict.OK, f"none for this volume's files in {where}")
 
 
-def _denial(case: Case, denial: denials.Denial) -> Finding:
+def _denial(volume: InspectedVolume, denial: denials.Denial) -> Finding:
     what = printable(denials.sentence(denial))
     needed = [(denial.kind, permission) for permission in denial.permissions]
-    if denial.label is not None and case.labels.allows(denial.source, denial.label, needed):
-        now = f"by now its label is {printable(denial.label)}, which allows it"
+    if denial.label is not None and volume.labels.allows(denial.source, denial.label, needed):
+        now = f"its label is now {printable(denial.label)}, which allows it"
         return Finding("denials", Verdict.NOTE, f"{what}; {now}")
-    alike = case.labels.at_level_of(denial.target, denial.source)
-    why = "whose categories it does not have" if case.labels.allows(alike, denial.target, needed) else _NOT_LET
-    what += f", {why}"
-    # What lies in the directory itself has been looked at; deeper down, where that is right, only this tells.
-    root = case.labels.missing(case.label or "", denial.source)
-    if "/" not in denial.path or root or not case.where.keeps_labels:
+    alike = volume.labels.at_level_of(denial.target, denial.source)
+    only_categories = volume.labels.allows(alike, denial.target, needed)
+    what += ", whose categories it does not have" if only_categories else ", which the policy does not allow"
+    # The root and its entries have findings of their own. Only a denial shows what is deeper down.
+    wrong_root = volume.labels.missing(volume.label or "", denial.source)
+    if "/" not in denial.path or wrong_root or not volume.file_system.keeps_labels:
         return Finding("denials", Verdict.NOTE, what)
-    return Finding("denials", Verdict.BAD, what, f"{printable(case.label or '')}, the volume's own", _relabelling(case))
+    wanted = f"{printable(volume.label or '')}, the volume's own label"
+    return Finding("denials", Verdict.BAD, what, wanted, _relabelling(volume))
 
 
-def _relabelling(case: Case) -> Apply:
-    """What gives all that is in the volume the label that its directory has."""
-    options = {} if case.record.options.label else {"label": _type_and_level(case.label or "")}
-    return Apply(options, contents=True, recurse=case.record.given.get("recurse"))
+def _relabelling(volume: InspectedVolume) -> Apply:
+    """What gives the contents of the volume the label of its directory."""
+    options = {} if volume.record.options.label else {"label": _type_and_level(volume.label or "")}
+    return Apply(options, contents=True, recurse=volume.record.given.get("recurse"))
 
 
 def _domain(context: str) -> str:
-    return printable([*context.split(":", 3), "", ""][2] or context)
+    """The type of a process's context, `container_t`."""
+    return printable(denials.fields(context)[2] or context)
 
 
 def _categories(context: str) -> str:
-    level = [*context.split(":", 3), "", "", ""][3].partition("-")[0]
+    level = denials.fields(context)[3].partition("-")[0]
     return printable(level.partition(":")[2]) or "no categories"
 
 
 def _type_and_level(label: str) -> str:
-    _, _, kind, level = [*label.split(":", 3), "", "", ""][:4]
+    _, _, kind, level = denials.fields(label)
     return f"{kind}:{level}" if level and level != "s0" else kind

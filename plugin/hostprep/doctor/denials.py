@@ -16,13 +16,13 @@ from ..host.labels import ATTRIBUTE
 from ..host.mountinfo import Mount
 
 AUDIT_LOG: Final = "/var/log/audit/audit.log"
-_TAIL: Final = 4 << 20  # bytes of the log that are looked at
+_MAX_LOG: Final = 4 << 20  # bytes that are read, from the end of the log
 _JOURNAL: Final = ("journalctl", "-q", "-b", "--no-pager", "-o", "short-unix", "-n", "20000")
-_FROM: Final = ("_TRANSPORT=audit", "+", "_TRANSPORT=kernel")
-_KEPT: Final = 1000  # denials, the last ones
-_SECONDS: Final = 10  # for the journal's answer
-_LOOKED_AT: Final = 20_000  # entries of a volume among which the denied file is looked for
-_DEPTH: Final = 32
+_SOURCES: Final = ("_TRANSPORT=audit", "+", "_TRANSPORT=kernel")
+_MAX_DENIALS: Final = 1000  # the newest
+_SECONDS: Final = 10  # for the journal's answer; as many for the search in the volume
+_MAX_ENTRIES: Final = 20_000  # of a volume, among which a denied file is searched
+_MAX_DEPTH: Final = 32
 _KINDS: Final = {"dir": "directory", "lnk_file": "symlink", "sock_file": "socket", "fifo_file": "FIFO"}
 _AVC: Final = re.compile(r"avc: +denied +\{ ([^}]{1,500}) \} for +(.*)")
 _TIMES: Final = (re.compile(r"audit\(([0-9]{1,12})\.", re.ASCII), re.compile(r"^([0-9]{1,12})\.", re.ASCII))
@@ -31,49 +31,49 @@ _FIELD: Final = re.compile(r'(\w+)=("[^"]*"|\S+)')
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """An access that was denied, once or several times."""
+    """An access that SELinux denied, once or several times."""
 
     permissions: tuple[str, ...]
     kind: str
-    """The class of what it was denied on: file, dir, sock_file and so on."""
+    """The class of the file: file, dir, sock_file and so on."""
     source: str
     target: str
     command: str
     name: str
-    """The last component of the file's name; empty where the kernel does not tell."""
+    """The last component of the file's path; empty where the kernel does not tell it."""
     device: str
     inode: int
-    """0 where the kernel does not tell."""
+    """0 where the kernel does not tell it."""
     last: int
-    """When, in seconds since the epoch; the last time."""
+    """The last time, in seconds since the epoch."""
     times: int = 1
     path: str = ""
-    """Where in the volume the file was found; "." for the volume itself."""
+    """Where in the volume the file is; "." for the volume itself."""
     label: str | None = None
-    """What that file's label is now."""
+    """The file's label now."""
 
 
 def parse(line: str) -> Denial | None:
-    """Read one line of the audit log, the kernel's log or the journal; None for any other record.
+    """Read a line of the audit log, the kernel's log or the journal; None where it records no denial.
 
-    What was only noted and not denied (permissive) is none either.
+    In permissive mode the kernel records an access, but does not deny it.
     """
     found = _AVC.search(line)
     if found is None:
         return None
-    fields = {key: _text(key, value) for key, value in _FIELD.findall(found[2])}
+    said = {key: _text(key, value) for key, value in _FIELD.findall(found[2])}
     when = next((match for match in (time_.search(line) for time_ in _TIMES) if match), None)
-    if fields.get("permissive") == "1" or not {"scontext", "tcontext", "tclass"} <= fields.keys():
+    if said.get("permissive") == "1" or not {"scontext", "tcontext", "tclass"} <= said.keys():
         return None
-    inode = fields.get("ino", "")
+    inode = said.get("ino", "")
     return Denial(
         tuple(found[1].split()),
-        fields["tclass"],
-        fields["scontext"],
-        fields["tcontext"],
-        fields.get("comm", ""),
-        fields.get("name") or os.path.basename(fields.get("path", "")),
-        fields.get("dev", ""),
+        said["tclass"],
+        said["scontext"],
+        said["tcontext"],
+        said.get("comm", ""),
+        said.get("name") or os.path.basename(said.get("path", "")),
+        said.get("dev", ""),
         int(inode) if inode.isascii() and inode.isdecimal() else 0,
         int(when[1]) if when else 0,
     )
@@ -92,17 +92,17 @@ def _text(key: str, value: str) -> str:
 
 
 def recorded() -> tuple[str, list[Denial]]:
-    """Where denials are recorded on this host, and those of late there, the same ones counted."""
+    """Where this host records denials, and the newest ones there, each with how often it occurred."""
     try:
         with open(AUDIT_LOG, "rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL))
-            lines = os.fsdecode(log.read(_TAIL)).splitlines()
+            log.seek(max(0, os.fstat(log.fileno()).st_size - _MAX_LOG))
+            lines = os.fsdecode(log.read(_MAX_LOG)).splitlines()
         return AUDIT_LOG, _counted(lines)
     except OSError:
         pass
     try:
         done = subprocess.run(
-            [*_JOURNAL, *_FROM], stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=False
+            [*_JOURNAL, *_SOURCES], stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return "", []
@@ -110,8 +110,8 @@ def recorded() -> tuple[str, list[Denial]]:
 
 
 def sentence(denial: Denial) -> str:
-    """What happened, as a person says it."""
-    who = f"{denial.command or 'a process'} ({_part(denial.source, 2)})"
+    """What was denied, as a sentence."""
+    who = f"{denial.command or 'a process'} ({fields(denial.source)[2]})"
     kind = _KINDS.get(denial.kind, denial.kind)
     what = "the volume's directory" if denial.path == "." else f"the {kind} {denial.path or denial.name}"
     times = f", {denial.times} times" if denial.times > 1 else ""
@@ -121,8 +121,9 @@ def sentence(denial: Denial) -> str:
     )
 
 
-def _part(context: str, number: int) -> str:
-    return [*context.split(":"), "", "", ""][number]
+def fields(context: str) -> list[str]:
+    """User, role, type and level of a context; empty for what it does not have."""
+    return [*context.split(":", 3), "", "", ""][:4]
 
 
 def _counted(lines: Iterable[str]) -> list[Denial]:
@@ -132,13 +133,14 @@ def _counted(lines: Iterable[str]) -> list[Denial]:
             same = replace(denial, last=0)
             times, last = found.pop(same, (0, 0))
             found[same] = times + 1, max(last, denial.last)
-    return [replace(denial, times=times, last=last) for denial, (times, last) in found.items()][-_KEPT:]
+    return [replace(denial, times=times, last=last) for denial, (times, last) in found.items()][-_MAX_DENIALS:]
 
 
 def concerning(data: int, mount: Mount | None, denials: list[Denial]) -> list[Denial]:
-    """Those of *denials* that are about a file of the volume whose open directory is *data*, the newest last.
+    """The *denials* that concern a file of the volume whose open directory is *data*, the newest last.
 
-    By device and inode where the record has them, by name and label otherwise. The first 20,000 entries are looked at.
+    A file is recognized by device and inode where the record has them, otherwise by name and label. Only the first
+    20,000 entries are searched.
     """
     devices = _devices(os.fstat(data).st_dev, mount)
     numbered = {denial.inode for denial in denials if denial.inode and denial.device in devices}
@@ -159,19 +161,19 @@ def concerning(data: int, mount: Mount | None, denials: list[Denial]) -> list[De
 
 
 def _devices(device: int, mount: Mount | None) -> set[str]:
-    """What the kernel may call the file system in a record: its disk, else its kind (super_block.s_id)."""
+    """The names that the kernel may record for the file system: its disk, else its type (super_block.s_id)."""
     names = set() if mount is None else {mount.kind, os.path.basename(mount.source)}
-    with contextlib.suppress(OSError):  # of no disk
+    with contextlib.suppress(OSError):  # not on a disk
         names.add(os.path.basename(os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")))
     return names
 
 
 def _entries(data: int, numbered: set[int], named: set[str]) -> Iterator[tuple[str, int, str | None]]:
-    """Path, inode and label of each entry that is one of *numbered* or *named*, the directory itself first."""
+    """Path, inode and label of each entry with an inode in *numbered* or a name in *named*, the directory first."""
     root = os.fstat(data)
     if root.st_ino in numbered:
         yield ".", root.st_ino, label_of(f"/proc/self/fd/{data}/.")
-    left, end = [_LOOKED_AT], time.monotonic() + _SECONDS
+    left, end = [_MAX_ENTRIES], time.monotonic() + _SECONDS
 
     def below(directory: int, path: str, depth: int) -> Iterator[tuple[str, int, str | None]]:
         with os.scandir(directory) as entries:
@@ -181,7 +183,7 @@ def _entries(data: int, numbered: set[int], named: set[str]) -> Iterator[tuple[s
                     return
                 if entry.inode() in numbered or entry.name in named:
                     yield path + entry.name, entry.inode(), label_of(f"/proc/self/fd/{directory}/{entry.name}")
-                if depth < _DEPTH and entry.is_dir(follow_symlinks=False):
+                if depth < _MAX_DEPTH and entry.is_dir(follow_symlinks=False):
                     with (
                         contextlib.suppress(OSError),
                         fds.held(fds.open_below(directory, entry.name, directory=True)) as fd,
@@ -192,7 +194,7 @@ def _entries(data: int, numbered: set[int], named: set[str]) -> Iterator[tuple[s
 
 
 def label_of(file: str) -> str | None:
-    """The label of a path in /proc/self/fd, of a symlink its own; None where there is none."""
+    """The label of a path in /proc/self/fd, not followed; None where there is none."""
     try:
         return os.getxattr(file, ATTRIBUTE, follow_symlinks=False).rstrip(b"\0").decode("ascii", "backslashreplace")
     except OSError:

@@ -1,4 +1,4 @@
-"""What a file system keeps a volume from: read-only, noexec, full, quotas, owners and labels that it does not keep."""
+"""What a volume's file system does not allow: it is read-only, noexec or full, or stores no owners or labels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .finding import Finding, Verdict
 from .permissions import Who
 
 _NO_OWNERS: Final = frozenset({"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "hfsplus", "iso9660", "udf"})
-_ENOUGH: Final = 1 << 16  # bytes; with less it counts as full
-_LOW: Final = 0.05  # of it free
+_MIN_FREE: Final = 1 << 16  # bytes; with less the file system counts as full
+_LOW: Final = 0.05  # the part that is free
 _MASKS: Final = ("umask=", "fmask=", "dmask=")
 _NO_QUOTA: Final = frozenset({errno.ESRCH, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY, errno.EROFS})
 
@@ -29,7 +29,7 @@ class FileSystem:
     data: int
     path: str
     mount: Mount | None
-    """None where this process cannot see it."""
+    """None where this process cannot see the mount."""
 
     @classmethod
     def of(cls, data: int, path: str) -> FileSystem:
@@ -41,7 +41,7 @@ class FileSystem:
 
     @property
     def point(self) -> str:
-        """The mount point, as a shell reads it."""
+        """The mount point, quoted for a shell."""
         return shlex.quote(self.mount.point) if self.mount else "/"
 
     @property
@@ -54,48 +54,43 @@ class FileSystem:
 
     @property
     def keeps_labels(self) -> bool:
-        """Whether the kernel lets labels be set there, which it tells on hosts with SELinux only (seclabel)."""
+        """Whether labels can be set there. Only on a host with SELinux does the kernel say so (seclabel)."""
         return self.mount is None or "seclabel" in self.mount.options
 
     @property
     def squashed(self) -> bool:
-        """Whether it is on a server that does not heed root: there alone root itself may be kept from writing."""
+        """Whether an NFS server denies root's rights (root_squash): nowhere else is root refused."""
         if not self.kind.startswith("nfs") or self.read_only:
             return False
         return not os.access(f"/proc/self/fd/{self.data}/.", os.R_OK | os.W_OK | os.X_OK)
 
     def on_its_server(self, *command: str) -> str:
-        """*command* for what the server calls this directory, as it is run there."""
+        """*command*, to be run on the server with the server's own path of this directory."""
         assert self.mount is not None  # noqa: S101  # it is NFS
         server, _, export = self.mount.source.rpartition(":")
         below = place_in_file_system(self.mount, self.path).lstrip("/")
         return shlex.join(["ssh", server.strip("[]"), *command, posixpath.join(export, below).rstrip("/")])
 
     def mounted_with(self, *options: str) -> str:
-        """Commands that mount it anew with *options*, which it takes only then."""
+        """Commands that unmount it and mount it with *options*; a remount would not change them."""
         assert self.mount is not None  # noqa: S101  # its kind is known
         mount = ["mount", "-t", self.kind, "-o", ",".join(options), self.mount.source, self.mount.point]
         return f"umount {self.point} && {shlex.join(mount)}"
 
 
-def look(where: FileSystem, whom: list[Who], *, running: list[str], purges: bool) -> Iterator[Finding]:
+def check_file_system(where: FileSystem, whom: list[Who], *, running: list[str], trash: bool) -> Iterator[Finding]:
     """What is wrong with a file system, or one finding that nothing is.
 
     Args:
-        running: the containers that have it mounted now, with the flags that it had when they started.
-        purges: whether the trash, on the same file system, holds anything.
+        running: the containers that run now; each keeps the mount flags of its start.
+        trash: whether emptying hostprep's trash would free space there.
     """
-    found = [*_flags(where, running), *_room(where, purges=purges), *_quotas(where, whom)]
+    found = [*_flags(where, running), *_space(where, trash=trash), *_quotas(where, whom)]
     if where.squashed:
         name = where.mount.source if where.mount else where.kind
-        found.append(
-            Finding(
-                "root_squash",
-                Verdict.NOTE,
-                f"{name} does not heed root (NFS with root_squash): hostprep cannot change owners and modes there",
-                "no_root_squash in its exports, or owners that are set on the server",
-            )
-        )
+        what = f"{name} denies root's rights (NFS with root_squash): hostprep cannot change owners and modes there"
+        wanted = "no_root_squash in its exports, or owners set on the server"
+        found.append(Finding("root_squash", Verdict.NOTE, what, wanted))
     if not found:
         st = os.fstatvfs(where.data)
         free = f"{st.f_bavail * st.f_frsize / 2**30:,.1f} GiB free"
@@ -106,38 +101,30 @@ def look(where: FileSystem, whom: list[Who], *, running: list[str], purges: bool
 def _flags(where: FileSystem, running: list[str]) -> Iterator[Finding]:
     flags = os.fstatvfs(where.data).f_flag
     if flags & os.ST_RDONLY:
-        yield Finding(
-            "read-only",
-            Verdict.BAD,
-            f"the file system at {where.point} is mounted read-only",
-            "read and write",
-            f"mount -o remount,rw {where.point}",
-        )
+        what = f"the file system at {where.point} is mounted read-only"
+        yield Finding("read-only", Verdict.BAD, what, "read and write", f"mount -o remount,rw {where.point}")
     if flags & os.ST_NOEXEC:
-        yield Finding(
-            "noexec",
-            Verdict.WARNING,
-            f"the file system at {where.point} is mounted noexec: no program in the volume can be run",
-            "exec, if the container keeps programs there",
-            " && ".join([f"mount -o remount,exec {where.point}", *(f"docker restart {name}" for name in running)]),
-        )
+        what = f"the file system at {where.point} is mounted noexec: no program in the volume can run"
+        remedy = [f"mount -o remount,exec {where.point}", *(f"docker restart {name}" for name in running)]
+        wanted = "exec, if the volume contains programs"
+        yield Finding("noexec", Verdict.WARNING, what, wanted, " && ".join(remedy))
 
 
-def _room(where: FileSystem, *, purges: bool) -> Iterator[Finding]:
+def _space(where: FileSystem, *, trash: bool) -> Iterator[Finding]:
     st = os.fstatvfs(where.data)
-    for check, size, left, enough, said in (
-        ("space", st.f_blocks, st.f_bavail, -(-_ENOUGH // (st.f_frsize or 1)), "space"),
+    for check, size, left, needed, unit in (
+        ("space", st.f_blocks, st.f_bavail, -(-_MIN_FREE // (st.f_frsize or 1)), "space"),
         ("inodes", st.f_files, st.f_favail, 1, "inodes (files)"),
     ):
-        if not size or left >= max(enough, size * _LOW):
+        if not size or left >= max(needed, size * _LOW):
             continue
-        full = left < enough
-        what = (
-            f"the file system at {where.point} has {'no' if full else f'only {100 * left / size:.1f} % of its'} {said}"
-        )
-        remedy = "hostprep purge --all" if purges else _larger(where, st, check)
-        wanted = "room: what is in the trash is deleted for good" if purges else "room: remove files, or make it larger"
-        yield Finding(check, Verdict.BAD if full else Verdict.WARNING, f"{what} left", wanted, remedy)
+        full = left < needed
+        how_much = "no" if full else f"only {100 * left / size:.1f} % of its"
+        remedy = "hostprep purge --all" if trash else _larger(where, st, check)
+        how = "this deletes for good what is in the trash" if trash else "delete files or enlarge the file system"
+        verdict = Verdict.BAD if full else Verdict.WARNING
+        what = f"the file system at {where.point} has {how_much} {unit} left"
+        yield Finding(check, verdict, what, f"more {unit}: {how}", remedy)
 
 
 def _larger(where: FileSystem, st: os.statvfs_result, check: str) -> str:
@@ -156,21 +143,17 @@ def _quotas(where: FileSystem, whom: list[Who]) -> Iterator[Finding]:
             if exc.errno not in _NO_QUOTA:
                 raise
             continue
-        if not ((most and used + _ENOUGH > most) or (files_most and files >= files_most)):
+        if not ((most and used + _MIN_FREE > most) or (files_most and files >= files_most)):
             continue
         who, flag = ("user", "-u") if kind == linux.USRQUOTA else ("group", "-g")
-        yield Finding(
-            "quota",
-            Verdict.BAD,
-            f"{who} {number} has used up its quota at {where.point}: {used:,} of {most:,} bytes, "
-            f"{files} of {files_most} files (0: no limit)",
-            "more, or fewer files",
-            f"setquota {flag} {number} 0 {most // 512} 0 {files_most * 2} {where.point}",
-        )
+        counts = f"{used:,} of {most:,} bytes, {files} of {files_most} files (0: no limit)"
+        what = f"{who} {number} has used up its quota at {where.point}: {counts}"
+        remedy = f"setquota {flag} {number} 0 {most // 512} 0 {files_most * 2} {where.point}"
+        yield Finding("quota", Verdict.BAD, what, "a larger quota, or fewer files", remedy)
 
 
 def given_at_mount(where: FileSystem, who: Who, label: str | None) -> Finding:
-    """The finding of a file system that keeps no owners, or no labels, where *who* and *label* are wanted.
+    """The finding that a file system stores no owners, or no labels: *who* and *label* are set by mounting it.
 
     Args:
         label: None where labels are not applied.
@@ -179,10 +162,7 @@ def given_at_mount(where: FileSystem, who: Who, label: str | None) -> Finding:
     owner = [] if where.keeps_owners else [f"uid={who.uid}", f"gid={who.gid}"]
     context = [] if label is None or where.keeps_labels else [f'context="{label}"']
     lacks = " and ".join([*(["owners"] if owner else []), *(["labels"] if context else [])])
-    return Finding(
-        f"no {'labels' if context else 'owners'}",
-        Verdict.BAD,
-        f"{where.kind} at {where.point} keeps no {lacks}: all that is there has those of the mount",
-        "them given when it is mounted, and in /etc/fstab; its containers do not run meanwhile",
-        where.mounted_with(*owner, *context, *kept),
-    )
+    what = f"{where.kind} at {where.point} stores no {lacks}: the mount options set them for all files"
+    wanted = "mount options that set them, in /etc/fstab too; stop its containers before"
+    remedy = where.mounted_with(*owner, *context, *kept)
+    return Finding(f"no {'labels' if context else 'owners'}", Verdict.BAD, what, wanted, remedy)

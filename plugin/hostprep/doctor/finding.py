@@ -1,4 +1,4 @@
-"""What a doctor finds: what is, what was wanted, and the command that mends it."""
+"""What doctor reports: what it found, what would be right, and the command that repairs it."""
 
 from __future__ import annotations
 
@@ -11,35 +11,33 @@ from ..errors import Conflict
 
 
 class Verdict(enum.Enum):
-    """How bad it is, the gravest last."""
+    """How bad a finding is; the worst comes last."""
 
     OK = "ok"
-    NOTE = "note"  # to be known, no fault
+    NOTE = "note"  # worth knowing, not a fault
     WARNING = "warning"  # usable, but not as it should be
     BAD = "bad"  # not usable
 
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """A remedy that is hostprep's own: `hostprep apply` with these options."""
+    """A remedy that hostprep can carry out itself: `hostprep apply` with these options."""
 
     options: Mapping[str, str] = field(default_factory=dict)
     contents: bool = False
-    """Whether all that is in the volume has to be gone over, although the volume's root is right."""
+    """Whether a pass over the contents is needed although the volume's root is right."""
     recurse: str | None = None
-    """`recurse` as it was given, to come back after that."""
+    """The declared `recurse`, which is restored after that pass."""
 
     def steps(self) -> list[tuple[dict[str, str], tuple[str, ...]]]:
-        """The options to give and to unset, one `apply` after the other."""
+        """The options to set and those to unset, for one `apply` after the other."""
         if not self.contents:
             return [(dict(self.options), ())]
-        back: tuple[dict[str, str], tuple[str, ...]] = ({}, ("recurse",))
-        if self.recurse is not None:
-            back = ({"recurse": self.recurse}, ())
-        return [({**self.options, "recurse": "always"}, ()), back]
+        back = {} if self.recurse is None else {"recurse": self.recurse}
+        return [({**self.options, "recurse": "always"}, ()), (back, () if back else ("recurse",))]
 
     def command(self, name: str) -> str:
-        """As a shell reads it."""
+        """The command line for a shell."""
         commands = []
         for given, unset in self.steps():
             options = [word for key, value in given.items() for word in ("-o", f"{key}={value}")]
@@ -50,29 +48,31 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     check: str
+    """The name of the check, which docs/doctor.md explains."""
     verdict: Verdict
     what: str
-    """What is, as a sentence."""
+    """What was found, as a sentence."""
     wanted: str = ""
+    """What would be right."""
     remedy: Apply | str = ""
-    """What mends it: hostprep's own, or a command line for the administrator; empty where no one command does."""
+    """hostprep's own remedy, or a command line for the administrator; empty where no single command repairs it."""
 
     def fix(self, name: str) -> str:
-        """The command that mends it, for the volume *name*; empty where no one command does."""
+        """The command line that repairs it, for the volume *name*; empty where there is none."""
         return self.remedy if isinstance(self.remedy, str) else self.remedy.command(name)
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All that was found of a volume, in the order in which access fails; or of hostprep itself."""
+    """All findings about a volume, in the order in which access fails; or about hostprep itself."""
 
     name: str
-    """Empty for hostprep itself."""
+    """The volume; empty for hostprep itself."""
     whom: tuple[str, ...]
-    """For whom it was looked at, a phrase each."""
+    """The users whom it concerns, a phrase each."""
     findings: tuple[Finding, ...]
 
     @property
@@ -80,17 +80,17 @@ class Diagnosis:
         return all(finding.verdict is not Verdict.BAD for finding in self.findings)
 
     @property
-    def gravest(self) -> Verdict:
+    def worst(self) -> Verdict:
         return max((finding.verdict for finding in self.findings), key=list(Verdict).index, default=Verdict.OK)
 
 
-def together(findings: Sequence[Finding]) -> Apply | None:
-    """Those remedies of *findings* that are hostprep's as one; None where there are none.
+def combined_remedy(findings: Sequence[Finding]) -> Apply | None:
+    """hostprep's own remedies for *findings*, combined into one; None where there are none.
 
-    Of what is only a warning that alone which makes things as declared: the rest may be meant as it is.
+    From warnings it takes only what restores the declared state: the rest may be intended.
 
     Raises:
-        Conflict: two want an option to have different values, as for containers of different users.
+        Conflict: two remedies set an option to different values, as for containers of different users.
     """
     remedies = [
         finding.remedy
@@ -104,8 +104,8 @@ def together(findings: Sequence[Finding]) -> Apply | None:
         for key, value in remedy.options.items():
             if options.setdefault(key, value) != value:
                 raise Conflict(
-                    f"{key} would have to be {options[key]} and {value}",
-                    hint="say with --container or --user for whom the volume is",
+                    f"{key} would have to be both {options[key]} and {value}",
+                    hint="choose with --container or --user whom the volume is for",
                 )
-    whole = [remedy for remedy in remedies if remedy.contents]
-    return Apply(options, bool(whole), whole[0].recurse if whole else None)
+    passes = [remedy for remedy in remedies if remedy.contents]
+    return Apply(options, bool(passes), passes[0].recurse if passes else None)

@@ -1,5 +1,4 @@
-"""Whether hostprep itself is installed as it should be: its root, its socket, the engine, the order in which they
-start, SELinux, the kernel, and every volume in one line. It only looks."""
+"""Whether hostprep itself is installed as it should be, and every volume in one line. It changes nothing."""
 
 from __future__ import annotations
 
@@ -12,39 +11,28 @@ import socket
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from ..errors import BadSetting, HostprepError, NoContainer, printable
+from ..engine.containers import EngineInfo
+from ..errors import BadSetting, HostprepError, NoEngine, printable
 from ..host import fds, linux
 from ..host.labels import Labels, kernel_has_selinux
 from ..settings import Settings
 from ..volumes.driver import Driver
 from .finding import Finding, Verdict
 
-_SECONDS: Final = 5.0  # that a question may take
-_ANSWER: Final = 1 << 16  # bytes
+_SECONDS: Final = 5.0  # for each answer of the server or of systemd
+_MAX_ANSWER: Final = 1 << 16  # bytes
+_NOT_A_DRIVER: Final = "what answers is not a volume driver"
 _UNITS: Final = ("hostprep.socket", "hostprep.service")
 _ENGINES: Final = ("docker.service", "podman.service")
 
 
-class Engine(Protocol):
-    """What an engine says of itself (engine.py)."""
-
-    @property
-    def version(self) -> str: ...
-    @property
-    def confines(self) -> bool: ...
-    @property
-    def remap(self) -> object | None: ...
-    @property
-    def rootless(self) -> bool: ...
-
-
-def look(settings: Settings, engine: Engine | NoContainer) -> Iterator[Finding]:
-    """All of it, in the order in which a start would fail.
+def check_installation(settings: Settings, engine: EngineInfo | NoEngine) -> Iterator[Finding]:
+    """All checks, in the order in which a start would fail.
 
     Args:
-        engine: or why none can be asked.
+        engine: what the engine says of itself, or why it cannot be asked.
     """
     yield _selinux(settings)
     driver = None
@@ -54,10 +42,10 @@ def look(settings: Settings, engine: Engine | NoContainer) -> Iterator[Finding]:
         command = "systemctl start hostprep.service" if _systemd() else ""
         yield Finding("root", Verdict.BAD, exc.message, exc.hint, command)
     else:
-        yield Finding("root", Verdict.OK, f"{settings.root}: hostprep's, and root's alone")
+        yield Finding("root", Verdict.OK, f"{settings.root} is hostprep's, and only root has access")
     yield _socket(settings.socket)
     yield from _start_order()
-    yield from _engine(engine, settings)
+    yield from _engine(engine)
     yield from _kernel()
     if driver is not None:
         yield from _volumes(driver)
@@ -75,31 +63,31 @@ def _socket(path: str) -> Finding:
             asked.connect(path)
             asked.sendall(b"POST /Plugin.Activate HTTP/1.0\r\nContent-Length: 0\r\n\r\n")
             answer = b""
-            while (more := asked.recv(_ANSWER)) and len(answer) < _ANSWER:
+            while (more := asked.recv(_MAX_ANSWER)) and len(answer) < _MAX_ANSWER:
                 answer += more
         says = json.loads(answer.partition(b"\r\n\r\n")[2])
     except (OSError, ValueError) as exc:
-        why = exc.strerror or "no answer in time" if isinstance(exc, OSError) else "what answers is no volume driver"
+        why = exc.strerror or "no answer in time" if isinstance(exc, OSError) else _NOT_A_DRIVER
         return Finding("socket", Verdict.BAD, f"{shown}: {why}", "hostprep's server, before the engine starts", remedy)
     if not isinstance(says, dict) or "VolumeDriver" not in (says.get("Implements") or ()):
-        return Finding("socket", Verdict.BAD, f"{shown}: what answers is no volume driver", "hostprep's", remedy)
+        return Finding("socket", Verdict.BAD, f"{shown}: {_NOT_A_DRIVER}", "hostprep's server", remedy)
     mode = stat.S_IMODE(os.stat(path).st_mode)
     if mode & 0o077:
-        what = f"{shown}: others than root may connect (mode 0{mode:03o})"
+        what = f"{shown}: other users than root may connect (mode 0{mode:03o})"
         return Finding("socket", Verdict.BAD, what, "0600", f"chmod 0600 {shown}")
-    return Finding("socket", Verdict.OK, f"{shown}: a volume driver answers, for root alone")
+    return Finding("socket", Verdict.OK, f"{shown}: a volume driver answers, and only root may connect")
 
 
 def _start_order() -> Iterator[Finding]:
     if not _systemd():
-        what = "no systemd here: what starts the engine has to start hostprep serve before it"
+        what = "this host does not use systemd: see to it that hostprep serve starts before the engine"
         yield Finding("start order", Verdict.NOTE, what)
         return
     enable = f"systemctl enable --now {' '.join(_UNITS)}"
     for unit in _UNITS:
         if (state := _systemctl("is-enabled", unit)) not in ("enabled", "enabled-runtime", "alias"):
             absent = state in ("", "not-found")
-            what = f"{unit} is {'not installed' if absent else state}: it does not start with this host"
+            what = f"{unit} is {'not installed' if absent else state}, so it does not start at boot"
             remedy = "make install" if absent else enable
             yield Finding("start order", Verdict.BAD, what, "enabled, and before the engine", remedy)
             return
@@ -128,29 +116,29 @@ def _systemctl(*arguments: str) -> str:
     return ""
 
 
-# -- what it works with --------------------------------------------------------------------------------------------
+# -- the host --------------------------------------------------------------------------------------------
 
 
-def _engine(engine: Engine | NoContainer, settings: Settings) -> Iterator[Finding]:
-    if isinstance(engine, NoContainer):
+def _engine(engine: EngineInfo | NoEngine) -> Iterator[Finding]:
+    if isinstance(engine, NoEngine):
         remedy = "systemctl start docker.service" if _systemd() else ""
         yield Finding("engine", Verdict.WARNING, engine.message, engine.hint, remedy)
         return
     yield Finding("engine", Verdict.OK, f"version {printable(engine.version)} answers")
     if engine.rootless:
-        yield Finding("engine", Verdict.NOTE, "it is rootless: the numbers in its containers are not the host's")
+        yield Finding("engine", Verdict.NOTE, "it is rootless: the ids in its containers are not the host's")
     if engine.remap is not None:
-        what = "it has userns-remap: the numbers in its containers are not the host's (hostprep doctor NAME tells them)"
+        what = "it has userns-remap: the ids in its containers are not the host's (hostprep doctor NAME shows both)"
         yield Finding("engine", Verdict.NOTE, what)
     if kernel_has_selinux() and not engine.confines:
-        what = "SELinux is on in the kernel, and the engine does not confine its containers with it"
+        what = "SELinux is on in the kernel, but the engine does not confine its containers with it"
         wanted = '"selinux-enabled": true in /etc/docker/daemon.json'
         yield Finding("engine", Verdict.WARNING, what, wanted)
 
 
 def _selinux(settings: Settings) -> Finding:
     if not kernel_has_selinux():
-        what = "off in this kernel: labels are recorded, and not applied"
+        what = "off in this kernel: labels are recorded, but not applied"
     else:
         what = f"on, and its policy can be asked (HOSTPREP_SELINUX={settings.selinux.value})"
     try:
@@ -174,28 +162,25 @@ def _kernel() -> Iterator[Finding]:
             with fds.held(linux.open_tree(root, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)) as tree:
                 linux.mount_setattr(tree, 0, propagation=linux.MS_PRIVATE)
 
-        for what, feature, without, look_for in (
-            (
-                "openat2",
-                "5.6",
-                "the numbers of mounts are compared instead, and containers not looked into",
-                open_beneath,
-            ),
-            (
-                "open_tree and mount_setattr",
-                "5.12",
-                "a pass takes longer, and a path below a user's home is refused",
-                mount,
-            ),
-        ):
-            yield _feature(what, feature, without, look_for)
+        yield _kernel_feature(
+            "openat2",
+            "5.6",
+            "hostprep compares mount ids instead, and doctor cannot look into containers",
+            open_beneath,
+        )
+        yield _kernel_feature(
+            "open_tree and mount_setattr",
+            "5.12",
+            "a pass takes longer, and a path below a user's home is refused",
+            mount,
+        )
 
 
-def _feature(what: str, since: str, without: str, look_for: Callable[[], None]) -> Finding:
+def _kernel_feature(what: str, since: str, without: str, use: Callable[[], None]) -> Finding:
     try:
-        look_for()
+        use()
     except OSError as exc:
-        why = f"come with Linux {since}" if exc.errno == errno.ENOSYS else exc.strerror
+        why = f"new in Linux {since}" if exc.errno == errno.ENOSYS else exc.strerror
         return Finding("kernel", Verdict.NOTE, f"without {what} ({why}): {without}", f"Linux {since} or newer")
     return Finding("kernel", Verdict.OK, f"{what}, of Linux {since}")
 
@@ -213,13 +198,11 @@ def _volumes(driver: Driver) -> Iterator[Finding]:
         if status["uid"] is None:
             yield Finding("volume", Verdict.BAD, f"{name}: {printable('; '.join(status['warnings']))}")
             continue
-        is_ = f"{name}: {status['uid']}:{status['gid']} {status['mode']}" + (
-            f" {label}" if (label := status["label"]) else ""
-        )
+        label = f" {status['label']}" if status["label"] else ""
+        state = f"{name}: {status['uid']}:{status['gid']} {status['mode']}{label}"
         if status["ready"]:
-            yield Finding("volume", Verdict.OK, printable(is_))
+            yield Finding("volume", Verdict.OK, printable(state))
         else:
             why = "; ".join(status["drift"]) or "a pass over its contents is not finished"
-            yield Finding(
-                "volume", Verdict.WARNING, printable(f"{is_}: {why}"), "as declared", f"hostprep apply {name}"
-            )
+            what = printable(f"{state}: {why}")
+            yield Finding("volume", Verdict.WARNING, what, "as declared", f"hostprep apply {name}")

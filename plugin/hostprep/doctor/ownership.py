@@ -1,4 +1,4 @@
-"""Whether a user may use a volume by owner, mode and access control list, and what is in it."""
+"""Whether owner, mode and access control list let a user use a volume and what is in it."""
 
 from __future__ import annotations
 
@@ -9,75 +9,75 @@ from collections.abc import Iterator
 from ..errors import printable
 from ..options import Mode
 from . import permissions
-from .case import Case, acl_of
 from .finding import Apply, Finding, Verdict
-from .permissions import Who
-from .subject import Patient
+from .inspection import InspectedVolume
+from .permissions import Who, read_acl
+from .subject import Subject
 
 
-def look(case: Case, patient: Patient) -> Iterator[Finding]:
-    """Whether *patient* may do with the directory what a volume is for, and if so, with what is in it."""
-    mounted = patient.container.has(case.record.name) if patient.container else None
-    reads = mounted is not None and not mounted.writable and not patient.asked
+def check_access(volume: InspectedVolume, subject: Subject) -> Iterator[Finding]:
+    """Whether *subject* may read, write and enter the directory; if so, also what is in it.
+
+    Reading is enough for a container that was made with :ro and that nobody asked about.
+    """
+    mounted = subject.container.mount_of(volume.record.name) if subject.container else None
+    reads = mounted is not None and not mounted.writable and not subject.asked
     wanted = permissions.READ | permissions.ENTER if reads else permissions.ALL
-    granted = patient.may(case.found, case.acl)
-    who = str(patient)
-    if patient.remap is not None:
-        who += f", on this host {patient.who}"
+    granted = subject.may(volume.found, volume.acl)
+    who = str(subject)
+    if subject.remap is not None:
+        who += f", on this host {subject.who}"
     if not (missing := granted.missing(wanted)):
-        mapped = patient.remap is not None
-        yield Finding("userns" if mapped else "owner", Verdict.OK, f"{who} may do all, as {granted.by}")
-        yield from _contents(case, patient, wanted)
+        what = f"{who} may {permissions.words(wanted)}, as {granted.by}"
+        yield Finding("userns" if subject.remap else "owner", Verdict.OK, what)
+        yield from _contents(volume, subject, wanted)
         return
-    is_ = f"{case.found.st_uid}:{case.found.st_gid} {case.mode}"
-    what = f"{who} may not {missing}, as {granted.by}: the directory is {is_}"
-    # Right but for the user namespace: that is then what to say.
-    inside = permissions.granted(Who(*patient.inside), case.found, case.acl)
-    check = "acl" if granted.listed else "mode" if patient.who.uid == case.found.st_uid else "owner"
-    if patient.remap is not None and not inside.missing(wanted):
+    state = f"{volume.found.st_uid}:{volume.found.st_gid} {volume.mode}"
+    what = f"{who} may not {missing}, as {granted.by}: the directory is {state}"
+    inside = permissions.granted(Who(*subject.inside), volume.found, volume.acl)
+    check = "acl" if granted.listed else "mode" if subject.who.uid == volume.found.st_uid else "owner"
+    if subject.remap is not None and not inside.missing(wanted):  # only the user namespace is in the way
         check = "userns"
-        what = f"{patient} is {patient.who} on this host (userns-remap), and the directory is {is_}"
-    if not case.where.keeps_owners:
-        yield case.given_at_mount(patient.who)
+        what = f"{subject} is {subject.who} on this host (userns-remap), and the directory is {state}"
+    if not volume.file_system.keeps_owners:
+        yield volume.given_at_mount(subject.who)
         return
-    if case.where.squashed:
+    if volume.file_system.squashed:
         check = "root_squash"
-        what += ", on a server that does not let hostprep change that"
-    remedy = _owner_remedy(case, patient, granted, wanted)
-    yield Finding(check, case.bad(remedy, [patient]), what, f"{permissions.words(wanted)} for {patient.who}", remedy)
+        what += ", and its server does not let hostprep change that"
+    remedy = _owner_remedy(volume, subject, granted, wanted)
+    for_whom = f"{permissions.words(wanted)} for {subject.who}"
+    yield Finding(check, volume.severity(remedy, [subject]), what, for_whom, remedy)
 
 
-def _owner_remedy(case: Case, patient: Patient, granted: permissions.Granted, wanted: int) -> Apply | str:
-    """What lets a patient do what is *wanted*."""
-    who, options = patient.who, dict[str, str]()
-    if case.where.squashed:
-        return case.where.on_its_server("chown", str(who))
+def _owner_remedy(volume: InspectedVolume, subject: Subject, granted: permissions.Granted, wanted: int) -> Apply | str:
+    """What gives *subject* the rights *wanted*."""
+    who = subject.who
+    if volume.file_system.squashed:
+        return volume.file_system.on_its_server("chown", str(who))
     if granted.listed:
         rights = "".join(letter if wanted & bit else "-" for bit, letter in ((4, "r"), (2, "w"), (1, "x")))
-        # By the mount, where somebody could put something else in the place of the path.
-        where = case.driver.store.mountpoint(case.record)
+        # By the mount, where there is one: another user could replace a component of the path.
+        where = volume.driver.store.mountpoint(volume.record)
         return shlex.join(["setfacl", "-m", f"u:{who.uid}:{rights}", where])
-    mode = case.mode if case.record.options.mode is None else case.record.options.mode
-    if granted.group and case.record.options.gid == case.found.st_gid:  # shared with that group, so it stays
+    mode = volume.mode if volume.record.options.mode is None else volume.record.options.mode
+    if granted.group and volume.record.options.gid == volume.found.st_gid:  # it stays shared with that group
         return Apply({"mode": str(Mode(mode | wanted << 3))})
-    if who.uid != case.found.st_uid:
-        declared = case.record.options
-        options |= {"uid": str(who.uid)} if declared.uid != who.uid else {}
-        options |= {"gid": str(who.gid)} if declared.gid != who.gid else {}
+    options = _owner_options(volume, who) if who.uid != volume.found.st_uid else {}
     if mode & wanted << 6 != wanted << 6:
         options["mode"] = str(Mode(mode | wanted << 6))
     return Apply(options)
 
 
-def _contents(case: Case, patient: Patient, wanted: int) -> Iterator[Finding]:
-    """A finding where among the first entries are some that *patient* cannot use."""
+def _contents(volume: InspectedVolume, subject: Subject, wanted: int) -> Iterator[Finding]:
+    """A finding if *subject* cannot use some of the first entries."""
     closed = read_only = looked = 0
     example = ""
-    for name, st, file in case.entries():
+    for name, st, file in volume.entries():
         looked += 1
-        if st.st_uid == patient.who.uid:
-            continue  # whose it is may change its mode, and then all of it
-        granted = patient.may(st, acl_of(file))
+        if st.st_uid == subject.who.uid:
+            continue  # the owner may change the mode
+        granted = subject.may(st, read_acl(file))
         needed = wanted if stat.S_ISDIR(st.st_mode) else wanted & ~permissions.ENTER
         if granted.missing(needed):
             closed += bool(granted.missing(needed & ~permissions.WRITE))
@@ -86,19 +86,19 @@ def _contents(case: Case, patient: Patient, wanted: int) -> Iterator[Finding]:
     if not closed and not read_only:
         return
     may_not = "read" if closed else "write"
-    what = f"{closed or read_only} of the first {looked} entries {patient} may not {may_not}: {example}"
+    what = f"{subject} may not {may_not} {closed or read_only} of the first {looked} entries: {example}"
     verdict = Verdict.BAD if closed else Verdict.WARNING
-    remedy: Apply | str = Apply(
-        _missing_owner(case, patient.who), contents=True, recurse=case.record.given.get("recurse")
-    )
-    if case.where.squashed:
-        remedy = case.where.on_its_server("chown", "-R", str(patient.who))
-    elif not case.where.keeps_owners:
-        remedy = case.given_at_mount(patient.who).fix(case.record.name)
-    yield Finding("contents", verdict, what, f"all of it {patient.who}'s", remedy)
+    recurse = volume.record.given.get("recurse")
+    remedy: Apply | str = Apply(_owner_options(volume, subject.who), contents=True, recurse=recurse)
+    if volume.file_system.squashed:
+        remedy = volume.file_system.on_its_server("chown", "-R", str(subject.who))
+    elif not volume.file_system.keeps_owners:
+        remedy = volume.given_at_mount(subject.who).fix(volume.record.name)
+    yield Finding("contents", verdict, what, f"all contents owned by {subject.who}", remedy)
 
 
-def _missing_owner(case: Case, who: Who) -> dict[str, str]:
-    declared = case.record.options
+def _owner_options(volume: InspectedVolume, who: Who) -> dict[str, str]:
+    """The options that declare *who* the owner, as far as they are not declared yet."""
+    declared = volume.record.options
     options = {"uid": str(who.uid)} if declared.uid != who.uid else {}
     return options | ({"gid": str(who.gid)} if declared.gid != who.gid else {})

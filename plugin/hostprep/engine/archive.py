@@ -1,7 +1,7 @@
-"""An image in a file, as `docker save` and its like write it: docker's own layout or OCI's, no engine needed.
+"""An image in a file, as `docker save` writes it, in Docker's own layout or in OCI's. No engine is needed.
 
-Nothing is unpacked: each layer is read through once, for who owns which path, and again for the few small files that
-are asked for.
+Nothing is unpacked. Each layer is read once to learn who owns which path, and again for the few small files that are
+asked for.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import Any, Final
 
 from ..errors import Invalid, NoImage, printable
 from ..options import Mode, parse_image
-from .image import FILE_LIMIT, Config, Entry
+from .image import FILE_LIMIT, Config, ImageEntry, json_object
 from .tar import Member, Reader, Slice, Stream, absolute
 
-_JSON: Final = 4 << 20  # bytes of a manifest or a configuration
-_FILES: Final = 100_000  # in the archive itself
-_ENTRIES: Final = 1_000_000  # in all layers together: at most 0.5 GB of memory, usually some MB
-_LAYERS: Final = 512
-_HOPS: Final = 8  # from one file of the archive to another
+_MAX_JSON: Final = 4 << 20  # bytes of a manifest or a configuration
+_MAX_FILES: Final = 100_000  # in the archive itself
+_MAX_ENTRIES: Final = 1_000_000  # in all layers together: at most 0.5 GB of memory, usually some MB
+_MAX_LAYERS: Final = 512
+_MAX_HOPS: Final = 8  # from one file of the archive to another
 _GZIP: Final = b"\x1f\x8b"
-_OTHER: Final = {b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+_UNREADABLE: Final = {b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 _WHITEOUT: Final = ".wh."  # as in the OCI image specification, layer.md
 _OPAQUE: Final = ".wh..wh..opq"
 # What `docker save` calls an architecture, where the kernel calls it otherwise.
@@ -37,15 +37,15 @@ _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm",
 
 
 @contextmanager
-def opened(path: str, wanted: str | None) -> Iterator[tuple[str, Config, Layers]]:
+def open_archive(path: str, wanted: str | None) -> Iterator[tuple[str, Config, Layers]]:
     """Open the archive at *path*: the name of the image, its configuration and its files.
 
     Args:
-        wanted: which one, where the archive holds several.
+        wanted: the name of the image, where the archive holds several.
 
     Raises:
-        NoImage: it is no archive of an image, or one that cannot be read.
-        OSError: the file cannot be.
+        NoImage: the file is not an image archive, or a damaged one.
+        OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
         whole = file.read(len(_GZIP)) == _GZIP
@@ -70,7 +70,7 @@ class _Archive:
     def __init__(self, file: io.BufferedIOBase, name: str) -> None:
         self._file = file
         self._name = printable(name)
-        # How long a compressed one is shows at its end.
+        # The length of a compressed file is known only at its end.
         outer = Slice(file, 0, 1 << 62 if isinstance(file, gzip.GzipFile) else file.seek(0, os.SEEK_END))
         self._files: dict[str, _File] = {}
         for member in Reader(outer, self._name):
@@ -79,8 +79,8 @@ class _Archive:
                 if member.kind == "symlink":  # docker save's way to have one layer in two images
                     link = absolute(f"{os.path.dirname(member.path)}/{link}")
                 self._files[member.path] = _File(outer.at, member.size, link)
-            if len(self._files) > _FILES:
-                raise self._bad("it has more files than any archive of images")
+            if len(self._files) > _MAX_FILES:
+                raise self._bad("it holds too many files")
 
     def image(self, wanted: str | None) -> tuple[str, Config, Layers]:
         if "/manifest.json" in self._files:
@@ -88,15 +88,15 @@ class _Archive:
         elif "/index.json" in self._files:
             name, config, layers = self._oci(wanted)
         else:
-            raise self._bad("neither docker's manifest.json nor OCI's index.json is in it")
-        if len(layers) > _LAYERS:
+            raise self._bad("it has neither Docker's manifest.json nor OCI's index.json")
+        if len(layers) > _MAX_LAYERS:
             raise self._bad(f"the image has {len(layers)} layers")
         image_id = f"sha256:{hashlib.sha256(self._text(config)).hexdigest()}"
         parsed = Config.parse(self._json(config), image_id=image_id)
         try:
             name = parse_image(name)
         except Invalid:
-            name = image_id  # by which an engine that has loaded it knows it, too
+            name = image_id  # an engine that has loaded it knows it by that, too
         return name, parsed, Layers([self._slice(layer) for layer in layers])
 
     def _docker(self, wanted: str | None) -> tuple[str, str, list[str]]:
@@ -118,7 +118,7 @@ class _Archive:
             chosen = found
         name, manifest = self._only(chosen, [each[0] for each in found if each[0]], wanted)
         described = _object(self._json(self._blob(manifest)))
-        for _ in range(_HOPS):
+        for _ in range(_MAX_HOPS):
             if "manifests" not in described:
                 break
             described = _object(self._json(self._blob(self._platform(described))))
@@ -126,7 +126,7 @@ class _Archive:
         return wanted or name, self._blob(_object(described.get("config"))), layers
 
     def _platform(self, index: dict[str, Any]) -> dict[str, Any]:
-        """Of an image for several machines, the manifest for this one."""
+        """The manifest for this machine, or else for any Linux, of an image for several machines."""
         machine = _ARCHITECTURES.get(platform.machine(), platform.machine())
         found = [_object(each) for each in _list(index.get("manifests"))]
         there = [each for each in found if self._blob(each) in self._files]
@@ -151,7 +151,7 @@ class _Archive:
         return absolute("blobs/" + digest.replace(":", "/", 1))
 
     def _slice(self, path: str) -> Slice:
-        for _ in range(_HOPS):
+        for _ in range(_MAX_HOPS):
             if (found := self._files.get(path)) is None:
                 break
             if not found.link:
@@ -163,33 +163,31 @@ class _Archive:
         try:
             return json.loads(self._text(path))
         except (ValueError, RecursionError):
-            raise self._bad(f"{printable(path[:200])} is no JSON") from None
+            raise self._bad(f"{printable(path[:200])} is not JSON") from None
 
     def _text(self, path: str) -> bytes:
-        data = self._slice(path).read(_JSON + 1)
-        if len(data) > _JSON:
+        data = self._slice(path).read(_MAX_JSON + 1)
+        if len(data) > _MAX_JSON:
             raise self._bad(f"{printable(path[:200])} is too long")
         return data
 
     def _bad(self, why: str) -> NoImage:
-        return NoImage(f"{self._name} is no archive of an image: {why}", hint="docker save IMAGE -o FILE makes one")
+        return NoImage(f"{self._name} is not an image archive: {why}", hint="docker save IMAGE -o FILE makes one")
 
 
 def _object(found: Any) -> dict[str, Any]:
-    if not isinstance(found, dict):
-        raise NoImage("the archive is damaged: an object is missing in its JSON")
-    return found
+    return json_object(found, "the archive is damaged: something in its JSON")
 
 
 def _list(found: Any) -> list[Any]:
     if not isinstance(found, list):
-        raise NoImage("the archive is damaged: an array is missing in its JSON")
+        raise NoImage("the archive is damaged: something in its JSON is not an array")
     return found
 
 
 def _texts(found: Any) -> list[str]:
     if not all(isinstance(each, str) for each in _list(found)):
-        raise NoImage("the archive is damaged: a string is missing in its JSON")
+        raise NoImage("the archive is damaged: something in its JSON is not a string")
     return list(found)
 
 
@@ -200,7 +198,7 @@ def _name_of(manifest: dict[str, Any]) -> str:
 
 
 def _named(name: str) -> str:
-    """A name with what an engine leaves out when it shows it put in: `mongo` is docker.io/library/mongo:latest."""
+    """*name* in one spelling: `mongo` and docker.io/library/mongo:latest are the same image."""
     last = name.rpartition("/")[2]
     name = name if ":" in last or "@" in last else f"{name}:latest"
     return name.removeprefix("docker.io/").removeprefix("library/")
@@ -211,9 +209,9 @@ def _named(name: str) -> str:
 
 @dataclass(slots=True)
 class _Node:
-    """A path of the image, and what is below it. A directory that no layer describes itself has no *member*.
+    """A path of the image, and what is below it. *member* is None for a directory that no layer describes.
 
-    A hard link has the member, and its layer, of the file's first name.
+    A hard link has the member and the layer of the file's first name.
     """
 
     member: Member | None = None
@@ -222,18 +220,21 @@ class _Node:
 
 
 class Layers:
-    """The files of an image, as its layers lie one over the other: a Tree (image.py)."""
+    """The files of an image, its layers applied one after the other: a Tree (image.py)."""
 
     def __init__(self, layers: list[Slice]) -> None:
         self._layers = layers
         self._root = _Node()
-        left = _ENTRIES
+        left = _MAX_ENTRIES
         for number in range(len(layers)):
-            left = self._lay(number, left)
+            left = self._apply(number, left)
 
-    def _lay(self, number: int, left: int) -> int:
-        """Lay a layer over those before it. Its whiteouts are for what is below it, wherever in it they stand."""
-        over: list[Member] = []
+    def _apply(self, number: int, left: int) -> int:
+        """Apply a layer to those before it; how many of *left* entries are left then.
+
+        Its whiteouts hide what earlier layers have, wherever in the tar they stand.
+        """
+        added: list[Member] = []
         for member in Reader(self._stream(number), f"layer {number + 1} of the image"):
             if (left := left - 1) < 0:
                 break
@@ -245,16 +246,16 @@ class Layers:
                 if (node := self._node(directory)) is not None:
                     node.below.pop(name.removeprefix(_WHITEOUT), None)
             else:
-                over.append(member)
-        for member in over:
+                added.append(member)
+        for member in added:
             node = self._root
-            for part in _parts(member.path):
-                if part not in node.below:
+            for name in _components(member.path):
+                if name not in node.below:
                     left -= 1  # one member may name thousands of directories
-                    node.below[part] = _Node()
-                node = node.below[part]
+                    node.below[name] = _Node()
+                node = node.below[name]
                 if node.member is not None and node.member.kind != "directory":
-                    # A directory over what was a file or a link, also where only what is in it is named.
+                    # A directory replaces a file or a link, even where the layer names only what is in the directory.
                     node.member = None
             if member.kind == "hard link":
                 other = self._node(member.link)
@@ -265,43 +266,43 @@ class Layers:
                 node.below.clear()
             node.member, node.layer = member, number
         if left < 0:
-            raise NoImage(f"the image has more than {_ENTRIES} files and directories")
+            raise NoImage(f"the image has more than {_MAX_ENTRIES} files and directories")
         return left
 
     def _stream(self, number: int) -> Stream:
-        part = self._layers[number].again()
+        layer = self._layers[number].again()
         start = self._layers[number].again().read(6)
         if start.startswith(_GZIP):
-            return gzip.GzipFile(fileobj=io.BufferedReader(_Raw(part)))
-        for magic, kind in _OTHER.items():
+            return gzip.GzipFile(fileobj=io.BufferedReader(_Raw(layer)))
+        for magic, kind in _UNREADABLE.items():
             if start.startswith(magic):
                 raise NoImage(
-                    f"layer {number + 1} of the image is compressed with {kind}, which hostprep does not read",
+                    f"layer {number + 1} of the image is compressed with {kind}, which hostprep cannot read",
                     hint="load it into an engine and probe it there",
                 )
-        return part
+        return layer
 
     def _node(self, path: str) -> _Node | None:
         node: _Node | None = self._root
-        for part in _parts(path):
+        for name in _components(path):
             if node is None:
                 break
-            node = node.below.get(part)
+            node = node.below.get(name)
         return node
 
     def link(self, path: str) -> str | None:
         node = self._node(path)
         return node.member.link if node and node.member and node.member.kind == "symlink" else None
 
-    def entry(self, path: str) -> Entry | None:
+    def entry(self, path: str) -> ImageEntry | None:
         node = self._node(path)
         if node is None:
             return None
         if node.member is None:
-            # No layer says whose it is. An engine makes it, as root.
-            return Entry("directory", Mode(0o755), 0, 0, bool(node.below))
+            # No layer says who owns it. An engine makes it as root.
+            return ImageEntry("directory", Mode(0o755), 0, 0, bool(node.below))
         member = node.member
-        return Entry(member.kind, Mode(member.mode), member.uid, member.gid, bool(node.below))
+        return ImageEntry(member.kind, Mode(member.mode), member.uid, member.gid, bool(node.below))
 
     def read(self, path: str) -> bytes | None:
         node = self._node(path)
@@ -315,21 +316,21 @@ class Layers:
         return found
 
 
-def _parts(path: str) -> list[str]:
-    return [part for part in path.split("/") if part]
+def _components(path: str) -> list[str]:
+    return [name for name in path.split("/") if name]
 
 
 class _Raw(io.RawIOBase):
     """A Slice as gzip reads it."""
 
-    def __init__(self, part: Slice) -> None:
+    def __init__(self, slice_: Slice) -> None:
         super().__init__()
-        self._part = part
+        self._slice = slice_
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        data = self._part.read(len(buffer))
+        data = self._slice.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)

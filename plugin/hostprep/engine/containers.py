@@ -1,4 +1,4 @@
-"""A container as an engine describes it, and its first process as /proc does: who it is on this host."""
+"""A container, and the engine itself, as the engine describes them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,49 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..errors import NoContainer
+from ..errors import NoContainer, NoEngine
 from ..host.process import Remap
 
 _ROOT_SUFFIX: Final = re.compile(r"/([0-9]{1,10})\.([0-9]{1,10})$", re.ASCII)
-_RANGE: Final = 65536  # numbers that /etc/subuid gives by default
+_RANGE: Final = 65536  # ids that /etc/subuid gives by default
 
 
 @dataclass(frozen=True, slots=True)
-class Mounted:
+class EngineInfo:
+    """What an engine says of itself."""
+
+    version: str
+    podman: bool
+    rootless: bool
+    userns: bool
+    """Whether its containers have ids of their own (userns-remap)."""
+    remap: Remap | None
+    """The host's ids for these; None where there are none, or the engine does not tell them."""
+    confines: bool
+    """Whether it gives containers an SELinux context of their own."""
+
+    @classmethod
+    def parse(cls, found: Any) -> EngineInfo:
+        """Read the engine's answer to an info.
+
+        Raises:
+            NoEngine: it has another shape.
+        """
+        if not isinstance(found, dict):
+            raise NoEngine("the engine does not describe itself")
+        options = [str(option) for option in found.get("SecurityOptions") or []]
+        rootless, userns, confines = (
+            any(option.startswith(f"name={name}") for option in options) for name in ("rootless", "userns", "selinux")
+        )
+        # userns-remap shows in the name of the data directory.
+        ids = _ROOT_SUFFIX.search(str(found.get("DockerRootDir"))) if userns else None
+        remap = Remap(((0, int(ids[1]), _RANGE),), ((0, int(ids[2]), _RANGE),)) if ids else None
+        version = str(found.get("ServerVersion") or "unknown")
+        return cls(version, "BuildahVersion" in found, rootless, userns, remap, confines)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerMount:
     """A mount of a container, as it was asked for."""
 
     volume: str
@@ -23,12 +57,12 @@ class Mounted:
     at: str
     writable: bool
     subpath: str = ""
-    """What of the volume is mounted, where that is not all of it (volume-subpath)."""
+    """The subdirectory of the volume that is mounted (volume-subpath); empty for the whole volume."""
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container. *pid* is its first process's, as the engine sees it; 0 where it does not run."""
+    """A container. *pid* is its first process, as the engine sees it; 0 while it does not run."""
 
     id: str
     name: str
@@ -36,25 +70,24 @@ class Container:
     pid: int
     user: str
     groups: tuple[str, ...]
-    privileged: bool
     overrides: bool
     """Whether root in it keeps CAP_DAC_OVERRIDE."""
     host_users: bool
+    """Whether it has the host's ids in spite of userns-remap (`--userns host`)."""
     label: str
     """The context of its processes; empty where the engine does not confine it."""
-    mounts: tuple[Mounted, ...]
+    mounts: tuple[ContainerMount, ...]
 
     @classmethod
     def parse(cls, found: Any) -> Container:
-        """Read what an engine answers to an inspect.
+        """Read the engine's answer to an inspect.
 
         Raises:
-            NoContainer: it is of another shape.
+            NoContainer: it has another shape.
         """
         try:
             config, host, state = found["Config"], found["HostConfig"], found["State"]
             added, dropped = (_names(host.get(f"Cap{what}")) for what in ("Add", "Drop"))
-            privileged = bool(host.get("Privileged"))
             subpaths = {
                 str(each.get("Target")): str((each.get("VolumeOptions") or {}).get("Subpath") or "")
                 for each in host.get("Mounts") or ()
@@ -66,12 +99,13 @@ class Container:
                 pid=int(state.get("Pid") or 0) if state.get("Running") else 0,
                 user=str(config.get("User") or ""),
                 groups=tuple(str(group) for group in host.get("GroupAdd") or ()),
-                privileged=privileged,
-                overrides=privileged or bool({"DAC_OVERRIDE", "ALL"} & added) or not {"DAC_OVERRIDE", "ALL"} & dropped,
+                overrides=bool(host.get("Privileged"))
+                or bool({"DAC_OVERRIDE", "ALL"} & added)
+                or not {"DAC_OVERRIDE", "ALL"} & dropped,
                 host_users=host.get("UsernsMode") == "host",
                 label=str(found.get("ProcessLabel") or ""),
                 mounts=tuple(
-                    Mounted(
+                    ContainerMount(
                         str(each.get("Name") or "") if each.get("Type") == "volume" else "",
                         str(each.get("Driver") or ""),
                         str(each["Destination"]),
@@ -84,33 +118,22 @@ class Container:
         except (KeyError, TypeError, AttributeError, ValueError):
             raise NoContainer("the engine does not describe the container") from None
 
-    def has(self, volume: str) -> Mounted | None:
-        """How it has *volume*, by whichever driver; where it has it twice, how it may write it."""
+    def mount_of(self, volume: str) -> ContainerMount | None:
+        """Its mount of *volume*, whatever the driver; of several, a writable one."""
         return max((each for each in self.mounts if each.volume == volume), key=lambda e: e.writable, default=None)
+
+    def seen_from_here(self) -> bool:
+        """Whether *pid* is this container's process here, too: the engine may be in another pid namespace."""
+        if not self.pid:
+            return False
+        try:
+            with open(f"/proc/{self.pid}/mountinfo", encoding="utf-8", errors="replace") as table:
+                mounts = table.read()
+            with open(f"/proc/{self.pid}/cgroup", encoding="utf-8", errors="replace") as groups:
+                return self.id in mounts or self.id in groups.read()
+        except OSError:
+            return False
 
 
 def _names(capabilities: Any) -> set[str]:
     return {str(name).upper().removeprefix("CAP_") for name in capabilities or ()}
-
-
-def seen_from_here(container: Container) -> bool:
-    """Whether /proc shows this container's process under its number, as in the engine's own pid namespace."""
-    if not container.pid:
-        return False
-    try:
-        with open(f"/proc/{container.pid}/mountinfo", encoding="utf-8", errors="replace") as table:
-            mounts = table.read()
-        with open(f"/proc/{container.pid}/cgroup", encoding="utf-8", errors="replace") as groups:
-            return container.id in mounts or container.id in groups.read()
-    except OSError:
-        return False
-
-
-def remap_of(info: Any) -> Remap | None:
-    """What an engine with userns-remap gives its containers: it is in the name of its data directory."""
-    options = info.get("SecurityOptions") or []
-    if not any(str(option).startswith("name=userns") for option in options):
-        return None
-    if not (found := _ROOT_SUFFIX.search(str(info.get("DockerRootDir")))):
-        return None
-    return Remap(((0, int(found[1]), _RANGE),), ((0, int(found[2]), _RANGE),))

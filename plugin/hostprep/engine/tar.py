@@ -1,7 +1,7 @@
-"""The headers of a tar that somebody hostile may have written: one at a time, in bounded memory, nothing extracted.
+"""Read the headers of a tar that an attacker may have written: one at a time, in bounded memory. Nothing is extracted.
 
-Not by tarfile's own reading: it takes the length of an extended header, and the number of parts of a sparse file, as
-the tar says them. What one header block says is parsed by it.
+tarfile parses single header blocks, but does not read the tar: it trusts the tar for the length of an extended header
+and for the number of pieces of a sparse file.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ..errors import NoImage, printable
 from ..options import MAX_ID
 
 _BLOCK: Final = 512
-_EXTENDED: Final = 1 << 20  # bytes of one extended header: extended attributes are in it, of up to 64 KiB each
-_LONG: Final = 4097  # bytes of a path, a NUL at its end included
-_CONTENTS: Final = 1 << 36  # bytes of one tar, unpacked
+_MAX_EXTENDED: Final = 1 << 20  # bytes of one extended header; it holds extended attributes of up to 64 KiB each
+_MAX_PATH: Final = 4097  # bytes of a path, a NUL at its end included
+_MAX_TAR: Final = 1 << 36  # bytes of one tar, unpacked
 _CHUNK: Final = 1 << 16
 
 _KINDS: Final = {
@@ -33,7 +33,7 @@ _KINDS: Final = {
 
 
 class Stream(Protocol):
-    """As much of a file as is needed. `read` gives less than was asked for at the end only."""
+    """A file that can be read. Only at its end `read` gives less than was asked for."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -50,7 +50,7 @@ class Member:
     gid: int
     size: int
     link: str = ""
-    """Where a symlink points, as it is written; of a hard link, the path of the other name."""
+    """The target of a symlink, as it is written; for a hard link, the path of its other name."""
 
 
 class Reader:
@@ -61,15 +61,15 @@ class Reader:
         self._what = what
         self._left = 0  # bytes of contents not read yet, padding included
         self._size = 0
-        self._passed = 0
+        self._position = 0
 
     def __iter__(self) -> Iterator[Member]:
         """Yield each member.
 
         Raises:
-            NoImage: this is no tar, it ends early, or a header is beyond all bounds.
+            NoImage: this is not a tar, it ends early, or a header exceeds a limit.
         """
-        said: dict[str, str] = {}
+        headers: dict[str, str] = {}
         while True:
             self._skip()
             block = _read(self._stream, _BLOCK)
@@ -80,22 +80,22 @@ class Reader:
             try:
                 info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except (tarfile.TarError, ValueError):
-                raise self._bad("it is no tar, or damaged") from None
-            size = _number(said["size"]) if "size" in said else info.size
-            if not 0 <= size <= _CONTENTS:
-                raise self._bad("a file in it is longer than can be")
-            # Only a file has contents; the size of a link or directory, where a tar gives one, is of something else.
+                raise self._bad("it is not a tar, or is damaged") from None
+            size = _number(headers["size"]) if "size" in headers else info.size
+            if not 0 <= size <= _MAX_TAR:
+                raise self._bad("a file in it is too long")
+            # Only a file has contents. Where a tar gives a link or a directory a size, no contents follow.
             kind = _KINDS.get(info.type, "other")
             has_contents = kind == "file" or info.type in _META
             self._size = size if has_contents else 0
             self._left = -(-self._size // _BLOCK) * _BLOCK
             if info.type in _META:
-                said |= self._extended(info.type)
+                headers |= self._extended(info.type)
                 continue
             if info.type == tarfile.GNUTYPE_SPARSE:
                 raise self._bad("it has a sparse file in GNU's old format, which no engine writes")
-            yield self._member(info, kind, said)
-            said = {}
+            yield self._member(info, kind, headers)
+            headers = {}
 
     def contents(self, limit: int) -> bytes:
         """The contents of the member that was yielded last.
@@ -112,23 +112,23 @@ class Reader:
         return data[: self._size]
 
     def _skip(self) -> None:
-        self._passed += self._left + _BLOCK
-        if self._passed > _CONTENTS:
-            raise self._bad(f"it has more than {_CONTENTS >> 30} GiB")
+        self._position += self._left + _BLOCK
+        if self._position > _MAX_TAR:
+            raise self._bad(f"it has more than {_MAX_TAR >> 30} GiB")
         if isinstance(self._stream, Slice):
             if not self._stream.skip(self._left):
                 raise self._bad("it ends within a file")
             self._left = 0
         while self._left:
-            if not (passed := len(self._stream.read(min(self._left, _CHUNK)))):
+            if not (skipped := len(self._stream.read(min(self._left, _CHUNK)))):
                 raise self._bad("it ends within a file")
-            self._left -= passed
+            self._left -= skipped
 
     def _extended(self, kind: bytes) -> dict[str, str]:
         if kind in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
-            text = os.fsdecode(self.contents(_LONG).split(b"\0")[0])
+            text = os.fsdecode(self.contents(_MAX_PATH).split(b"\0")[0])
             return {"path" if kind == tarfile.GNUTYPE_LONGNAME else "linkpath": text}
-        records = self.contents(_EXTENDED)
+        records = self.contents(_MAX_EXTENDED)
         if kind == tarfile.XGLTYPE:
             return {}
         found = {}
@@ -144,14 +144,14 @@ class Reader:
             records = records[length:]
         return found
 
-    def _member(self, info: tarfile.TarInfo, kind: str, said: dict[str, str]) -> Member:
-        path, link = said.get("path", info.name), said.get("linkpath", info.linkname)
-        uid = _number(said["uid"]) if "uid" in said else info.uid
-        gid = _number(said["gid"]) if "gid" in said else info.gid
-        if max(len(path), len(link)) > _LONG or "\0" in path + link:
-            raise self._bad("a path in it is longer than can be")
+    def _member(self, info: tarfile.TarInfo, kind: str, headers: dict[str, str]) -> Member:
+        path, link = headers.get("path", info.name), headers.get("linkpath", info.linkname)
+        uid = _number(headers["uid"]) if "uid" in headers else info.uid
+        gid = _number(headers["gid"]) if "gid" in headers else info.gid
+        if max(len(path), len(link)) > _MAX_PATH or "\0" in path + link:
+            raise self._bad("a path in it is too long")
         if not (0 <= uid <= MAX_ID and 0 <= gid <= MAX_ID):
-            raise self._bad(f"{printable(path[:200])} belongs to {uid}:{gid}, which nobody can be")
+            raise self._bad(f"{printable(path[:200])} belongs to {uid}:{gid}, which is out of range")
         if kind == "hard link":
             link = absolute(link)
         return Member(absolute(path), kind, info.mode & 0o7777, uid, gid, self._size, link)
@@ -171,7 +171,7 @@ _KEYS: Final = (b"path", b"linkpath", b"uid", b"gid", b"size")
 
 
 class Slice:
-    """A part of a file, from *start* on, of *size* bytes."""
+    """*size* bytes of a file, from *start* on."""
 
     def __init__(self, file: io.BufferedIOBase, start: int, size: int) -> None:
         self._file = file
@@ -186,22 +186,22 @@ class Slice:
         return data
 
     def skip(self, size: int) -> bool:
-        """Pass over *size* bytes; whether there are as many."""
+        """Skip *size* bytes; whether there are that many."""
         self._at += size
         return self._at <= self._end
 
     def again(self) -> Slice:
-        """The same, from its beginning."""
+        """The same bytes, from the beginning."""
         return Slice(self._file, self._start, self._end - self._start)
 
     @property
     def at(self) -> int:
-        """Where in the file it stands."""
+        """The position in the file."""
         return self._at
 
 
 def absolute(path: str) -> str:
-    """*path* below `/`, in one spelling; `..` leads no higher than that."""
+    """*path* below `/`, normalized; `..` leads no higher than `/`."""
     return os.path.normpath(f"/{path}").replace("//", "/")
 
 
@@ -210,9 +210,9 @@ def _number(text: str) -> int:
 
 
 def _read(stream: Stream, size: int) -> bytes:
-    """*size* bytes, or as many as there are, however many `read` gives at once."""
-    parts = []
-    while size and (part := stream.read(min(size, _CHUNK))):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+    """*size* bytes, or fewer where the stream ends before."""
+    chunks = []
+    while size and (chunk := stream.read(min(size, _CHUNK))):
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)

@@ -88,7 +88,7 @@ def _images(settings: Settings) -> Images | None:
         return None
     from ..engine import client
 
-    return client.Images(settings.docker_host)
+    return client.Engine(settings.docker_host)
 
 
 def listen(path: str) -> tuple[socket.socket, str]:

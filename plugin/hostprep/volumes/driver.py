@@ -47,13 +47,13 @@ _ASKING: Final = 24  # requests that may wait for an engine's word about images 
 
 
 class Images(Protocol):
-    """Who knows images; engine.py, which asks an engine, where the administrator has named one."""
+    """Who knows images: engine/client.py, where the administrator has named an engine."""
 
-    def ids(self, image: str, at: str | None, deadline: float) -> Mapping[str, str]:
+    def owner_options(self, image: str, at: str | None, deadline: float) -> Mapping[str, str]:
         """The options `uid` and `gid` for a volume of *image* at *at*.
 
         Raises:
-            NoImage: that cannot be told.
+            NoEngine, NoImage: that cannot be told.
         """
 
 
@@ -140,7 +140,7 @@ class Driver:
         if not self._asking.acquire(blocking=False):
             raise Busy("too many images are being looked into", hint="start again later")
         try:
-            found = self._images.ids(options.image, options.at, deadline)
+            found = self._images.owner_options(options.image, options.at, deadline)
         finally:
             self._asking.release()
         log.info("image %s: uid %s, gid %s", options.image, found["uid"], found["gid"])

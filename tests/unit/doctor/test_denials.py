@@ -1,4 +1,4 @@
-"""What SELinux denied: records as kernels, auditd and the journal write them. Real denials: tests/enforcing."""
+"""SELinux denials as the kernel, auditd and the journal record them. Real ones: tests/enforcing."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ DENIAL = Denial(("read", "write"), "file", SOURCE, TARGET, "sh", "file", "vda1",
     ids=["audit log", "kernel", "journal"],
 )
 def test_record(line: str) -> None:
-    """One denial, wherever it is recorded, is the same."""
+    """A denial is read alike from the audit log, the kernel's log and the journal."""
     assert parse(line) == DENIAL
 
 
 def test_names() -> None:
-    """A name with a space is written as hexadecimal digits; of a whole path the last component counts."""
+    """A name in hexadecimal digits is decoded; of a path the last component counts."""
     found = parse(AVC.replace('"file"', "61206200"[:6]))
     assert found is not None
     assert found.name == "a b"
@@ -58,19 +58,19 @@ def test_names() -> None:
     ],
 )
 def test_no_denial(line: str) -> None:
-    """What was only noted (permissive), and any other line, is none."""
+    """A line that records no denial, as in permissive mode, is ignored."""
     assert parse(line) is None
 
 
-def test_nonsense() -> None:
-    """Numbers that are none do no harm."""
+def test_malformed_numbers() -> None:
+    """A malformed inode counts as unknown."""
     found = parse(AVC.replace("ino=77", "ino=٧٧").replace("vda1", "\x1b[31m"))
     assert found is not None
     assert found.inode == 0
 
 
 def test_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same denial again is counted, and the last time of it told; only the end of a long log is read."""
+    """Equal denials are counted, with the last time; only the end of a long log is read."""
     log = tmp_path / "audit.log"
     lines = [f"type=AVC msg=audit(17000000{second:02}.1:{second}): {AVC}\n" for second in range(3)]
     log.write_text("x" * (5 << 20) + "\n" + "".join(lines))
@@ -80,8 +80,8 @@ def test_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "3 times" in denials.sentence(found[0])
 
 
-def test_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With neither audit log nor journal there is nothing to be told."""
+def test_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without audit log and journal no denials are known."""
     monkeypatch.setattr(denials, "AUDIT_LOG", str(tmp_path / "none"))
     monkeypatch.setattr(denials, "_JOURNAL", (str(tmp_path / "no-journalctl"),))
     assert denials.recorded() == ("", [])
@@ -89,7 +89,7 @@ def test_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.root
 def test_concerning(tmp_path: Path) -> None:
-    """A record is this volume's by device and inode; without them by name and label; otherwise not."""
+    """A denial concerns the volume by device and inode, or where these are missing by name and label."""
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/file").touch()
     os.setxattr(tmp_path / "a/b/file", "security.selinux", TARGET.encode())

@@ -1,10 +1,10 @@
-"""Remedies as commands, and several as one."""
+"""Remedies as commands, and several combined into one."""
 
 from __future__ import annotations
 
 import pytest
 
-from hostprep.doctor.finding import Apply, Diagnosis, Finding, Verdict, together
+from hostprep.doctor.finding import Apply, Diagnosis, Finding, Verdict, combined_remedy
 from hostprep.errors import Conflict
 
 
@@ -13,40 +13,42 @@ def found(verdict: Verdict = Verdict.BAD, remedy: Apply | str = "") -> Finding:
 
 
 def test_command() -> None:
-    """`hostprep apply`, quoted for a shell."""
+    """A remedy prints as `hostprep apply`, quoted for a shell."""
     assert Apply().command("mongo") == "hostprep apply mongo"
     assert Apply({"label": "a b"}).command("mongo") == "hostprep apply mongo -o 'label=a b'"
 
 
 @pytest.mark.parametrize(("recurse", "back"), [(None, "--unset recurse"), ("never", "-o recurse=never")])
 def test_contents(recurse: str | None, back: str) -> None:
-    """To go over a volume whose root is right, recurse is always for once, and then what it was."""
+    """For a pass over the contents recurse is set to always, and afterwards restored."""
     command = Apply({"uid": "5"}, contents=True, recurse=recurse).command("mongo")
     assert command == f"hostprep apply mongo -o uid=5 -o recurse=always && hostprep apply mongo {back}"
 
 
-def test_together() -> None:
-    """hostprep's own remedies are one; those of others are left to them."""
-    one = together([found(remedy=Apply({"uid": "5"})), found(remedy="mount /x"), found(remedy=Apply({"label": "x"}))])
+def test_combined() -> None:
+    """hostprep's own remedies are combined; commands for the administrator are left out."""
+    one = combined_remedy(
+        [found(remedy=Apply({"uid": "5"})), found(remedy="mount /x"), found(remedy=Apply({"label": "x"}))]
+    )
     assert one == Apply({"uid": "5", "label": "x"})
-    assert together([found(remedy="mount /x")]) is None
+    assert combined_remedy([found(remedy="mount /x")]) is None
 
 
 def test_contradiction() -> None:
-    """Two that contradict each other are refused."""
+    """Remedies that contradict each other are refused."""
     with pytest.raises(Conflict, match="5 and 6"):
-        together([found(remedy=Apply({"uid": "5"})), found(remedy=Apply({"uid": "6"}))])
+        combined_remedy([found(remedy=Apply({"uid": "5"})), found(remedy=Apply({"uid": "6"}))])
 
 
 def test_usable() -> None:
-    """Usable is what has nothing bad; the gravest is told."""
+    """A volume without a bad finding is usable; the worst verdict is known."""
     assert Diagnosis("mongo", (), ()).usable
     warned = Diagnosis("mongo", (), (found(Verdict.WARNING), found(Verdict.OK)))
-    assert (warned.usable, warned.gravest) == (True, Verdict.WARNING)
+    assert (warned.usable, warned.worst) == (True, Verdict.WARNING)
     assert not Diagnosis("mongo", (), (found(Verdict.OK), found(Verdict.BAD))).usable
 
 
 def test_contents_among_others() -> None:
-    """What recurse was comes back, whichever remedy is the first."""
-    one = together([found(remedy=Apply({"uid": "5"})), found(remedy=Apply(contents=True, recurse="never"))])
+    """recurse is restored, whichever remedy comes first."""
+    one = combined_remedy([found(remedy=Apply({"uid": "5"})), found(remedy=Apply(contents=True, recurse="never"))])
     assert one == Apply({"uid": "5"}, contents=True, recurse="never")

@@ -1,4 +1,4 @@
-"""Who may do what: computed, and compared with what the kernel lets that user do."""
+"""Computed permissions, compared with what the kernel allows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import itertools
 import os
 import struct
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -38,22 +39,20 @@ def acl(path: Path) -> bytes:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    """A directory of 184:998 that everybody reaches."""
-    for above in tmp_path.parents:
-        if above.stat().st_mode & 0o001 == 0:
-            above.chmod(above.stat().st_mode | 0o011)
-    tmp_path.chmod(0o755)
-    path = tmp_path / "data"
-    path.mkdir()
-    os.chown(path, 184, 998)
-    return path
+def directory() -> Iterator[Path]:
+    """A directory of 184:998 that every user reaches; not in tmp_path, whose parents each new session closes."""
+    with tempfile.TemporaryDirectory() as above:
+        os.chmod(above, 0o755)
+        path = Path(above, "data")
+        path.mkdir()
+        os.chown(path, 184, 998)
+        yield path
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("mode", [0o755, 0o750, 0o070, 0o007, 0o605, 0o000, 0o2770])
 def test_mode(directory: Path, mode: int) -> None:
-    """By owner and mode as the kernel has it: an owner without rights has none, though others may have them."""
+    """By owner and mode the rights are the kernel's; an owner does not get what the others have."""
     directory.chmod(mode)
     for who in WHO:
         assert granted(who, directory.stat()).rights == kernel(directory, who), who
@@ -74,7 +73,7 @@ ENTRIES = (
 @pytest.mark.parametrize("left_out", [(), (2,), (8,), (2, 8)], ids=str)
 @pytest.mark.parametrize("mask", [7, 5, 0])
 def test_access_list(directory: Path, left_out: Sequence[int], mask: int) -> None:
-    """By an access control list as the kernel has it: named users, groups, and the mask over both."""
+    """By access control list the rights are the kernel's: named users, groups, and the mask over both."""
     entries = [(tag, mask if tag == 16 else rights, id_) for tag, rights, id_ in ENTRIES if tag not in left_out]
     value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
     os.setxattr(directory, "system.posix_acl_access", value)
@@ -82,26 +81,26 @@ def test_access_list(directory: Path, left_out: Sequence[int], mask: int) -> Non
         found = granted(who, directory.stat(), parse_acl(acl(directory)))
         allowed = kernel(directory, who)
         assert found.rights & ~allowed == 0, who
-        # Of two groups with a part each one counts: most accesses ask for two rights at once.
+        # Of two groups one counts, though the kernel adds up single requests: most accesses need several rights.
         assert found.rights == allowed or len(who.groups) == 2, who
 
 
-def test_power() -> None:
-    """Root's power over files counts before owner and mode."""
+def test_dac_override() -> None:
+    """CAP_DAC_OVERRIDE counts before owner and mode."""
     st = os.stat_result((0o040000, 0, 0, 0, 5, 6, 0, 0, 0, 0))
     assert granted(Who(0, 0, overrides=True), st).rights == ALL
     assert granted(Who(0, 0), st).rights == 0
 
 
 @pytest.mark.parametrize("value", [b"", b"\x02", struct.pack("<I", 3), struct.pack("<IH", 2, 1)], ids=repr)
-def test_no_list(value: bytes) -> None:
-    """What is no list of the version that is known is refused."""
+def test_malformed_list(value: bytes) -> None:
+    """A list of another version or length is refused."""
     with pytest.raises(ValueError, match="access control list"):
         parse_acl(value)
 
 
 def test_words() -> None:
-    """Rights in words, all eight sets of them."""
+    """Each of the eight sets of rights has its words."""
     sets = [sum(each) for n in range(4) for each in itertools.combinations((READ, WRITE, ENTER), n)]
     assert [words(each) for each in sets] == [
         "",

@@ -1,4 +1,4 @@
-"""Archives of images, docker's and OCI's: layers over one another, and what a hostile one can do: nothing."""
+"""Image archives, Docker's and OCI's: what they contain, and that a hostile one does no harm."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from hostprep.engine import archive
-from hostprep.engine.archive import opened
-from hostprep.engine.image import Entry, look
+from hostprep.engine.archive import open_archive
+from hostprep.engine.image import ImageEntry, probe_image
 from hostprep.errors import NoImage
 from hostprep.options import Mode
 from tests.support.archives import BASE, CONFIG, USERS, docker_save, oci, tar
@@ -32,25 +32,25 @@ def written(tmp_path: Path) -> Callable[[bytes], str]:
 Write = Callable[[bytes], str]
 
 
-def entries(path: str, *asked: str, wanted: str | None = None) -> list[Entry | None]:
-    with opened(path, wanted) as (_, _, layers):
+def entries(path: str, *asked: str, wanted: str | None = None) -> list[ImageEntry | None]:
+    with open_archive(path, wanted) as (_, _, layers):
         return [layers.entry(each) for each in asked]
 
 
 @pytest.mark.parametrize("layer", [BASE, gzip.compress(BASE)], ids=["plain", "gzip"])
 @pytest.mark.parametrize("make", [docker_save, oci], ids=["docker", "oci"])
 @pytest.mark.parametrize("whole", [bytes, gzip.compress], ids=["tar", "tar.gz"])
-def test_each_kind(written: Write, layer: bytes, make: Any, whole: Any) -> None:
-    """Docker's layout and OCI's, layers and archive plain and compressed: the same is found."""
-    with opened(written(whole(make(layer))), None) as (name, config, layers):
-        found = look(name, config, layers, config.volumes)
+def test_formats(written: Write, layer: bytes, make: Any, whole: Any) -> None:
+    """Docker's layout and OCI's, plain and compressed, give the same result."""
+    with open_archive(written(whole(make(layer))), None) as (name, config, layers):
+        found = probe_image(name, config, layers, config.volumes)
     assert (found.user.uid, found.user.gid) == (5, 6)
-    assert found.directories[0].entry == Entry("directory", Mode(0o750), 5, 6, filled=True)
+    assert found.directories[0].entry == ImageEntry("directory", Mode(0o750), 5, 6, filled=True)
     assert found.config.id == "sha256:" + hashlib.sha256(json.dumps(CONFIG).encode()).hexdigest()
 
 
-def test_an_image_for_several_machines(written: Write) -> None:
-    """Of an OCI index inside the index, the manifest that is there and for Linux counts; what proves it does not."""
+def test_image_for_several_machines(written: Write) -> None:
+    """Of an index within OCI's index the manifest for Linux that is there counts; attestations do not."""
     assert entries(written(oci(BASE, nested=True)), "/data")[0] is not None
 
 
@@ -74,34 +74,34 @@ def test_an_image_for_several_machines(written: Write) -> None:
     ],
 )
 def test_layers(written: Write, layer: bytes, asked: str, expected: tuple[int, int, bool] | None) -> None:
-    """A later layer lies over the earlier ones, and its whiteouts are for what is below it, wherever they stand."""
+    """A layer changes the earlier ones; its whiteouts hide what those have, wherever in the layer they stand."""
     (found,) = entries(written(docker_save(BASE, layer)), asked)
     if asked == "/data/hard" and expected is None:
         expected = (5, 6, False)  # the other name lies in a layer below
     assert (found and (found.uid, found.gid, found.filled)) == expected
 
 
-def test_a_link_that_became_a_directory(written: Write) -> None:
-    """A directory over a link hides the link, and a link over a directory what was in that."""
+def test_link_replaced_by_a_directory(written: Write) -> None:
+    """A directory replaces a link of an earlier layer, and a link a directory with its contents."""
     lower, upper = tar(("a", "-> /b"), ("c", None), ("c/x", None)), tar(("a/y", None), ("c", "-> /d"))
-    with opened(written(docker_save(lower, upper)), None) as (_, _, layers):
+    with open_archive(written(docker_save(lower, upper)), None) as (_, _, layers):
         assert (layers.link("/a"), layers.link("/c")) == (None, "/d")
         assert layers.entry("/a/y") is not None
         assert layers.entry("/c/x") is None
 
 
 def test_passwd_of_the_last_layer(written: Write) -> None:
-    """A file's contents are those of the layer that had it last; through a hard link, too."""
+    """A file has the contents of the last layer that has it, also through a hard link."""
     newer = tar((USERS, b"app:x:7:8:::\n"))
     linked = tar(("srv", None), ("srv/users", b"app:x:9:9:::\n"), (USERS, "= srv/users"))
     for layers, uid in (((BASE, newer), 7), ((BASE, newer, linked), 9), ((BASE, newer, tar((".wh.etc", b""))), None)):
-        with opened(written(docker_save(*layers)), None) as (_, _, found):
+        with open_archive(written(docker_save(*layers)), None) as (_, _, found):
             text = found.read("/etc/passwd")
             assert text == (f"app:x:{uid}:".encode() + (text or b"")[8:] if uid else None)
 
 
-def test_a_layer_that_two_images_share(written: Write) -> None:
-    """docker save links the second to the first; the link is followed within the archive."""
+def test_shared_layer(written: Write) -> None:
+    """Where docker save links a shared layer, the link is followed within the archive."""
     data = tar(
         ("one/layer.tar", BASE),
         ("two/layer.tar", "-> ../one/layer.tar"),
@@ -111,7 +111,7 @@ def test_a_layer_that_two_images_share(written: Write) -> None:
     assert entries(written(data), "/data")[0] is not None
 
 
-class TestWhichOne:
+class TestSeveralImages:
     def two(self) -> bytes:
         manifest = [
             {"Config": "config.json", "RepoTags": [f"{name}:7"], "Layers": ["layer.tar"]} for name in ("mongo", "redis")
@@ -120,26 +120,26 @@ class TestWhichOne:
         return tar(("layer.tar", BASE), ("config.json", config), ("manifest.json", json.dumps(manifest).encode()))
 
     @pytest.mark.parametrize("wanted", ["redis:7", "docker.io/library/redis:7", "library/redis:7"])
-    def test_by_name(self, written: Write, wanted: str) -> None:
-        """An image is found by its name, as an engine shows it and in full."""
-        with opened(written(self.two()), wanted) as (name, _, _):
+    def test_chosen_by_name(self, written: Write, wanted: str) -> None:
+        """An image is found by its short name and by its full one."""
+        with open_archive(written(self.two()), wanted) as (name, _, _):
             assert name == wanted
 
     @pytest.mark.parametrize("wanted", [None, "redis", "other:7"])
-    def test_not_clear(self, written: Write, wanted: str | None) -> None:
-        """Where it is not clear which one is meant, those there are are named."""
-        with pytest.raises(NoImage, match="mongo:7, redis:7"), opened(written(self.two()), wanted):
+    def test_ambiguous(self, written: Write, wanted: str | None) -> None:
+        """Where the choice is not clear, the error names the images of the archive."""
+        with pytest.raises(NoImage, match="mongo:7, redis:7"), open_archive(written(self.two()), wanted):
             pass
 
-    def test_the_only_one(self, written: Write) -> None:
-        """The only image needs no name, and is called by its own; without one, or with an unlikely one, by its id."""
+    def test_single_image(self, written: Write) -> None:
+        """A single image has its own name; its id where that is missing or malformed."""
         for name, shown in (("mongo:7", "mongo:7"), (None, "sha256:"), ("a\x1b[31m b", "sha256:")):
-            with opened(written(docker_save(BASE, name=name)), None) as (found, _, _):
+            with open_archive(written(docker_save(BASE, name=name)), None) as (found, _, _):
                 assert found.startswith(shown)
 
-    def test_by_a_note(self, written: Write) -> None:
-        """An OCI layout names its images in notes."""
-        with opened(written(oci(BASE, name="docker.io/library/mongo:7")), "mongo:7") as (name, _, _):
+    def test_name_in_an_annotation(self, written: Write) -> None:
+        """An OCI layout names its images in annotations."""
+        with open_archive(written(oci(BASE, name="docker.io/library/mongo:7")), "mongo:7") as (name, _, _):
             assert name == "mongo:7"
 
 
@@ -147,13 +147,13 @@ class TestWhichOne:
     ("data", "word"),
     [
         (b"", "neither"),
-        (b"no tar at all" * 100, "no tar"),
+        (b"no tar at all" * 100, "not a tar"),
         (b"\x1f\x8bno gzip", "cannot be read"),
         (gzip.compress(docker_save(BASE))[:-200], "cannot be read"),
         (docker_save(BASE)[:6000], "ends"),
         (tar(("readme", b"")), "neither"),
-        (tar(("manifest.json", b"[[[")), "no JSON"),
-        (tar(("manifest.json", b"[" * 100000)), "no JSON"),
+        (tar(("manifest.json", b"[[[")), "not JSON"),
+        (tar(("manifest.json", b"[" * 100000)), "not JSON"),
         (tar(("manifest.json", b" " * (5 << 20))), "too long"),
         (tar(("manifest.json", b"[]")), "0 images"),
         (tar(("manifest.json", b"{}")), "array"),
@@ -179,25 +179,25 @@ class TestWhichOne:
     ids=range(29),
 )
 def test_hostile(written: Write, data: bytes, word: str) -> None:
-    """What is no archive of an image, or is damaged, is refused in one printable line; nothing outside it is read."""
-    with pytest.raises(NoImage, match=word) as caught, opened(written(data), None):
+    """A file that is not an image archive, or a damaged one, is refused in one printable line."""
+    with pytest.raises(NoImage, match=word) as caught, open_archive(written(data), None):
         pass
     assert str(caught.value).isprintable()
 
 
 def test_endless_directories(written: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer whose few members name very many directories is refused before they fill the memory."""
-    monkeypatch.setattr(archive, "_ENTRIES", 10_000)
+    monkeypatch.setattr(archive, "_MAX_ENTRIES", 10_000)
     layer = tar(*(("/".join([str(number)] * 400), None) for number in range(100)))
     tracemalloc.start()
-    with pytest.raises(NoImage, match="more than 10000"), opened(written(docker_save(layer)), None):
+    with pytest.raises(NoImage, match="more than 10000"), open_archive(written(docker_save(layer)), None):
         pass
     assert tracemalloc.get_traced_memory()[1] < 32 << 20
     tracemalloc.stop()
 
 
 def test_a_large_file_is_passed_over(written: Write) -> None:
-    """A layer that unpacks to much is read through in little memory."""
+    """A layer that unpacks to many megabytes is read in little memory."""
     layer = gzip.compress(tar(("large", bytes(64 << 20)), ("data", None, 5, 6)))
     path = written(docker_save(layer))
     tracemalloc.start()
@@ -208,14 +208,14 @@ def test_a_large_file_is_passed_over(written: Write) -> None:
     assert peak < 8 << 20
 
 
-def test_a_large_passwd(written: Write) -> None:
-    """A passwd without measure is refused."""
+def test_large_passwd(written: Write) -> None:
+    """A passwd over the limit is refused."""
     path = written(docker_save(tar((USERS, bytes(2 << 20)))))
-    with opened(path, None) as (_, _, layers), pytest.raises(NoImage, match="more than"):
+    with open_archive(path, None) as (_, _, layers), pytest.raises(NoImage, match="more than"):
         layers.read("/etc/passwd")
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    """A missing archive is an error of the system, with its name."""
-    with pytest.raises(FileNotFoundError), opened(str(tmp_path / "none.tar"), None):
+    """A missing file is an OSError with its name."""
+    with pytest.raises(FileNotFoundError), open_archive(str(tmp_path / "none.tar"), None):
         pass

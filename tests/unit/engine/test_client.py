@@ -1,4 +1,4 @@
-"""Asking an engine, in whose place something else answers: slow, wrong, not at all. A real one: tests/engine."""
+"""Asking an engine that answers slowly, wrongly or not at all: a fake one. A real one: tests/engine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from hostprep.engine.client import Images
-from hostprep.errors import NoImage
+from hostprep.engine import client, connection
+from hostprep.engine.client import Engine
+from hostprep.errors import NoEngine, NoImage
 from tests.support.host import PYTHON, REPOSITORY, Host, soon
 
 Answer = tuple[int, bytes, dict[str, str]]
@@ -41,8 +42,8 @@ def tar(name: str, *, size: int = 0, contents: bytes = b"", **changed: Any) -> b
 
 STEPS = [
     ("GET", "version"),
-    ("GET", "json"),
     ("GET", "info"),
+    ("GET", "json"),
     ("POST", "create"),
     ("HEAD", "archive"),
     ("GET", "archive"),
@@ -145,26 +146,26 @@ def engine(nothing_left: None, run_dir: Path) -> Iterator[Fake]:
     thread.join()
 
 
-def ids(engine: Fake, *, image: str = "app", at: str | None = None, seconds: float = 5) -> Any:
-    return Images(engine.host).ids(image, at, soon(seconds))
+def owner(engine: Fake, *, image: str = "app", at: str | None = None, deadline: float | None = None) -> Any:
+    return Engine(engine.host).owner_options(image, at, soon() if deadline is None else deadline)
 
 
 def refused(engine: Fake, **named: Any) -> str:
-    with pytest.raises(NoImage) as caught:
-        ids(engine, **named)
+    with pytest.raises((NoEngine, NoImage)) as caught:
+        owner(engine, **named)
     assert str(caught.value).isprintable()
     return str(caught.value)
 
 
-def test_it(engine: Fake) -> None:
-    """The numbers of the directory and of the user; the container that showed them is gone."""
-    assert ids(engine) == {"uid": "5", "gid": "7"}
+def test_owner_options(engine: Fake) -> None:
+    """The owner is that of the directory and of the user; the container that showed it is gone."""
+    assert owner(engine) == {"uid": "5", "gid": "7"}
     assert engine.containers == set()
 
 
-def test_the_container(engine: Fake) -> None:
-    """The container has no network, no volume, a program that is none, and a label by which it can be found."""
-    ids(engine)
+def test_container_of_a_probe(engine: Fake) -> None:
+    """A probe's container has no network, no volume and no real program, and is never started; its label finds it."""
+    owner(engine)
     assert engine.body["Entrypoint"] == ["hostprep-probe"]
     assert engine.body["Labels"] == {"hostprep.probe": ""}
     assert engine.body["NetworkDisabled"] is True
@@ -173,20 +174,20 @@ def test_the_container(engine: Fake) -> None:
     assert not any(end == "start" for _, end in engine.asked)
 
 
-def test_another_place(engine: Fake) -> None:
+def test_at(engine: Fake) -> None:
     """With `at` no other directory is looked at, and one that the image lacks is its user's."""
-    assert ids(engine, at="/none") == {"uid": "5", "gid": "6"}
+    assert owner(engine, at="/none") == {"uid": "5", "gid": "6"}
 
 
-def test_absent(engine: Fake) -> None:
-    """An image that is not there is told with how to pull it; no container was made."""
-    assert "docker pull other" in refused(engine, image="other")
-    assert ("POST", "create") not in engine.asked
+def test_absent_image(engine: Fake) -> None:
+    """For an image that the engine does not have it makes no container, and pulls nothing."""
+    assert "no image other" in refused(engine, image="other")
+    assert {method for method, _ in engine.asked} == {"GET"}
 
 
 @pytest.mark.parametrize("option", ["name=userns", "name=rootless"])
-def test_other_numbers(engine: Fake, option: str) -> None:
-    """An engine whose containers have other numbers than the host cannot be asked for the host's."""
+def test_mapped_ids(engine: Fake, option: str) -> None:
+    """An engine that maps ids is not asked for an owner: it shows the container's ids."""
     engine.changed["GET", "info"] = lambda *_: Fake.json({"SecurityOptions": [option]})
     assert "userns-remap" in refused(engine)
 
@@ -205,35 +206,71 @@ def test_other_numbers(engine: Fake, option: str) -> None:
     ids=["500", "500-odd", "empty", "array", "object", "odd"],
 )
 def test_wrong_answers(engine: Fake, step: tuple[str, str], wrong: Any) -> None:
-    """Whatever an engine answers, it is the numbers or one printable line, and no container stays."""
+    """Whatever an engine answers, the result is an owner or one printable line, and no container stays."""
     engine.changed[step] = wrong
     try:
-        assert set(ids(engine)) == {"uid", "gid"}
-    except NoImage as exc:
+        assert set(owner(engine)) == {"uid", "gid"}
+    except (NoEngine, NoImage) as exc:
         assert str(exc).isprintable()
     assert engine.containers == set()
 
 
+class Clock:
+    """A clock on which 9 s are left until *deadline*, but 0.3 s when the engine has been asked *number* questions."""
+
+    deadline = 1000.0
+    sleep = staticmethod(time.sleep)
+
+    def __init__(self, engine: Fake, number: int) -> None:
+        self.engine = engine
+        self.number = number
+        self.passed = 0.0
+
+    def monotonic(self) -> float:
+        self.passed += 0.001
+        return self.deadline - (0.3 if len(self.engine.asked) == self.number else 9) + self.passed
+
+
 @pytest.mark.parametrize("step", STEPS, ids=" ".join)
-def test_no_answer(engine: Fake, step: tuple[str, str]) -> None:
+def test_no_answer(engine: Fake, monkeypatch: pytest.MonkeyPatch, step: tuple[str, str]) -> None:
     """An engine that does not answer is waited for until the deadline; a container that it makes late is removed."""
+    owner(engine)
+    clock = Clock(engine, engine.asked.index(step))
+    engine.asked.clear()
+    answer, given_up, answered = engine.answer, threading.Event(), threading.Event()
 
     def late(target: str, body: bytes) -> Answer:
         del engine.changed[step]
-        time.sleep(1.2)  # longer than anybody waits
-        answer = engine.answer(step[0], target, body)
+        assert given_up.wait(60)
+        found = answer(step[0], target, body)
         answered.set()
-        return answer
+        return found
 
-    answered = threading.Event()
+    def late_before_a_removal(method: str, target: str, body: bytes) -> Answer:
+        found = answer(method, target, body)
+        if method == "DELETE":
+            given_up.set()
+            assert answered.wait(60)
+        return found
+
     engine.changed[step] = late
-    assert "does not answer in time" in refused(engine, seconds=0.7)
+    monkeypatch.setattr(engine, "answer", late_before_a_removal)
+    for module in (client, connection):
+        monkeypatch.setattr(module, "time", clock)
+    assert "does not answer in time" in refused(engine, deadline=clock.deadline)
+    given_up.set()
     assert answered.wait(60)
     assert engine.containers == set()
 
 
-def test_a_container_that_stays(engine: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the container cannot be removed its name is told, with the command that does it."""
+def test_no_time_left(engine: Fake) -> None:
+    """After the deadline nothing is asked."""
+    assert "does not answer in time" in refused(engine, deadline=time.monotonic())
+    assert engine.asked == []
+
+
+def test_container_not_removed(engine: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the container cannot be removed, the error gives the command that removes it."""
 
     answer = engine.answer
 
@@ -246,47 +283,47 @@ def test_a_container_that_stays(engine: Fake, monkeypatch: pytest.MonkeyPatch) -
     assert "busy" in said
 
 
-def test_links(engine: Fake) -> None:
-    """A symlink is followed by what the image says, step by step."""
+def test_symlink(engine: Fake) -> None:
+    """A symlink is followed within the image."""
     engine.files["/data"] = tar("data", type=tarfile.SYMTYPE, linkname="../srv/real")
     engine.kinds["/data"] = 1 << 27
     engine.files["/srv/real"] = tar("real", type=tarfile.DIRTYPE, uid=8, gid=9)
     engine.kinds["/srv/real"] = 1 << 31
-    (found,) = Images(engine.host).look("app", (), "0", seconds=5).directories
+    (found,) = Engine(engine.host).probe("app", (), "0", seconds=5).directories
     assert (found.real, found.uid, found.gid) == ("/srv/real", 8, 9)
 
 
-def test_links_of_any_bytes(engine: Fake) -> None:
-    """A link to what is no text is followed as any other."""
+def test_symlink_of_any_bytes(engine: Fake) -> None:
+    """A symlink whose target is not text is followed like any other."""
     engine.files["/data"] = tar("data", type=tarfile.SYMTYPE, linkname="/\udcff\x1b")
     engine.kinds["/data"] = 1 << 27
-    (found,) = Images(engine.host).look("app", (), None, seconds=5).directories
+    (found,) = Engine(engine.host).probe("app", (), None, seconds=5).directories
     assert (found.real, found.entry) == ("/\udcff\x1b", None)
     assert all(why.isprintable() for why in found.why)
 
 
-def test_a_large_passwd(engine: Fake) -> None:
-    """A passwd without measure is refused."""
+def test_large_passwd(engine: Fake) -> None:
+    """A passwd over the limit is refused."""
     engine.files["/etc/passwd"] = tar("passwd", size=2 << 20)
     assert "more than" in refused(engine)
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "refused"])
 def test_no_engine(run_dir: Path, kind: str) -> None:
-    """Where no engine listens, that and the socket are told."""
+    """If no engine listens, the error names the socket and the reason."""
     path = run_dir / "docker.sock"
     if kind == "file":
         path.touch()
     elif kind == "refused":
         with socket.socket(socket.AF_UNIX) as gone:
             gone.bind(str(path))
-    with pytest.raises(NoImage, match=f"{path} cannot be asked: (No such file|Connection refused)"):
-        Images(f"unix://{path}").ids("app", None, soon())
+    with pytest.raises(NoEngine, match=f"{path} cannot be asked: (No such file|Connection refused)"):
+        Engine(f"unix://{path}").owner_options("app", None, soon())
 
 
 @pytest.mark.root
-def test_serve_does_not_pay(host: Host) -> None:
-    """Without HOSTPREP_DOCKER_HOST a server has neither the SDK nor engine.py in memory; with it, not the SDK."""
+def test_memory_of_serve(host: Host) -> None:
+    """A server has nothing of this in memory without HOSTPREP_DOCKER_HOST; with it client.py, but not the SDK."""
     code = (
         "import sys, threading; from hostprep.serve import server\n"
         "class Done(Exception): pass\n"
@@ -296,7 +333,7 @@ def test_serve_does_not_pay(host: Host) -> None:
         "try: server.serve(Settings.read(os.environ))\n"
         "except Done: pass\n"
         "import hostprep.serve.wire\n"
-        "names = ('docker', 'requests', 'hostprep.engine.client', 'hostprep.engine.archive')\n"
+        "names = ('docker', 'requests', *('hostprep.engine.' + name for name in ('archive', 'client', 'connection')))\n"
         "print(*(name for name in names if name in sys.modules))"
     )
 

@@ -1,16 +1,14 @@
-"""Containers as engines describe them, and processes as /proc does. Real ones: tests/engine."""
+"""Containers and engines as engines describe them. Real ones: tests/engine."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hostprep.engine.containers import Container, remap_of, seen_from_here
-from hostprep.errors import NoContainer
-from hostprep.host.process import Process, Remap, open_inside, read_inside
+from hostprep.engine.containers import Container, EngineInfo
+from hostprep.errors import NoContainer, NoEngine
 
 INSPECTED: dict[str, Any] = {
     "Id": "ab12",
@@ -28,22 +26,22 @@ def changed(**values: Any) -> dict[str, Any]:
     return {**INSPECTED, **values}
 
 
-def test_described() -> None:
-    """What counts of a container: who, where, with which power."""
+def test_inspected_container() -> None:
+    """An inspect tells name, process, user, groups, capabilities and mounts."""
     found = Container.parse(INSPECTED)
     assert (found.name, found.pid, found.user, found.groups, found.overrides) == ("web", 42, "app", ("44",), False)
-    mounted = found.has("mongo")
+    mounted = found.mount_of("mongo")
     assert mounted is not None
     assert (mounted.at, mounted.writable) == ("/data", False)
-    assert found.has("other") is None
+    assert found.mount_of("other") is None
 
 
-def test_twice() -> None:
-    """A volume that it has twice counts as it may be written; a part of one is known to be a part."""
+def test_volume_mounted_twice() -> None:
+    """Of two mounts of a volume the writable one counts; its subpath is known."""
     first = INSPECTED["Mounts"][0]
     host = {"Mounts": [{"Target": "/all", "VolumeOptions": {"Subpath": "a/b"}}, {"Target": "/data"}]}
     mounts = [first, {**first, "Destination": "/all", "RW": True}]
-    mounted = Container.parse(changed(Mounts=mounts, HostConfig=host)).has("mongo")
+    mounted = Container.parse(changed(Mounts=mounts, HostConfig=host)).mount_of("mongo")
     assert mounted is not None
     assert (mounted.at, mounted.subpath) == ("/all", "a/b")
 
@@ -59,13 +57,13 @@ def test_twice() -> None:
     ],
     ids=str,
 )
-def test_power(host: dict[str, Any], overrides: bool) -> None:  # noqa: FBT001
-    """Whether root in it has power over files."""
+def test_dac_override(host: dict[str, Any], overrides: bool) -> None:  # noqa: FBT001
+    """Root in a container keeps CAP_DAC_OVERRIDE unless it is dropped, and in a privileged one always."""
     assert Container.parse(changed(HostConfig=host)).overrides is overrides
 
 
-def test_stopped() -> None:
-    """One that does not run has no process, whatever number is left."""
+def test_stopped_container() -> None:
+    """A container that does not run has no process, whatever number is left."""
     assert Container.parse(changed(State={"Running": False, "Pid": 42})).pid == 0
 
 
@@ -74,8 +72,8 @@ def test_stopped() -> None:
     [None, [], "x", {}, changed(Config=None), changed(State=[]), changed(Mounts=[{}]), changed(HostConfig=7)],
     ids=lambda answer: str(answer)[:20],
 )
-def test_another_shape(answer: Any) -> None:
-    """Whatever else an engine answers is an error in words."""
+def test_malformed_inspect(answer: Any) -> None:
+    """An inspect of another shape is an error in words."""
     with pytest.raises(NoContainer):
         Container.parse(answer)
 
@@ -89,47 +87,21 @@ def test_another_shape(answer: Any) -> None:
         ({"SecurityOptions": None}, None),
     ],
 )
-def test_remapping_engine(info: dict[str, Any], uid: int | None) -> None:
-    """What an engine with userns-remap gives is in the name of its data directory."""
-    remap = remap_of(info)
+def test_userns_remap(info: dict[str, Any], uid: int | None) -> None:
+    """The host's ids of an engine with userns-remap are in the name of its data directory."""
+    remap = EngineInfo.parse(info).remap
     assert (remap and remap.uid(184)) == uid
 
 
-def test_remap() -> None:
-    """Numbers go both ways, and those without another have none."""
-    remap = Remap(((0, 100000, 1000), (5000, 7, 1)), ((0, 200000, 1000),))
-    assert (remap.uid(184), remap.uid(5000), remap.uid(1000), remap.gid(998)) == (100184, 7, None, 200998)
-    assert remap.inside(100184, 200998) == (184, 998)
-    assert remap.inside(184, 998) is None
-    assert remap.covers(7, 200000)
-    assert not remap.covers(8, 200000)
+@pytest.mark.parametrize("answer", [None, [], "x"], ids=str)
+def test_malformed_info(answer: Any) -> None:
+    """An info of another shape is an error in words."""
+    with pytest.raises(NoEngine):
+        EngineInfo.parse(answer)
 
 
-@pytest.mark.root
-def test_process() -> None:
-    """A process is who it is for files, by this host's numbers."""
-    found = Process.read(os.getpid())
-    assert (found.uid, found.gid, set(found.groups)) == (os.geteuid(), os.getegid(), set(os.getgroups()))
-    assert found.overrides
-    assert found.remap is None
-
-
-def test_somebody_elses_number() -> None:
-    """A process that is not of the container, as in another pid namespace, is not taken for it."""
-    assert not seen_from_here(Container.parse(changed(State={"Running": True, "Pid": os.getpid()}, Id="f" * 64)))
-    assert not seen_from_here(Container.parse(changed(State={"Running": True, "Pid": 2**22 + 1})))
-    assert not seen_from_here(Container.parse(changed(State={})))
-
-
-@pytest.mark.root
-def test_inside(tmp_path: Path) -> None:
-    """Below a process's root links lead no higher than that; a FIFO is not opened, and of a file a part is read."""
-    os.mkfifo(tmp_path / "fifo")
-    (tmp_path / "file").write_text("all of it")
-    (tmp_path / "link").symlink_to("file")
-    pid, where = os.getpid(), str(tmp_path)
-    assert read_inside(pid, f"{where}/link", limit=3) == b"all"
-    assert read_inside(pid, f"{where}/fifo", limit=3) is None
-    assert read_inside(pid, f"{where}/none", limit=3) is None
-    assert read_inside(pid, "/../../../etc/hostname/x", limit=3) is None
-    os.close(open_inside(pid, "/../" + where))
+def test_process_of_another() -> None:
+    """A process that is not the container's, as in another pid namespace, is not taken for it."""
+    assert not Container.parse(changed(State={"Running": True, "Pid": os.getpid()}, Id="f" * 64)).seen_from_here()
+    assert not Container.parse(changed(State={"Running": True, "Pid": 2**22 + 1})).seen_from_here()
+    assert not Container.parse(changed(State={})).seen_from_here()

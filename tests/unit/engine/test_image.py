@@ -1,4 +1,4 @@
-"""What an image says: whom it runs as, where its paths lead, who should own a volume."""
+"""The user of an image, where its paths lead, and the owner that a volume needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostprep.engine.image import FILE_LIMIT, Config, Entry, chase, chosen, exec_user, look
+from hostprep.engine.image import FILE_LIMIT, Config, ImageEntry, exec_user, follow_links, owner_options, probe_image
 from hostprep.errors import NoImage
 from hostprep.options import Mode
 
@@ -35,28 +35,28 @@ video:x:46:mongodb
 class Files:
     """A tree of links, directories and files, by path."""
 
-    def __init__(self, found: Mapping[str, Entry | str | bytes]) -> None:
+    def __init__(self, found: Mapping[str, ImageEntry | str | bytes]) -> None:
         self.found = found
 
     def link(self, path: str) -> str | None:
         found = self.found.get(path)
         return found if isinstance(found, str) else None
 
-    def entry(self, path: str) -> Entry | None:
+    def entry(self, path: str) -> ImageEntry | None:
         found = self.found.get(path)
-        return found if isinstance(found, Entry) else Entry("file", Mode(0o644), 0, 0) if found else None
+        return found if isinstance(found, ImageEntry) else ImageEntry("file", Mode(0o644), 0, 0) if found else None
 
     def read(self, path: str) -> bytes | None:
         found = self.found.get(path)
         return found if isinstance(found, bytes) else None
 
 
-def directory(uid: int, gid: int, mode: int = 0o755) -> Entry:
-    return Entry("directory", Mode(mode), uid, gid)
+def directory(uid: int, gid: int, mode: int = 0o755) -> ImageEntry:
+    return ImageEntry("directory", Mode(mode), uid, gid)
 
 
 def config(user: str = "", *volumes: str) -> Config:
-    return Config("sha256:1", user, volumes, runs=True)
+    return Config("sha256:1", user, volumes, has_program=True)
 
 
 class TestUser:
@@ -83,8 +83,8 @@ class TestUser:
             ("2147483647", (2147483647, 0, ())),
         ],
     )
-    def test_as_an_engine_resolves_it(self, spec: str, expected: tuple[int, int, tuple[int, ...]]) -> None:
-        """A number is never a name, the first entry counts, and groups come with a user alone."""
+    def test_as_engines_resolve_it(self, spec: str, expected: tuple[int, int, tuple[int, ...]]) -> None:
+        """A number is never a name, the first entry counts, and only a user without a group has further groups."""
         user = exec_user(spec, PASSWD, GROUP)
         assert (user.uid, user.gid, user.groups) == expected
         assert user.why
@@ -105,28 +105,28 @@ class TestUser:
             ("1_0", ["/etc/passwd"]),
         ],
     )
-    def test_what_no_container_could_run_as(self, spec: str, words: list[str]) -> None:
-        """A name that is not there and a number out of range are refused, in printable words."""
+    def test_refused(self, spec: str, words: list[str]) -> None:
+        """An unknown name and a number out of range are refused, in printable words."""
         with pytest.raises(NoImage) as caught:
             exec_user(spec, PASSWD, GROUP)
         assert all(word in str(caught.value) for word in words)
         assert str(caught.value).isprintable()
 
-    @pytest.mark.parametrize(("spec", "ids"), [("", (0, 0)), ("5", (5, 0)), ("5:6", (5, 6))])
-    def test_without_the_files(self, spec: str, ids: tuple[int, int]) -> None:
-        """Without passwd and group numbers are themselves, and nobody is root."""
+    @pytest.mark.parametrize(("spec", "owner"), [("", (0, 0)), ("5", (5, 0)), ("5:6", (5, 6))])
+    def test_without_the_files(self, spec: str, owner: tuple[int, int]) -> None:
+        """Without passwd and group a number is itself, and no user means root."""
         user = exec_user(spec, None, None)
-        assert (user.uid, user.gid) == ids
+        assert (user.uid, user.gid) == owner
 
     @pytest.mark.parametrize("spec", ["app", "5:app"])
     def test_a_name_without_the_files(self, spec: str) -> None:
-        """Without the files a name is nobody's, and that is what is said."""
+        """Without the files a name is refused, and the missing file is named."""
         with pytest.raises(NoImage, match="has no /etc/"):
             exec_user(spec, None, None)
 
     @given(st.text(max_size=30), st.binary(max_size=300), st.binary(max_size=300))
-    def test_any_files(self, spec: str, passwd: bytes, group: bytes) -> None:
-        """Whatever is in the files, there is a user or a refusal in printable words."""
+    def test_fuzzed_files(self, spec: str, passwd: bytes, group: bytes) -> None:
+        """Whatever the files contain, the result is a user or a refusal in printable words."""
         try:
             user = exec_user(spec, passwd, group)
         except NoImage as exc:
@@ -137,16 +137,16 @@ class TestUser:
 
 
 class TestConfig:
-    def test_of_an_engine_and_of_an_archive(self) -> None:
-        """Both spellings of the configuration are read; volumes in one spelling each, and the root is none."""
+    def test_parsed(self) -> None:
+        """An engine's and an archive's spelling are read; volumes are normalized, and `/` is left out."""
         volumes: dict[str, Any] = {"/data/": {}, "/data": {}, "logs": {}, "/": {}, "/a/../b": {}}
         inner = {"User": "app", "Volumes": volumes, "Cmd": ["sh"]}
         for outer in ({"Os": "linux", "Config": inner}, {"os": "linux", "config": inner}):
-            assert Config.parse(outer, image_id="x") == Config("x", "app", ("/b", "/data", "/logs"), runs=True)
+            assert Config.parse(outer, image_id="x") == Config("x", "app", ("/b", "/data", "/logs"), has_program=True)
 
-    def test_an_empty_one(self) -> None:
-        """Nothing said is no user, no volume, no program."""
-        assert Config.parse({"config": None}, image_id="x") == Config("x", "", (), runs=False)
+    def test_empty(self) -> None:
+        """An empty configuration has no user, no volume and no program."""
+        assert Config.parse({"config": None}, image_id="x") == Config("x", "", (), has_program=False)
 
     @pytest.mark.parametrize(
         "found",
@@ -165,13 +165,13 @@ class TestConfig:
         ],
         ids=lambda found: ascii(found)[:40],
     )
-    def test_another_shape(self, found: Any) -> None:
-        """A configuration of another shape, another system or without measure is refused."""
+    def test_malformed(self, found: Any) -> None:
+        """A configuration of another shape or system, or over a limit, is refused."""
         with pytest.raises(NoImage):
             Config.parse(found, image_id="x")
 
 
-class TestChase:
+class TestFollowLinks:
     @pytest.mark.parametrize(
         ("path", "real"),
         [
@@ -198,11 +198,11 @@ class TestChase:
             "/dot": "./srv/.",
             "/srv/absolute": "/etc",
         }
-        assert chase(Files(links), path)[0] == real
+        assert follow_links(Files(links), path)[0] == real
 
-    def test_what_was_followed(self) -> None:
-        """Each link that was followed is told."""
-        assert chase(Files({"/a": "b", "/b": "/c"}), "/a/d") == ("/c/d", ("/a -> b", "/b -> /c"))
+    def test_followed(self) -> None:
+        """The links that were followed are returned, in order."""
+        assert follow_links(Files({"/a": "b", "/b": "/c"}), "/a/d") == ("/c/d", ("/a -> b", "/b -> /c"))
 
     @pytest.mark.parametrize(
         "links",
@@ -210,21 +210,21 @@ class TestChase:
         ids=["itself", "two", "long", "long-and-itself"],
     )
     def test_too_many(self, links: dict[str, str]) -> None:
-        """A path that goes round or on and on is refused, soon."""
+        """A path through a loop, or through too many links, is refused."""
         with pytest.raises(NoImage, match="too many symlinks"):
-            chase(Files(links), "/a")
+            follow_links(Files(links), "/a")
 
 
-class TestLook:
-    FILES: Mapping[str, Entry | str | bytes] = {"/etc/passwd": PASSWD, "/etc/group": GROUP}
+class TestProbeImage:
+    FILES: Mapping[str, ImageEntry | str | bytes] = {"/etc/passwd": PASSWD, "/etc/group": GROUP}
 
-    def at(self, spec: str, entry: Entry | None, user: str | None = None) -> Any:
+    def at(self, spec: str, entry: ImageEntry | None, user: str | None = None) -> Any:
         files = {**self.FILES, **({"/data": entry} if entry else {})}
-        (found,) = look("mongo", config(spec), Files(files), ["/data"], user).directories
+        (found,) = probe_image("mongo", config(spec), Files(files), ["/data"], user).directories
         return found
 
     @pytest.mark.parametrize(
-        ("user", "entry", "ids", "drops"),
+        ("user", "entry", "owner", "switches"),
         [
             ("mongodb", directory(184, 998), (184, 998), False),
             ("mongodb", directory(184, 44), (184, 44), False),
@@ -238,61 +238,63 @@ class TestLook:
             ("", None, (0, 0), False),
         ],
     )
-    def test_who_should_own_it(self, user: str, entry: Entry | None, ids: tuple[int, int], *, drops: bool) -> None:
-        """Whom the image runs as; of one that starts as root, the directory's owner; a group that fits stays."""
+    def test_owner(self, user: str, entry: ImageEntry | None, owner: tuple[int, int], *, switches: bool) -> None:
+        """The owner is the image's user; if that is root, the directory's owner. A user keeps the directory's group."""
         found = self.at(user, entry)
-        assert ((found.uid, found.gid), found.drops) == (ids, drops)
+        assert ((found.uid, found.gid), found.switches_user) == (owner, switches)
         assert len(found.why) >= 2
 
-    def test_the_owners_name(self) -> None:
-        """The owner is named as the image names it."""
+    def test_owner_by_name(self) -> None:
+        """The reason gives the owner's name in the image."""
         assert "184:998 (mongodb)" in self.at("", directory(184, 998)).why[1]
 
-    def test_another_user(self) -> None:
-        """A user that is given takes the place of USER, and is told as such."""
+    def test_user_argument(self) -> None:
+        """A given user replaces USER, and the reason says so."""
         found = self.at("mongodb", directory(0, 0), user="5:6")
         assert (found.uid, found.gid) == (5, 6)
         assert "--user 5:6" in found.why[0]
 
-    def test_a_mode_that_locks_its_owner_out(self) -> None:
-        """A mode that comes with the image and keeps the owner from writing is told."""
+    def test_mode_that_denies_its_owner(self) -> None:
+        """For a mode with which the owner cannot write, the reason gives the option that helps."""
         assert "mode=0755" in self.at("mongodb", directory(184, 998, 0o555)).why[-1]
 
     @pytest.mark.parametrize("kind", ["file", "other"])
-    def test_no_directory(self, kind: str) -> None:
-        """What is no directory is refused."""
+    def test_not_a_directory(self, kind: str) -> None:
+        """A path that is not a directory is refused."""
         with pytest.raises(NoImage, match=f"/data is a {kind}"):
-            self.at("", Entry(kind, Mode(0o644), 0, 0))
+            self.at("", ImageEntry(kind, Mode(0o644), 0, 0))
 
     def test_passwd_through_a_link(self) -> None:
-        """passwd may be a link, which leads nowhere but into the image."""
-        files: dict[str, Entry | str | bytes] = {"/etc/passwd": "../../run/users", "/run/users": PASSWD}
-        assert look("mongo", config("mongodb"), Files(files), []).user.uid == 184
+        """passwd may be a link; it is followed within the image."""
+        files: dict[str, ImageEntry | str | bytes] = {"/etc/passwd": "../../run/users", "/run/users": PASSWD}
+        assert probe_image("mongo", config("mongodb"), Files(files), []).user.uid == 184
 
 
-class TestChosen:
+class TestOwnerOptions:
     def two(self, *owners: int) -> Any:
         files = {f"/{number}": directory(uid, uid) for number, uid in enumerate(owners)}
-        return look("mongo", config(""), Files(files), list(files))
+        return probe_image("mongo", config(""), Files(files), list(files))
 
-    def test_one(self) -> None:
-        """Of one directory its owner, as options."""
-        assert chosen(self.two(184)) == {"uid": "184", "gid": "184"}
+    def test_one_directory(self) -> None:
+        """One directory gives its owner as options."""
+        assert owner_options(self.two(184)) == {"uid": "184", "gid": "184"}
 
-    def test_several_alike(self) -> None:
-        """Several of one owner are as one."""
-        assert chosen(self.two(184, 184)) == {"uid": "184", "gid": "184"}
+    def test_same_owner(self) -> None:
+        """Several directories of one owner give that owner."""
+        assert owner_options(self.two(184, 184)) == {"uid": "184", "gid": "184"}
 
-    def test_several_that_differ(self) -> None:
-        """Several of different owners are told, with how to say which."""
+    def test_different_owners(self) -> None:
+        """Directories of different owners are refused; the error names them, and `at`."""
         with pytest.raises(NoImage, match=r"/0 \(184:184\), /1 \(185:185\).*at=/0"):
-            chosen(self.two(184, 185))
+            owner_options(self.two(184, 185))
 
-    def test_none(self) -> None:
-        """Without a directory it is whom the image runs as."""
-        assert chosen(look("mongo", config("5:6"), Files({}), [])) == {"uid": "5", "gid": "6"}
+    def test_no_directories(self) -> None:
+        """Without a directory the image's user is the owner."""
+        assert owner_options(probe_image("mongo", config("5:6"), Files({}), [])) == {"uid": "5", "gid": "6"}
 
 
-def test_a_whole_passwd() -> None:
-    """The largest passwd that is read takes no time to speak of."""
-    exec_user("5", b"a:x:6:6\n" * (FILE_LIMIT // 8), b"a:x:6:b\n" * (FILE_LIMIT // 8))
+def test_large_passwd() -> None:
+    """A passwd of the largest size is read to its last line."""
+    last = b"last:x:7:8\n"
+    user = exec_user("last", b"a:x:6:6\n" * ((FILE_LIMIT - len(last)) // 8) + last, b"a:x:9:last\n" * 3)
+    assert (user.uid, user.gid, user.groups) == (7, 8, (9, 9, 9))

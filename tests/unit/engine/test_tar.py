@@ -1,4 +1,4 @@
-"""Headers of tars, honest and hostile: what is read is right, and nothing is read without bound."""
+"""Headers of tars, honest and hostile: they are read correctly, and within limits."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def extended(data: bytes, size: int | None = None) -> bytes:
 
 
 @pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
-def test_what_was_packed(kind: int) -> None:
-    """Kind, owner, mode and links of a tar in each format."""
+def test_members(kind: int) -> None:
+    """In each format kind, owner, mode and links are read."""
     data = packed(
         info("./a/", type=tarfile.DIRTYPE, mode=0o2750, uid=184, gid=998),
         info("a/file", mode=0o640, uid=5, gid=6),
@@ -76,15 +76,15 @@ def test_what_was_packed(kind: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_what_needs_more_than_a_header(kind: int) -> None:
-    """Long names, other letters and large numbers, as each format has them."""
+def test_extended_headers(kind: int) -> None:
+    """Long names, other letters and large ids are read in each format that has them."""
     long, large = "d/" * 150 + "ä", 4294967294
     (found,) = read(packed(info(long, type=tarfile.SYMTYPE, linkname=long, uid=large, gid=large), kind=kind))
     assert (found.path, found.link, found.uid, found.gid) == (f"/{long}", long, large, large)
 
 
 def test_contents() -> None:
-    """The contents of the member at hand, up to a limit; the next one is found whether they were read or not."""
+    """The current member's contents can be read up to a limit; whether they are or not, the next member is found."""
     data = packed(info("a"), info("b"), info("c"), contents=b"x" * 1000)
     reader = Reader(io.BytesIO(data), "it")
     found = {member.path: reader.contents(1000) for member in reader if member.path != "/b"}
@@ -98,23 +98,23 @@ def test_contents() -> None:
 @pytest.mark.parametrize(
     "path", ["../../etc/passwd", "/etc/passwd", "a/../../etc/passwd", "//etc/passwd", "./etc//passwd"]
 )
-def test_no_path_leads_out(path: str) -> None:
-    """Whatever its spelling, a path is below the tar's own top."""
+def test_paths_stay_inside(path: str) -> None:
+    """However it is spelled, a path lies below the tar's own top."""
     assert [member.path for member in read(packed(info(path)))] == ["/etc/passwd"]
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"x" * 512, "no tar"),
-        (b"\0" * 511 + b"x", "no tar"),
+        (b"x" * 512, "not a tar"),
+        (b"\0" * 511 + b"x", "not a tar"),
         (b"x", "within a header"),
-        (header(size=1 << 40) + bytes(1024), "longer than can be"),
+        (header(size=1 << 40) + bytes(1024), "too long"),
         (header(size=1 << 30), "ends within"),
-        (header(size=-1), "longer than can be"),
+        (header(size=-1), "too long"),
         (header(uid=4294967295), "4294967295"),
         (header(gid=-5), "-5"),
-        (header(uid=1 << 54), "nobody"),
+        (header(uid=1 << 54), "out of range"),
         (header(type=tarfile.GNUTYPE_SPARSE), "sparse"),
         (extended(b"", size=1 << 34), "more than"),
         (extended(b"", size=(1 << 20) + 1), "more than"),
@@ -125,17 +125,17 @@ def test_no_path_leads_out(path: str) -> None:
         (extended(b"0 path=x\n"), "malformed"),
         (extended(b"4 pa\n"), "malformed"),
         (extended(b"9999999999999 path=x\n"), "malformed"),
-        (extended(said("size", "99999999999999999999999")) + header(), "longer"),
-        (extended(said("size", "-1")) + header(), "longer"),
-        (extended(said("uid", "9" * 5000)) + header(), "nobody"),
-        (extended(said("uid", "5.5")) + header(), "nobody"),
-        (extended(said("path", "a" * 5000)) + header(), "longer"),
-        (extended(said("linkpath", "a\0b")) + header(type=tarfile.SYMTYPE), "longer"),
+        (extended(said("size", "99999999999999999999999")) + header(), "too long"),
+        (extended(said("size", "-1")) + header(), "too long"),
+        (extended(said("uid", "9" * 5000)) + header(), "out of range"),
+        (extended(said("uid", "5.5")) + header(), "out of range"),
+        (extended(said("path", "a" * 5000)) + header(), "too long"),
+        (extended(said("linkpath", "a\0b")) + header(type=tarfile.SYMTYPE), "too long"),
     ],
     ids=range(25),
 )
 def test_hostile(data: bytes, words: str) -> None:
-    """What is no tar, ends early, or has no measure is refused in printable words, in little memory."""
+    """A file that is not a tar, ends early or exceeds a limit is refused in printable words and little memory."""
     tracemalloc.start()
     with pytest.raises(NoImage) as caught:
         read(data)
@@ -146,8 +146,8 @@ def test_hostile(data: bytes, words: str) -> None:
     assert peak < 4 << 20
 
 
-def test_a_chain_of_extended_headers() -> None:
-    """However many extended headers follow one another, no more than one is in memory."""
+def test_chain_of_extended_headers() -> None:
+    """Of many extended headers in a row only one is in memory."""
 
     class Endless(io.RawIOBase):
         block = extended(said("comment", "x" * 60000))
@@ -171,15 +171,15 @@ def test_a_chain_of_extended_headers() -> None:
     assert peak < 4 << 20
 
 
-def test_the_size_of_what_has_no_contents() -> None:
-    """A link that claims a size has no contents all the same."""
+def test_size_of_a_link() -> None:
+    """A link that claims a size has no contents."""
     data = header(type=tarfile.SYMTYPE, linkname="y", size=4096) + packed(info("next"))
     assert [member.path for member in read(data)] == ["/x", "/next"]
 
 
 @given(st.binary(max_size=3000))
-def test_any_bytes(data: bytes) -> None:
-    """Any bytes are a tar or are refused."""
+def test_fuzzed_bytes(data: bytes) -> None:
+    """Any bytes are read as a tar or refused in printable words."""
     try:
         read(data)
     except NoImage as exc:
@@ -187,8 +187,8 @@ def test_any_bytes(data: bytes) -> None:
 
 
 @given(st.data())
-def test_a_damaged_tar(data: st.DataObject) -> None:
-    """A tar with bytes changed is a tar or is refused."""
+def test_damaged(data: st.DataObject) -> None:
+    """A tar with changed bytes is read or refused in printable words."""
     whole = bytearray(packed(info("a" * 150, uid=1 << 31), info("b", type=tarfile.SYMTYPE, linkname="c" * 200)))
     for at in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=8)):
         whole[at] = data.draw(st.integers(0, 255))
@@ -198,8 +198,8 @@ def test_a_damaged_tar(data: st.DataObject) -> None:
         assert str(exc).isprintable()
 
 
-def test_a_part_of_a_file() -> None:
-    """A part reads from its start to its end and no further; again means from its start."""
+def test_slice() -> None:
+    """A slice reads from its start to its end and no further, and again from its start."""
     part = Slice(io.BytesIO(b"0123456789"), 2, 5)
     assert (part.read(3), part.at) == (b"234", 5)
     assert part.read() == b"56"

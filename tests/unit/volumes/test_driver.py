@@ -579,7 +579,7 @@ class Known:
         self.gate = threading.Event()
         self.gate.set()
 
-    def ids(self, image: str, at: str | None, deadline: float) -> Mapping[str, str]:
+    def owner_options(self, image: str, at: str | None, deadline: float) -> Mapping[str, str]:
         self.asked += 1
         assert self.gate.wait(20)
         try:

@@ -15,10 +15,10 @@ from hostprep.host.paths import is_engine_volume
 from hostprep.settings import Settings
 from hostprep.volumes.driver import Driver
 from hostprep.volumes.importing import from_directory, read_local_persist
+from tests.support.commands import fails, succeeds
 from tests.support.fixtures import Command
 from tests.support.host import Host, mounted, owner, soon
 from tests.support.trees import make_tree, owners
-from tests.unit.cli.test_commands import fails, succeeds
 
 pytestmark = pytest.mark.root
 MONGO = ("-o", "uid=184", "-o", "gid=998")
@@ -59,7 +59,7 @@ class TestLocalPersist:
         """Once more is no error: what is there already, just so, is passed by in words."""
         succeeds(hostprep("import", "--local-persist", state))
         out = succeeds(hostprep("import", "--local-persist", state))
-        assert out.count("skipped: it is there already, with path") == 2
+        assert out.count("skipped: it exists already, with path") == 2
 
     def test_dry_run(self, hostprep: Command, host: Host, state: str) -> None:
         """A dry run tells the plan and changes nothing."""

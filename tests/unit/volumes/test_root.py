@@ -142,8 +142,8 @@ class TestRoot:
             [
                 PYTHON,
                 "-c",
-                "import os, sys, hostprep.cli.commands; from hostprep.__main__ import main; os.setuid(1000); "
-                "sys.argv = ['hostprep', 'ls']; main()",
+                "import os, sys, hostprep.cli.commands, hostprep.cli.volumes; from hostprep.__main__ import main; "
+                "os.setuid(1000); sys.argv = ['hostprep', 'ls']; main()",
             ],
             cwd=REPOSITORY,
             env=host.process_environ(),

@@ -1,4 +1,4 @@
-"""What follows from an image, ready to paste: the volumes, a Compose file, a container."""
+"""What probe suggests for an image, ready to paste: its volumes, a Compose file, a container."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import shlex
 from dataclasses import dataclass
 from typing import Final
 
-from ..engine.image import Directory, Findings
+from ..engine.image import Directory, ProbeResult
 from ..options import check_name
 
 _ID: Final = re.compile(r"(?:sha256:)?[0-9a-f]{12,64}", re.ASCII)
 _NAME: Final = re.compile(r"[^a-z0-9_-]+", re.ASCII)
-# What YAML reads as itself: neither a number, nor a word of its own, nor a sign that means something to it.
+# What YAML reads as a string without quotes: no number, none of its words, no sign with a meaning.
 _PLAIN: Final = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)$)[A-Za-z][A-Za-z0-9_./-]*(?::/?[\w./-]+)?", re.A)
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """Commands as a shell reads them, and a file as Compose does."""
+class Suggestion:
+    """Commands for a shell, and a file for Compose."""
 
     create: tuple[str, ...]
     compose: str
     run: str
 
 
-def recipe(findings: Findings, user: str | None) -> Recipe | None:
-    """How to have volumes for all directories of *findings*; None where there are none that can be written down.
+def suggest(findings: ProbeResult, user: str | None) -> Suggestion | None:
+    """Volumes for all directories of *findings* that can be written down; None if there is none.
 
     Args:
-        user: whom the container is to run as, where that is not the image's own USER.
+        user: as whom the container runs, if not as the image's USER.
     """
     directories = [each for each in findings.directories if each.path.isprintable()]
     if not directories or not (user or "").isprintable():
@@ -45,18 +45,18 @@ def recipe(findings: Findings, user: str | None) -> Recipe | None:
     run = ["docker", "run", "-d", *(("-u", user) if user is not None else ())]
     for name, each in named.items():
         run += _mount(name, each.path)
-    return Recipe(create, _compose(base, findings.image, user, named), shlex.join([*run, findings.image]))
+    return Suggestion(create, _compose(base, findings.image, user, named), shlex.join([*run, findings.image]))
 
 
 def _options(directory: Directory) -> list[str]:
-    return [word for key, value in directory.ids.items() for word in ("-o", f"{key}={value}")]
+    return [word for key, value in directory.owner_options.items() for word in ("-o", f"{key}={value}")]
 
 
 def _mount(name: str, path: str) -> list[str]:
     if ":" not in path:
         return ["-v", f"{name}:{path}"]
     fields = ["type=volume", f"source={name}", f"target={path}"]
-    # The engine's client reads this as a line of CSV.
+    # docker reads this as a line of CSV.
     return ["--mount", ",".join(f'"{f.replace(chr(34), chr(34) * 2)}"' if re.search('[",]', f) else f for f in fields)]
 
 
@@ -72,7 +72,7 @@ def _compose(base: str, image: str, user: str | None, named: dict[str, Directory
             lines.append(f"      - {_yaml(f'{name}:{each.path}')}")
     lines.append("volumes:")
     for name, each in named.items():
-        options = ", ".join(f'{key}: "{value}"' for key, value in each.ids.items())
+        options = ", ".join(f'{key}: "{value}"' for key, value in each.owner_options.items())
         lines += [f"  {_yaml(name)}:", "    driver: hostprep", f"    driver_opts: {{ {options} }}"]
     return "\n".join(lines)
 
@@ -82,17 +82,17 @@ def _yaml(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """As YAML's double quotes have it, which are JSON's; and Compose reads `$$` as a dollar sign."""
+    """In double quotes, which YAML reads as JSON does. Compose reads `$$` as a dollar sign."""
     return json.dumps(text, ensure_ascii=False).replace("$", "$$")
 
 
 def _base(image: str) -> str:
-    """What to call things after an image: the last word of its name."""
+    """The last word of the image's name, to name volumes after it."""
     if _ID.fullmatch(image):
         return "data"
     last = image.partition("@")[0].rpartition("/")[2].partition(":")[0]
     name = _NAME.sub("-", last.lower()).strip("-_")
-    return name if len(name) > 1 else f"{name or 'my'}-data"  # newer clients read a letter and a colon as a drive
+    return name if len(name) > 1 else f"{name or 'my'}-data"  # docker reads a letter and a colon as a drive
 
 
 def _names(base: str, directories: list[Directory]) -> list[str]:

@@ -7,18 +7,18 @@ import shlex
 
 import pytest
 
-from hostprep.cli.recipe import recipe
-from hostprep.engine.image import Config, Directory, Findings, User
+from hostprep.cli.suggest import suggest
+from hostprep.engine.image import Config, Directory, ProbeResult, User
 
 
-def findings(*paths: str, image: str = "mongo:7") -> Findings:
-    found = tuple(Directory(path, path, (), None, 184, 998, drops=False, why=("",)) for path in paths)
-    return Findings(image, Config("sha256:1", "", paths, runs=True), User("", 0, 0, (), ""), found)
+def findings(*paths: str, image: str = "mongo:7") -> ProbeResult:
+    found = tuple(Directory(path, path, (), None, 184, 998, switches_user=False, why=("",)) for path in paths)
+    return ProbeResult(image, Config("sha256:1", "", paths, has_program=True), User("", 0, 0, (), ""), found)
 
 
 def test_one_volume() -> None:
     """One directory is one volume, called as the image is."""
-    made = recipe(findings("/data"), None)
+    made = suggest(findings("/data"), None)
     assert made is not None
     assert made.create == ("docker volume create -d hostprep -o uid=184 -o gid=998 mongo",)
     assert made.run == "docker run -d -v mongo:/data mongo:7"
@@ -37,7 +37,7 @@ def test_one_volume() -> None:
 
 def test_several_volumes() -> None:
     """Several are called after their directories, each by a name of its own."""
-    made = recipe(findings("/data", "/srv/data", "/a/..b.."), None)
+    made = suggest(findings("/data", "/srv/data", "/a/..b.."), None)
     assert made is not None
     assert [command.split()[-1] for command in made.create] == ["mongo-data", "mongo-data-2", "mongo-b"]
 
@@ -55,14 +55,14 @@ def test_several_volumes() -> None:
 )
 def test_the_name(image: str, name: str) -> None:
     """A volume is called by the last word of the image's name; never by one letter, which clients take for a drive."""
-    made = recipe(findings("/data", image=image), None)
+    made = suggest(findings("/data", image=image), None)
     assert made is not None
     assert made.create[0].split()[-1] == name
 
 
 def test_a_user() -> None:
     """A user that was asked for is in the command and in the file."""
-    made = recipe(findings("/data"), "5:6")
+    made = suggest(findings("/data"), "5:6")
     assert made is not None
     assert made.run.split()[3:5] == ["-u", "5:6"]
     assert '    user: "5:6"' in made.compose.splitlines()
@@ -71,7 +71,7 @@ def test_a_user() -> None:
 @pytest.mark.parametrize("path", ["/a b", "/a'b", "/$HOME", '/a"b', "/a;reboot", "/a:b", "/a:b,c", "/ä", "/- x: {y}"])
 def test_paths_of_all_kinds(path: str) -> None:
     """Whatever is in a path, the shell, the client's CSV and YAML read it as it is."""
-    made = recipe(findings(path), None)
+    made = suggest(findings(path), None)
     assert made is not None
     words = shlex.split(made.run)
     assert words[-1] == "mongo:7"
@@ -91,13 +91,13 @@ def test_paths_of_all_kinds(path: str) -> None:
 @pytest.mark.parametrize("path", ["/a\nreboot", "/a\x1b[31m"])
 def test_control_characters(path: str) -> None:
     """For a path with control characters nothing is shown to paste, and the others are."""
-    assert recipe(findings(path), None) is None
-    made = recipe(findings(path, "/data"), None)
+    assert suggest(findings(path), None) is None
+    made = suggest(findings(path, "/data"), None)
     assert made is not None
     assert len(made.create) == 1
-    assert recipe(findings("/data"), "a\nb") is None
+    assert suggest(findings("/data"), "a\nb") is None
 
 
 def test_nothing() -> None:
     """Without a directory there is nothing to paste."""
-    assert recipe(findings(), None) is None
+    assert suggest(findings(), None) is None

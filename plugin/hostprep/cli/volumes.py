@@ -1,0 +1,166 @@
+"""hostprep create, ls, status, apply, rm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import click
+
+from ..errors import HostprepError, Invalid, NoSuchVolume
+from ..options import KNOWN
+from ..settings import Settings
+from ..tree.process import Progress
+from ..volumes.driver import Driver
+from . import output
+from .shared import deadline, given_options, json_flag, make_ready, open_driver
+
+COLUMNS: Final = ["VOLUME", "OWNER", "MODE", "LABEL", "STATE", "MOUNTPOINT"]
+
+
+@click.command(epilog=f"Driver options: {', '.join(KNOWN)}.")
+@click.argument("name")
+@given_options
+@click.pass_obj
+def create(settings: Settings, name: str, given: dict[str, str]) -> None:
+    """Create a volume, as docker volume create -d hostprep does."""
+    open_driver(settings, given, create=True).create(name, given, deadline(settings))
+    print(name)
+
+
+@click.command()
+@click.option("--trash", "which", flag_value="trash", help="List removed volumes that can be restored.")
+@click.option("--retained", "which", flag_value="retained", help="List volumes removed with on_remove=retain.")
+@json_flag
+@click.pass_obj
+def ls(settings: Settings, *, which: str | None, as_json: bool) -> None:
+    """List the volumes and their state."""
+    driver = Driver.open(settings, create=False)
+    if which is None:
+        found, columns = list(_all(driver)), COLUMNS
+        rows = [row(volume) for volume in found]
+    else:
+        found = driver.removed_volumes() if which == "trash" else driver.retained_volumes()
+        columns = [key.upper() for key in (found[0] if found else ["name"])]
+        rows = [list(map(str, entry.values())) for entry in found]
+    if as_json:
+        output.as_json(found)
+    else:
+        output.table(columns, rows)
+
+
+@click.command()
+@click.argument("name")
+@json_flag
+@click.pass_obj
+def status(settings: Settings, *, name: str, as_json: bool) -> None:
+    """Show one volume as it is on disk now."""
+    volume = _one(Driver.open(settings, create=False), name)
+    if as_json:
+        output.as_json(volume)
+    else:
+        output.fields(lines(volume))
+
+
+@click.command()
+@click.argument("name")
+@given_options
+@click.option("--unset", multiple=True, metavar="KEY", help="Remove this option.")
+@click.option("--no-wait", is_flag=True, help="Leave the repair to the next start of a container.")
+@click.pass_obj
+def apply(settings: Settings, *, name: str, given: dict[str, str], unset: tuple[str, ...], no_wait: bool) -> None:
+    """Change options of a volume in place.
+
+    An engine cannot do that. The data and all other options stay. The command ends when the volume is ready.
+    """
+    if both := given.keys() & set(unset):
+        raise Invalid(f"{min(both)} is both set and unset", hint="choose one of -o and --unset")
+    driver = open_driver(settings, given, create=False)
+    driver.change(name, given, unset, deadline(settings))
+    if no_wait:
+        print(f"{name}: recorded; the next start of a container repairs the volume")
+    else:
+        make_ready(driver, name)
+        print(name)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--retained", is_flag=True, help="Move the data of a retained volume to the trash (see ls --retained).")
+@click.pass_obj
+def rm(settings: Settings, *, name: str, retained: bool) -> None:
+    """Remove a volume; restore can bring it back.
+
+    Its data can be restored until --trash-keep is over. With path or on_remove=retain the data stays where it is.
+    """
+    driver = Driver.open(settings, create=False)
+    (driver.discard_retained if retained else driver.remove)(name, deadline(settings))
+    print(name)
+
+
+def _all(driver: Driver) -> Iterator[dict[str, Any]]:
+    """Every volume; one that cannot be read with the reason as its warning."""
+    for name, _ in driver.volumes():
+        try:
+            yield _one(driver, name)
+        except NoSuchVolume:  # removed since
+            continue
+        except HostprepError as exc:
+            nothing = dict.fromkeys(("uid", "gid", "mode", "label"))
+            unknown: dict[str, Any] = {**nothing, "options": {}, "ready": False, "drift": [], "warnings": [str(exc)]}
+            yield {"name": name, "mountpoint": None, "created_at": None, "status": unknown}
+
+
+def _one(driver: Driver, name: str) -> dict[str, Any]:
+    found = driver.get(name)
+    mountpoint, created_at = found["Mountpoint"], found["CreatedAt"]
+    return {"name": name, "mountpoint": mountpoint, "created_at": created_at, "status": found["Status"]}
+
+
+def row(volume: dict[str, Any]) -> list[str]:
+    """What COLUMNS shows of a volume."""
+    status = volume["status"]
+    cells = [volume["name"], owner(status), status["mode"], status["label"], state(status), volume["mountpoint"]]
+    return [cell or "-" for cell in cells]
+
+
+def owner(status: dict[str, Any]) -> str:
+    return "-" if status["uid"] is None else f"{status['uid']}:{status['gid']}"
+
+
+def state(status: dict[str, Any]) -> str:
+    """One word for a Status."""
+    if status.get("progress"):
+        return "preparing"
+    if status["drift"]:
+        return "drift"
+    return "ready" if status["ready"] else "unusable"
+
+
+def lines(volume: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """All that is known of a volume."""
+    status = volume["status"]
+    yield "name", volume["name"]
+    yield "state", state(status)
+    yield "mountpoint", volume["mountpoint"] or "-"
+    yield "created", volume["created_at"] or "-"
+    yield "owner", owner(status)
+    yield "mode", status["mode"] or "-"
+    yield "label", status["label"] or "-"
+    yield "options", " ".join(f"{key}={value}" for key, value in status["options"].items()) or "none"
+    for key, value in status.get("resolved", {}).items():
+        yield "resolved", f"{key}={value}"
+    for sentence in status["drift"]:
+        yield "drift", sentence
+    for sentence in status["warnings"]:
+        yield "warning", sentence
+    if progress := status.get("progress"):
+        yield "progress", _far(Progress(**progress))
+
+
+def _far(now: Progress) -> str:
+    """How far a pass is; with a bar where the whole is known."""
+    if not now.estimate:
+        return output.pace(now)
+    filled = min(20, 20 * now.done // now.estimate)
+    return f"[{'#' * filled:.<20}] {output.pace(now)}"

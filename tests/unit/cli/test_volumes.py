@@ -1,0 +1,162 @@
+"""create, ls, status, apply, rm: that they need no server, and what they show."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from hostprep.cli import output, volumes
+from hostprep.tree.process import Progress
+from tests.support.commands import fails, succeeds
+from tests.support.fixtures import Command
+from tests.support.host import Host, mode, owner, passes_of
+from tests.support.trees import make_tree, owners
+
+MONGO = ("-o", "uid=184", "-o", "gid=998")
+
+
+@pytest.mark.root
+class TestReading:
+    def test_ls_json(self, hostprep: Command, host: Host) -> None:
+        """ls --json is an array of name, mountpoint, created_at and status, of all volumes."""
+        succeeds(hostprep("create", "mongo", *MONGO))
+        succeeds(hostprep("create", "damaged"))
+        host.record("damaged").write_text("")
+        damaged, mongo = hostprep("ls", "--json").json
+        assert set(mongo) == set(damaged) == {"name", "mountpoint", "created_at", "status"}
+        assert (mongo["name"], mongo["mountpoint"]) == ("mongo", str(host.data("mongo")))
+        assert set(mongo["status"]) == {"uid", "gid", "mode", "label", "options", "ready", "drift", "warnings"}
+        assert (damaged["mountpoint"], damaged["status"]["ready"]) == (None, False)
+        assert damaged["status"]["warnings"]
+
+    def test_no_volumes(self, hostprep: Command) -> None:
+        """Without volumes the array is empty."""
+        succeeds(hostprep("create", "mongo"))
+        succeeds(hostprep("rm", "mongo"))
+        assert hostprep("ls", "--json").json == []
+        assert hostprep("ls", "--retained", "--json").json == []
+
+    def test_status(self, hostprep: Command, host: Host) -> None:
+        """status --json is one such object, and exits 0 whatever the drift."""
+        succeeds(hostprep("create", "mongo", *MONGO))
+        os.chown(host.data("mongo"), 0, 0)
+        found = hostprep("status", "mongo", "--json").json
+        assert found["name"] == "mongo"
+        assert found["status"]["drift"] == ["owner is 0:0, declared 184:998"]
+        assert "drift" in succeeds(hostprep("status", "mongo"))
+
+    def test_status_of_a_damaged_one(self, hostprep: Command, host: Host) -> None:
+        """status of a volume whose record is damaged is an error that says what is damaged."""
+        succeeds(hostprep("create", "mongo"))
+        host.record("mongo").write_text("")
+        fails(hostprep("status", "mongo"), "mongo", "damaged")
+
+    def test_trash_and_retained(self, hostprep: Command) -> None:
+        """ls --trash and ls --retained are arrays, too."""
+        for name, more in (("gone", ()), ("kept", ("-o", "on_remove=retain"))):
+            succeeds(hostprep("create", name, *more))
+            succeeds(hostprep("rm", name))
+        (gone,) = hostprep("ls", "--trash", "--json").json
+        assert {"id", "name", "removed_at"} <= set(gone)
+        assert gone["name"] == "gone"
+        (kept,) = hostprep("ls", "--retained", "--json").json
+        assert kept["name"] == "kept"
+
+
+@pytest.mark.root
+class TestChanging:
+    def test_create_and_rm(self, hostprep: Command, host: Host) -> None:
+        """create makes the volume and prints its name; again it succeeds; rm removes it."""
+        assert succeeds(hostprep("create", "mongo", *MONGO, "-o", "mode=0750")) == "mongo\n"
+        assert (owner(host.data("mongo")), mode(host.data("mongo"))) == ((184, 998), "0750")
+        assert succeeds(hostprep("create", "mongo", *MONGO, "-o", "mode=0750")) == "mongo\n"
+        fails(hostprep("create", "mongo", "-o", "uid=1"), "exists with other options")
+        assert succeeds(hostprep("rm", "mongo")) == "mongo\n"
+        assert not host.volume("mongo").exists()
+
+    def test_a_value_with_equals_signs(self, hostprep: Command, host: Host) -> None:
+        """A value may hold an equals sign."""
+        succeeds(hostprep("create", "mongo", "-o", f"path={host.srv}/a=b"))
+        assert (host.srv / "a=b").is_dir()
+
+    def test_apply(self, hostprep: Command, host: Host) -> None:
+        """apply changes options in place and makes root and contents so before it returns."""
+        succeeds(hostprep("create", "mongo", *MONGO, "-o", "mode=0750"))
+        make_tree(host.data("mongo"), "dir a 184:998", "file a/b 184:998")
+        before = hostprep("status", "mongo", "--json").json["created_at"]
+        succeeds(hostprep("apply", "mongo", "-o", "uid=185", "--unset", "mode"))
+        found = hostprep("status", "mongo", "--json").json
+        assert found["status"]["options"] == {"uid": "185", "gid": "998"}
+        assert (found["status"]["ready"], found["created_at"]) == (True, before)
+        assert set(owners(host.data("mongo")).values()) == {(185, 998)}
+
+    def test_apply_without_waiting(self, hostprep: Command, host: Host) -> None:
+        """apply --no-wait only records."""
+        succeeds(hostprep("create", "mongo", *MONGO))
+        succeeds(hostprep("apply", "mongo", "-o", "uid=185", "--no-wait"))
+        assert owner(host.data("mongo")) == (184, 998)
+        assert hostprep("status", "mongo", "--json").json["status"]["options"]["uid"] == "185"
+        assert passes_of(os.getpid()) == []
+
+    def test_rm_retained(self, hostprep: Command, host: Host) -> None:
+        """rm --retained moves retained data to the trash."""
+        succeeds(hostprep("create", "mongo", "-o", "on_remove=retain"))
+        succeeds(hostprep("rm", "mongo"))
+        assert succeeds(hostprep("rm", "--retained", "mongo")) == "mongo\n"
+        assert (host.left_in_volumes(), len(host.trash())) == ([], 1)
+
+
+def status(**changed: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "uid": 184,
+        "gid": 998,
+        "mode": "0750",
+        "label": None,
+        "options": {"uid": "184"},
+        "ready": True,
+        "drift": [],
+        "warnings": [],
+    }
+    return {**found, **changed}
+
+
+def volume(**changed: Any) -> dict[str, Any]:
+    return {"name": "mongo", "mountpoint": "/srv/db", "created_at": "2026-11-24T04:00:00Z", "status": status(**changed)}
+
+
+class TestShown:
+    @pytest.mark.parametrize(
+        ("changed", "word"),
+        [
+            ({}, "ready"),
+            ({"drift": ["mode is 0755, declared 0750"], "ready": False}, "drift"),
+            ({"ready": False}, "unusable"),
+            ({"ready": False, "drift": ["x"], "progress": {"done": 5}}, "preparing"),
+        ],
+    )
+    def test_its_state(self, changed: dict[str, Any], word: str) -> None:
+        """One word says how a volume is."""
+        assert volumes.state(status(**changed)) == word
+
+    def test_a_row(self) -> None:
+        """A row has name, owner, mode, label, state and mountpoint."""
+        assert volumes.row(volume()) == ["mongo", "184:998", "0750", "-", "ready", "/srv/db"]
+
+    def test_a_row_of_a_damaged_one(self) -> None:
+        """Where nothing is known there are dashes."""
+        nothing = {**volume(uid=None, gid=None, mode=None, ready=False), "mountpoint": None, "created_at": None}
+        assert volumes.row(nothing) == ["mongo", "-", "-", "-", "unusable", "-"]
+
+    def test_all_of_one(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """All that is known is shown, a line each, with drift and warnings in words and nothing raw."""
+        progress = asdict(Progress.now(1234, 5000, 10.0))
+        output.fields(volumes.lines(volume(drift=["mode is 0755"], warnings=["a\nb"], progress=progress)))
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split(":")[0] for line in lines] == (
+            "name state mountpoint created owner mode label options drift warning progress".split()
+        )
+        assert lines[9].endswith("a\\nb")
+        assert lines[10].endswith("[####................] 1,234 of about 5,000 entries, 123/s, about 30 s left")
