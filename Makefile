@@ -1,11 +1,14 @@
-# make demo: see hostprep at work.    make test: all tests, the real engine's included.
-# Both set up what they need: a virtual environment in .venv and, as root, Debian's packages.
+# make demo       see hostprep at work
+# make test       the tests, those on a real engine included: some minutes
+# make test-all   also on engines of other releases, and where SELinux enforces: half an hour
+# Each sets up what it needs: a virtual environment in .venv and, as root, Debian's packages.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PYTEST = $(BIN)/python -m pytest
+SIDE_BY_SIDE = $(PYTEST) -n auto
 
 # COMMAND=PACKAGE of Debian's; a command that is there is left alone. Newer releases have the client apart.
 ENGINE := dockerd=docker.io docker=docker-cli busybox=busybox-static
@@ -18,13 +21,17 @@ PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then testbed/packages $(TOO
 GUEST_PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then \
 	testbed/packages $(ENGINE) qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
 
-.PHONY: help check lock audit install uninstall plugin plugin-push test test-selinux test-unit test-engine test-engines
-.PHONY: test-newest crash soak bench bench-tree demo screens clean
+.PHONY: help check lock audit install uninstall plugin plugin-push test test-all test-unit test-engine test-newest
+.PHONY: test-engines test-selinux crash soak bench bench-tree demo screens clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -2
-	@echo "also: make install uninstall plugin plugin-push check lock audit test-unit test-engine test-selinux crash soak"
-	@echo "bench bench-tree screens clean; and on the engines of other releases: make test-newest test-engines"
+	@sed -n 's/^# //p' Makefile | head -4
+	@echo
+	@echo "to use hostprep:  make install uninstall plugin plugin-push"
+	@echo "parts of test:    make test-unit test-engine"
+	@echo "of test-all:      make test-newest test-selinux"
+	@echo "longer:           make test-engines crash soak"
+	@echo "to work on it:    make check lock audit bench bench-tree screens clean"
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("hostprep needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ...)")'
@@ -40,39 +47,43 @@ check: $(STAMP)
 	PATH="$(BIN):$$PATH" shellcheck $$(git grep --untracked -lIE '^#!.*[/ ](ba)?sh$$')
 
 test: $(STAMP)
-	$(PACKAGES)
-	$(PYTEST)
-	@$(MAKE) --no-print-directory test-newest test-selinux
+	@$(PACKAGES)
+	$(SIDE_BY_SIDE)
+
+# The guest has one processor, and tests of engines mostly wait: each is shown when it has ended.
+test-all:
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-newest test-selinux
 
 # In a guest whose kernel enforces SELinux, under QEMU. 77: this machine cannot run it, and has said why.
 test-selinux:
-	$(GUEST_PACKAGES)
+	@$(GUEST_PACKAGES)
 	@tests/vm/run || { status=$$?; [ $$status = 77 ] && [ -z "$(CI)" ] && echo "SKIPPED: tests/enforcing (see above)" || exit $$status; }
 
 test-unit: $(STAMP)
-	$(PYTEST) tests/unit tests/campaigns tests/project
+	$(SIDE_BY_SIDE) tests/unit tests/campaigns tests/project
 
 test-engine: $(STAMP)
-	$(PACKAGES)
-	$(PYTEST) tests/engine tests/managed
+	@$(PACKAGES)
+	$(SIDE_BY_SIDE) tests/engine tests/managed
 
-# Each verb, killed, without power or with a broken disk, at each step: half an hour. `make test` has a part of it.
+# Each verb, killed, without power or with a broken disk, at each step: a quarter of an hour. `make test` tries some.
 crash: $(STAMP)
 	testbed/packages mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
-	HOSTPREP_TEST_CRASH=full $(PYTEST) tests/campaigns/test_crash.py tests/campaigns/test_power_loss.py tests/campaigns/test_faults.py
+	HOSTPREP_TEST_CRASH=full $(SIDE_BY_SIDE) tests/campaigns/test_crash.py tests/campaigns/test_power_loss.py tests/campaigns/test_faults.py
 
-# Engines of other releases of Debian's, in trees that are built once. The oldest may be this machine's own.
+# The engines of other releases of Debian, each in a tree that is built once. The oldest may be this machine's own.
 CORE := $(addprefix tests/engine/,test_lifecycle.py test_copy_up.py test_sharing.py test_homes.py test_crashes.py podman)
 OLDEST = $$(dockerd --version 2>/dev/null | grep -q ' 20[.]10[.]' || echo bookworm)
 OTHERS = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then testbed/packages $(filter-out dockerd=% docker=%,$(TOOLS)); fi
 
 test-newest: $(STAMP)
-	$(OTHERS)
-	set -e; for release in $(OLDEST) forky; do HOSTPREP_TEST_ENGINE=$$release $(PYTEST) $(CORE); done
+	@$(OTHERS)
+	set -e; for release in $(OLDEST) forky; do HOSTPREP_TEST_ENGINE=$$release $(SIDE_BY_SIDE) $(CORE); done
 
 test-engines: $(STAMP)
-	$(OTHERS)
-	set -e; for release in bookworm trixie forky; do HOSTPREP_TEST_ENGINE=$$release $(PYTEST) tests/engine tests/managed/test_lifecycle.py; done
+	@$(OTHERS)
+	set -e; for release in bookworm trixie forky; do HOSTPREP_TEST_ENGINE=$$release $(SIDE_BY_SIDE) tests/engine tests/managed/test_lifecycle.py; done
 
 # Under systemd; again to upgrade. systemd/setup lists the variables (PREFIX, DESTDIR, SYSTEM_PACKAGES ...).
 install uninstall:
@@ -96,10 +107,10 @@ audit: $(STAMP)
 	$(BIN)/pip install --quiet 'pip-audit>=2.7'
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.txt
 
-# For longer what make test has for some seconds each: an engine under load, histories against the model.
+# What make test does for some seconds each, for longer: an engine under load, histories against the model.
 SOAK_SECONDS ?= 600
 soak: $(STAMP)
-	$(PACKAGES)
+	@$(PACKAGES)
 	SOAK_SECONDS=$(SOAK_SECONDS) $(PYTEST) -s tests/engine/test_soak.py
 	HISTORIES_SECONDS=$$(($(SOAK_SECONDS) / 4)) $(PYTEST) tests/campaigns/test_histories.py
 

@@ -14,6 +14,7 @@ Standard library only: the demo must need no more than hostprep itself.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -58,13 +59,41 @@ class Unavailable(Exception):
     """This machine cannot run a private engine; the text says why."""
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Wait until *condition* holds, *seconds* at most."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds:g} s")
         time.sleep(0.01)
+
+
+_MADE = "trusted.hostprep.testbed"
+
+
+@contextlib.contextmanager
+def present(directory: Path, mode: int = 0o755) -> Iterator[None]:
+    """Have the machine's *directory* there, to mount on. The last engine that needs it removes it, if one made it."""
+    while True:
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode)
+            os.setxattr(directory, _MADE, b"")
+        try:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        if os.fstat(fd).st_nlink:  # or another engine has removed it meanwhile
+            break
+        os.close(fd)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _MADE in os.listxattr(fd):
+                directory.rmdir()
+        os.close(fd)
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -77,7 +106,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def first_child(process: subprocess.Popen[bytes]) -> int:
     """The pid of the first child of *process*, once it has one."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    wait_for(lambda: process.poll() is not None or children.read_text(), f"{process.args!r} to start", 10)
+    wait_for(lambda: process.poll() is not None or children.read_text(), f"{process.args!r} to start")
     if process.poll() is not None:
         raise ChildProcessError(f"{process.args!r} ended at once, with {process.returncode}")
     return int(children.read_text().split()[0])
@@ -99,7 +128,7 @@ class Process:
     def running(self) -> bool:
         return self._nsenter.poll() is None
 
-    def stop(self, seconds: float = 30) -> int:
+    def stop(self, seconds: float = 60) -> int:
         """Ask it to end (SIGTERM), and answer its exit status."""
         if self.running():
             os.kill(self.pid, signal.SIGTERM)
@@ -115,8 +144,8 @@ class Process:
         if not self.running():
             return  # its number may be another process's by now
         self.signal(signal.SIGKILL)
-        self._nsenter.wait(10)
-        wait_for(lambda: not Path(f"/proc/{self.pid}").exists(), f"process {self.pid} to end", 10)
+        self._nsenter.wait(60)
+        wait_for(lambda: not Path(f"/proc/{self.pid}").exists(), f"process {self.pid} to end")
 
 
 class Engine:
@@ -151,9 +180,7 @@ class Engine:
             self.home = Path(tempfile.mkdtemp(prefix=self.prefix, dir="/var/lib"))
             undo.callback(shutil.rmtree, self.home, ignore_errors=True)
             undo.callback(self._remove_cgroups)
-            if not Path("/etc/docker").exists():
-                Path("/etc/docker").mkdir()
-                undo.callback(Path("/etc/docker").rmdir)
+            undo.enter_context(present(Path("/etc/docker")))
             self._start_namespaces()
             undo.callback(self._end_namespaces)
             self.start()
@@ -181,7 +208,7 @@ class Engine:
         with self._unshare.stdout as said:
             if (line := said.readline()) != b"ready\n":
                 text = (line + said.read()).decode(errors="replace").strip()
-                self._unshare.wait(10)
+                self._unshare.wait(60)
                 raise Unavailable(f"no namespaces to be had here: {text}")
         self._init = first_child(self._unshare)
 
@@ -192,7 +219,7 @@ class Engine:
         # Those include the ones that another has to reap: an nsenter, which may be stopped.
         for process in self._spawned:
             process.kill()
-        self._unshare.wait(30)
+        self._unshare.wait(60)
 
     def _remove_cgroups(self) -> None:
         groups = Path("/sys/fs/cgroup")
@@ -219,7 +246,7 @@ class Engine:
         argv += flags
         self.dockerd = dockerd = self._spawn(argv, self.beside(*argv), log=log)
         with contextlib.suppress(TimeoutError):
-            wait_for(lambda: not dockerd.running() or self.answers(), "dockerd to answer", 60)
+            wait_for(lambda: not dockerd.running() or self.answers(), "dockerd to answer")
         if not self.answers():
             tail = log.read_text(errors="replace").splitlines()[-5:]
             raise Unavailable("\n".join(["dockerd does not run here:", *tail]))
@@ -268,7 +295,7 @@ class Engine:
     def run(self, *argv: str) -> None:
         """Run a command in the engine's namespaces, and insist that it succeeds."""
         inside = self.inside(*argv)
-        subprocess.run(inside, env=environment(), stdin=subprocess.DEVNULL, timeout=60, check=True)
+        subprocess.run(inside, env=environment(), stdin=subprocess.DEVNULL, timeout=120, check=True)
 
     def spawn(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Process:
         """Start a program in the engine's namespaces. It ends with them at the latest."""
@@ -295,7 +322,7 @@ class Engine:
         return [line.split()[4] for line in lines]
 
     def client(
-        self, *argv: str, stdin: bytes = b"", seconds: float = 90, cwd: Path | None = None
+        self, *argv: str, stdin: bytes = b"", seconds: float = 180, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a client of an engine (docker, docker-compose) against this one."""
         done = subprocess.run(
@@ -324,7 +351,7 @@ class Engine:
 def ask(path: Path, request: str) -> str:
     """How the answer to an HTTP request without a body on the socket *path* begins; empty without one."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(5)
+        connection.settimeout(60)
         try:
             connection.connect(os.fspath(path))
             connection.sendall(f"{request} HTTP/1.0\r\nContent-Length: 0\r\n\r\n".encode())
@@ -395,5 +422,5 @@ class Hostprep:
         inside = self.engine.inside(sys.executable, "-m", "hostprep", *args)
         return subprocess.run(
             inside, env=environment(self.variables()), stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, timeout=60, check=False,
+            text=True, timeout=120, check=False,
         )  # fmt: skip

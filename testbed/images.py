@@ -36,7 +36,7 @@ def busybox(*more: Entry) -> bytes:
     program = shutil.which("busybox", path=PATH)
     if not program:
         raise Unavailable("busybox is not installed (package busybox-static)")
-    applets = subprocess.run([program, "--list"], capture_output=True, text=True, timeout=10, check=True)
+    applets = subprocess.run([program, "--list"], capture_output=True, text=True, timeout=60, check=True)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         entries = [
@@ -70,5 +70,5 @@ def add(tar: tarfile.TarFile, entry: Entry) -> None:
 
 def libraries(program: str) -> list[str]:
     """What *program* loads, by path: nothing where it is linked statically, as busybox-static's is."""
-    listed = subprocess.run(["ldd", program], capture_output=True, text=True, timeout=10, check=False)
+    listed = subprocess.run(["ldd", program], capture_output=True, text=True, timeout=60, check=False)
     return [word for word in listed.stdout.split() if word.startswith("/")]

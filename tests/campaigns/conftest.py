@@ -14,7 +14,18 @@ from tests.support.fixtures import (
     hostprep,
     nothing_left,
     open_driver,
+    read_only_machine,
     run_dir,
 )
 
-__all__ = ["docker", "driver", "gate", "host", "hostprep", "nothing_left", "open_driver", "run_dir"]
+__all__ = [
+    "docker",
+    "driver",
+    "gate",
+    "host",
+    "hostprep",
+    "nothing_left",
+    "open_driver",
+    "read_only_machine",
+    "run_dir",
+]

@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 
 from tests.support import steps
-from tests.support.ground import Ground, on_tmpfs
+from tests.support.trial import Trial, on_tmpfs
 from tests.support.verbs import CASES, Case, run
 
 pytestmark = pytest.mark.root
 
 
-Grounds = Callable[[Case], Ground]
+Trials = Callable[[Case], Trial]
 
 
 @pytest.fixture
-def ground(nothing_left: None, tmp_path: Path, run_dir: Path) -> Grounds:
+def trial(nothing_left: None, tmp_path: Path, run_dir: Path) -> Trials:
     place = tmp_path / "disk"
     place.mkdir()
-    return lambda case: Ground(case, place, run_dir, on_tmpfs(place))
+    return lambda case: Trial(case, place, run_dir, on_tmpfs(place))
 
 
-def try_every_step(tried: Ground, verdict: int) -> None:
+def try_every_step(tried: Trial, verdict: int) -> None:
     """Try the case with *verdict* at each of its steps, in a short run only at some, and once at none."""
     for number in [*tried.some(7 if tried.case.walks else 1), len(tried.steps) + 100]:
         with tried.host() as host:
@@ -41,12 +41,12 @@ def try_every_step(tried: Ground, verdict: int) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_killed_at_every_step(case: Case, ground: Grounds) -> None:
+def test_killed_at_every_step(case: Case, trial: Trials) -> None:
     """Whatever is killed at any step, with all it has started: the old state or the new, and the same again ends it."""
-    try_every_step(ground(case), steps.KILL)
+    try_every_step(trial(case), steps.KILL)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.walks], ids=str)
-def test_one_process_killed_at_every_step(case: Case, ground: Grounds) -> None:
+def test_one_process_killed_at_every_step(case: Case, trial: Trials) -> None:
     """As well if it is only one process of several, of which the others go on."""
-    try_every_step(ground(case), steps.KILL_ONE)
+    try_every_step(trial(case), steps.KILL_ONE)

@@ -13,8 +13,8 @@ import pytest
 
 from tests.support import steps
 from tests.support.disks import Disk, sync
-from tests.support.ground import FULL, Ground, on_tmpfs
 from tests.support.host import Host, eventually, mounted
+from tests.support.trial import FULL, Trial, on_tmpfs
 from tests.support.verbs import CASES, Case, engine, look, opened, run
 
 pytestmark = pytest.mark.root
@@ -133,7 +133,7 @@ def test_at_every_step(case: Case, kind: type[Fault], images: Path, place: Path,
         with disk.mounted(place):
             yield
 
-    tried = Ground(case, place, run_dir, fresh)
+    tried = Trial(case, place, run_dir, fresh)
     fault = kind(disk, place)
     for number in tried.some(9):
         with tried.host() as host:
@@ -182,7 +182,7 @@ def test_at_every_step(case: Case, kind: type[Fault], images: Path, place: Path,
 @pytest.mark.parametrize("case", [case for case in CASES if not case.walks], ids=str)
 def test_one_call_fails(case: Case, place: Path, run_dir: Path) -> None:
     """Any one call may fail with EIO, an fsync too: an error, or what was asked for; the same again ends it."""
-    tried = Ground(case, place, run_dir, on_tmpfs(place))
+    tried = Trial(case, place, run_dir, on_tmpfs(place))
     for number in range(len(tried.steps)):
         with tried.host() as host:
             ended, said = run(case, host, steps.only(errno.EIO, number))

@@ -356,7 +356,7 @@ class Histories(RuleBasedStateMachine):
         ready = threading.Barrier(len(several) + 1)
 
         def run(operation: Operation) -> None:
-            ready.wait(20)
+            ready.wait(60)
             unanswered = 0
             try:
                 while True:
@@ -378,7 +378,7 @@ class Histories(RuleBasedStateMachine):
         threads = [threading.Thread(target=run, args=(operation,)) for operation in several]
         for thread in threads:
             thread.start()
-        ready.wait(20)
+        ready.wait(60)
         meanwhile()
         for thread in threads:
             thread.join()
@@ -496,4 +496,4 @@ def run_histories(seconds: float, number: int) -> int:
 
 def test_histories() -> None:
     """Whatever clients ask for, in any order or at once, with kills between, is as the model has it."""
-    run_histories(float(os.environ.get("HISTORIES_SECONDS", "40")), int(os.environ.get("HISTORIES", "20261124")))
+    run_histories(float(os.environ.get("HISTORIES_SECONDS", "12")), int(os.environ.get("HISTORIES", "20261124")))

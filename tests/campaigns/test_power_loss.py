@@ -16,8 +16,8 @@ import pytest
 
 from tests.support import steps
 from tests.support.disks import KINDS, Disk, sync
-from tests.support.ground import FULL
 from tests.support.host import Host, mounted
+from tests.support.trial import FULL
 from tests.support.verbs import CASES, Case, engine, goes_on, is_sound, look, opened, run
 
 pytestmark = pytest.mark.root

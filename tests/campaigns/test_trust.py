@@ -52,7 +52,7 @@ def open_above(host: Host) -> Iterator[Host]:
 def as_somebody(code: str) -> str:
     """What a user of the host, who is in no group of root's, prints."""
     argv = [PYTHON, "-I", "-c", AS_SOMEBODY + code]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     return done.stdout.strip() or done.stderr.strip().splitlines()[-1].partition(":")[0]
 
 
@@ -99,6 +99,7 @@ class TestHostUsers:
 
 
 class TestPaths:
+    @pytest.mark.usefixtures("read_only_machine")
     @pytest.mark.parametrize(
         "trick",
         [
@@ -139,7 +140,7 @@ class TestPaths:
             "{srv}/a-fifo",
             "{srv}/missing/db",
             "/proc/self/root{above}/victim",
-            "/proc/self/cwd",
+            "/proc/self/cwd/db",
             "/proc/1/root{srv}/db",
             "/proc/self/fd/0",
             "/dev/shm/db",
@@ -242,7 +243,7 @@ class TestPaths:
             assert process.stdout.readline() == "mounted\n"
             docker.created("mongo", path=f"{host.srv}/db", uid="184")
             assert docker.mount("mongo").status == 200
-            process.communicate("\n", timeout=10)
+            process.communicate("\n", timeout=60)
         assert owner(victim) == (0, 0)
         assert owner(host.srv / "db") == (184, 0)
 
@@ -256,6 +257,7 @@ NAMES: Final = [
 
 
 class TestNames:
+    @pytest.mark.usefixtures("read_only_machine")
     @pytest.mark.parametrize("name", NAMES, ids=ascii)
     def test_as_paths(self, docker: Docker, hostprep: Command, host: Host, name: str) -> None:
         """No name leads out of its directory, by any verb or command, and none is taken for an option."""
@@ -275,6 +277,7 @@ class TestNames:
             assert hostprep("restore", "mongo", "--as", name).code == 1
         assert TestPaths.everything(host.root) == before
 
+    @pytest.mark.usefixtures("read_only_machine")
     @pytest.mark.parametrize("entry", ["..", "../volumes/mongo", "/etc", "", ".purge-x", "20261124T043012Z-0", "x\n"])
     def test_trash_ids_as_paths(self, docker: Docker, hostprep: Command, host: Host, entry: str) -> None:
         """No id of the trash leads out of it, neither what is purged nor what is restored."""
@@ -357,7 +360,7 @@ class TestTerminals:
             while got := os.read(ours, 65536):
                 shown += got
         os.close(ours)
-        assert process.wait(20) in (0, 1)
+        assert process.wait(60) in (0, 1)
         text = shown.decode()
         # rich's own: bold and colours, and those with which it draws a bar and takes it away.
         text = re.sub(r"\x1b\[([0-9;]*m|\?25[lh]|2K|1A)|\r(?!\n)", "", text)
@@ -391,7 +394,21 @@ class TestTerminals:
 # -- a record that was tampered with -------------------------------------------------------------------------
 
 TEXT: Final = st.text(max_size=20) | st.sampled_from(
-    ["mongo", "../x", "/etc", "/", "0", "184", "4294967295", "0777", "never", "delete", "retain", "none", "a:b:c:s0"]
+    [
+        "mongo",
+        "../x",
+        "{victim}",
+        "{srv}",
+        "0",
+        "184",
+        "4294967295",
+        "0777",
+        "never",
+        "delete",
+        "retain",
+        "none",
+        "a:b:c:s0",
+    ]
 )
 JSON: Final = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
@@ -401,13 +418,12 @@ JSON: Final = st.recursive(
 FIELDS: Final = (
     "name", "options", "created_at", "made", "taken_up", "left_alone", "narrowed", "pinned", "imported", "resolved",
 )  # fmt: skip
-VICTIM: Final = st.sampled_from(
-    ["{victim}", "{srv}/db", "{srv}/link", "{srv}/../victim", "{root}/volumes/other/_data", "/etc"]
-)
+VICTIM: Final = st.sampled_from(["{victim}", "{srv}/db", "{srv}/link", "{srv}/../victim", "{root}/volumes/other/_data"])
 OPTIONS: Final = st.dictionaries(st.sampled_from(KNOWN), TEXT | VICTIM | JSON, max_size=3)
 CHANGES: Final = st.dictionaries(st.sampled_from(FIELDS), JSON | OPTIONS | st.booleans(), min_size=1, max_size=3)
 
 
+@pytest.mark.usefixtures("read_only_machine")
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_field_of_a_record(docker: Docker, host: Host, field: str) -> None:
     """Whatever a field of volume.json says, Get says no untrue no, and nothing but the volume is touched."""

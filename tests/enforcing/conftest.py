@@ -1,4 +1,7 @@
-"""One hostprep for the session; each test gets it, the engine and the audit log clean."""
+"""A test here may assume to be root in a guest whose kernel enforces SELinux, with dockerd and hostprep as services.
+
+tests/vm/run starts that guest. There is no container or volume yet, and no denial in what `audit` tells.
+"""
 
 from __future__ import annotations
 

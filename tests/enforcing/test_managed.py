@@ -42,7 +42,7 @@ def plugin(engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
     docker, directory = Managed(), tmp_path_factory.mktemp("plugin")
     ROOT.mkdir(mode=0o700, exist_ok=True)
     checked("tar", "-xf", str(TOP.parent / "plugin.tar"), "-C", str(directory))
-    subprocess.run(["docker", "plugin", "create", NAME, directory], check=True, timeout=300)
+    subprocess.run(["docker", "plugin", "create", NAME, directory], check=True, timeout=900)
     shutil.rmtree(directory)
     docker("plugin", "enable", NAME)
     yield docker

@@ -95,26 +95,28 @@ def test_killed(docker: Docker, hostprep: Hostprep) -> None:
     """The server is killed again and again while containers start and end: none fails, each has what it wrote."""
     docker.create("mongo")
     before, done = int(hostprep.show("NRestarts")), threading.Event()
+    printed: list[list[str]] = []
 
-    def kill() -> int:
-        kills = 0
-        while not done.wait(3.5):  # ten starts in 30 s would be a service that cannot start
-            checked("systemctl", "kill", "--kill-whom=main", "--signal=KILL", hostprep.UNIT)
-            kills += 1
-        return kills
+    def use() -> None:
+        with ThreadPoolExecutor() as threads:
+            while not done.is_set():
+                scripts = [f"echo {n} > /data/{n}; cat /data/{n}" for n in range(2)]
+                runs = [threads.submit(docker.run, "mongo:/data", script) for script in scripts]
+                printed.append([*(run.result() for run in runs), docker.run("mongo:/data", "cat /data/*")])
 
     with ThreadPoolExecutor() as threads:
-        kills = threads.submit(kill)
+        using = threads.submit(use)
         try:
-            runs = [threads.submit(docker.run, "mongo:/data", f"echo {n} > /data/{n}; cat /data/{n}") for n in range(2)]
-            printed = [run.result() for run in runs]
-            printed += [docker.run("mongo:/data", "cat /data/*")]
+            for _ in range(3):
+                checked("systemctl", "kill", "--kill-whom=main", "--signal=KILL", hostprep.UNIT)
+                hostprep.ask("/Plugin.Activate", {})  # by the next one, which takes its time to start in a guest
+                time.sleep(3.5)  # ten starts in 30 s would be a service that cannot start
         finally:
             done.set()
+        using.result()
 
-    assert printed == ["0", "1", "0\n1"]
-    assert kills.result() >= 2
-    assert int(hostprep.show("NRestarts")) - before == kills.result()
+    assert {tuple(each) for each in printed} == {("0", "1", "0\n1")}
+    assert int(hostprep.show("NRestarts")) - before == 3
 
 
 def test_upgrade(docker: Docker, hostprep: Hostprep) -> None:
@@ -160,9 +162,7 @@ def test_wrong_setting(docker: Docker, hostprep: Hostprep) -> None:
     hostprep.set(HOSTPREP_PATIENCE="soon")
     try:
         assert command("systemctl", "restart", hostprep.UNIT).returncode != 0
-        begun = time.monotonic()
         docker.fails("volume", "inspect", "mongo")
-        assert time.monotonic() - begun < 60
         assert 'HOSTPREP_PATIENCE="soon" is not 0 or a number' in hostprep.log()
         assert not Path(SOCKET).exists()
     finally:

@@ -1,4 +1,7 @@
-"""A private engine and hostprep for the session. Each test gets them clean, and has to leave nothing."""
+"""A test here may assume a private engine with a hostprep that serves it, and no container or volume yet.
+
+Both stay for the next test, which is why a test has to leave nothing.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,7 @@ def docker(engine: Engine, hostprep: Hostprep) -> Iterator[Docker]:
     assert docker.volumes() == []
     assert [path.name for part in ("volumes", "mounts") for path in (hostprep.root / part).glob("*")] == []
     # The shim of a container ends a moment after the client has its answer.
-    wait_for(lambda: not running(engine) - processes, "the containers' last processes to end", 10)
+    wait_for(lambda: not running(engine) - processes, "the containers' last processes to end")
     assert Counter(engine.mounts()) - mounts == Counter()
 
 

@@ -107,7 +107,7 @@ class Soak:
         try:
             self._again(lambda: self.docker.create(kept))
             cycle = 0
-            while not self._over.is_set() and time.monotonic() < self._end:
+            while cycle == 0 or (not self._over.is_set() and time.monotonic() < self._end):
                 self._cycle(f"s{number}x{cycle}", dice.choice(KINDS))
                 self._again(lambda: self._log(kept, cycle))  # noqa: B023  # it is over before cycle changes
                 cycle += 1
@@ -219,7 +219,7 @@ class Soak:
 
     def _kill_now_and_then(self, until: float, *, pause: float) -> None:
         dice = random.Random(self._seed)  # noqa: S311  # as above
-        while time.monotonic() < until and not self._over.is_set():
+        while (time.monotonic() < until or self._ended() < 2) and not self.wrong:
             self._over.wait(dice.uniform(0.5, pause))
             if dice.random() < 0.75:
                 self.hostprep.kill()
@@ -231,10 +231,13 @@ class Soak:
             self.hostprep.start()
             self._look_for_shadows()
 
+    def _ended(self) -> int:
+        return self.figures.killed + self.figures.restarted
+
     def _watch(self) -> None:
         """One server lives to the end: what it has at its beginning, when it is warm, and at the end."""
         pid = self.hostprep.process.pid
-        self._over.wait(min(15.0, (self._end - time.monotonic()) / 2))
+        self._over.wait(max(1.0, min(15.0, (self._end - time.monotonic()) / 2)))
         begun = opened(pid), threads(pid), megabytes(pid)
         while time.monotonic() < self._end and not self._over.wait(5):
             self._look_for_shadows()
@@ -260,7 +263,7 @@ class Soak:
         before = self.figures.descriptors[0]
         self.hostprep.command("purge", "--all")
         with contextlib.suppress(TimeoutError):
-            wait_for(lambda: opened(pid) <= before, "descriptors to be closed", 10)
+            wait_for(lambda: opened(pid) <= before, "descriptors to be closed")
         self.figures.descriptors = (before, opened(pid))
         self.figures.threads = (self.figures.threads[0], threads(pid))
         self._check(opened(pid) <= before, f"descriptors: {self.figures.descriptors}")

@@ -129,6 +129,6 @@ def connect(nodes: list[tuple[Engine, str]]) -> None:
 def ip(engine: Engine, command: str) -> None:
     """Run ip(8) with the interfaces of *engine*, and the host's process numbers."""
     argv = ["nsenter", "--target", str(engine.pid), "--net", "ip", *command.split()]
-    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
         raise Unavailable(f"ip {command}: {done.stderr.strip()}")

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.engine
 LOG = "echo started >> /data/log; sleep 600"
 
 
-def finished(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, str]:
+def finished(process: subprocess.Popen[str], seconds: float = 180) -> tuple[int, str]:
     """What a command begun earlier ended with, and what it printed."""
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out + err
@@ -68,7 +68,7 @@ def test_plugin_killed_in_the_middle_of_a_pass(docker: Docker, hostprep: Hostpre
     mark = mountpoint.parent / "pass.json"
 
     running = docker.begin("run", "--rm", "-u", IDS, "-v", "mongo:/data", "busybox", "sh", "-euc", WRITE)
-    wait_for(mark.exists, "the mark of a pass", 10)
+    wait_for(mark.exists, "the mark of a pass")
     hostprep.kill()
     interrupted = mark.exists()
     hostprep.start()

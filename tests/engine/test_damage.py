@@ -5,7 +5,6 @@ that there is no such volume, and make a local one, empty, under the same name.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,83 +19,27 @@ from .client import WRITE, Docker
 pytestmark = pytest.mark.engine
 
 
-def truncated(record: Path) -> None:
-    record.write_bytes(record.read_bytes()[:20])
-
-
-def emptied(record: Path) -> None:
-    record.write_bytes(b"")
-
-
-def of_another_name(record: Path) -> None:
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"name": "other"}))
-
-
-def with_a_wrong_option(record: Path) -> None:
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"options": {"uid": "-1"}}))
-
-
-def of_another_owner(record: Path) -> None:
-    os.chown(record, 184, 998)
-
-
-def a_link(record: Path) -> None:
-    record.rename(record.with_name("elsewhere"))
-    record.symlink_to("elsewhere")
-
-
-def a_directory(record: Path) -> None:
-    record.unlink()
-    record.mkdir()
-
-
-def gone(record: Path) -> None:
-    record.unlink()
-
-
-DAMAGES = {
-    function.__name__: function
-    for function in (
-        truncated, emptied, of_another_name, with_a_wrong_option, of_another_owner,
-        a_link, a_directory, gone,
-    )
-}  # fmt: skip
-
-
 def test_damaged_record(docker: Docker, hostprep: Hostprep) -> None:
-    """However volume.json is damaged, docker run fails, no local volume is made, and the others work.
+    """With volume.json cut short docker run fails, no local volume is made, and other volumes work.
 
-    One test for all, since the engine repeats every unanswered request for half a minute.
+    What else may be wrong with a record, and is answered in the same way, is told by tests/unit/volumes/test_record.py.
     """
-    records = {}
-    for name, damage in DAMAGES.items():
-        docker.create(name)
-        record = hostprep.root / "volumes" / name / "volume.json"
-        records[record] = record.read_bytes()
-        damage(record)
+    docker.create("damaged")
     docker.create("healthy")
+    record = hostprep.root / "volumes/damaged/volume.json"
+    content = record.read_bytes()
+    record.write_bytes(content[:20])
 
-    command = ("busybox", "touch", "/data/file")
-    begun = {name: docker.begin("run", "--rm", "-v", f"{name}:/data", *command) for name in DAMAGES}
+    begun = docker.begin("run", "--rm", "-v", "damaged:/data", "busybox", "touch", "/data/file")
     assert docker.run("healthy:/data", WRITE) == "written"
-    for process in begun.values():
-        process.communicate(timeout=90)
+    begun.communicate(timeout=180)  # the engine repeats the unanswered request for half a minute
 
-    assert [name for name, process in begun.items() if process.returncode == 0] == []
+    assert begun.returncode != 0
     assert docker.volumes("--filter", "driver=local") == []
-    assert set(docker.volumes("--filter", "driver=hostprep")) == {"healthy", *begun}
-    for record, content in records.items():
-        assert os.listdir(record.parent / "_data") == []
-        restore(record, content)
-        assert docker.run(f"{record.parent.name}:/data", WRITE) == "written"
-
-
-def restore(record: Path, content: bytes) -> None:
-    if record.is_dir():
-        record.rmdir()
-    record.unlink(missing_ok=True)
+    assert set(docker.volumes("--filter", "driver=hostprep")) == {"healthy", "damaged"}
+    assert os.listdir(record.parent / "_data") == []
     record.write_bytes(content)
-    record.chmod(0o600)
+    assert docker.run("damaged:/data", WRITE) == "written"
 
 
 @contextlib.contextmanager

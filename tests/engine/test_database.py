@@ -27,7 +27,7 @@ def image(engine: Engine) -> str:
 def start(docker: Docker, ids: str) -> None:
     flags = ("--name", "redis", "-u", ids, "-v", "cache:/var/lib/redis")
     docker("run", "-d", *flags, "redis", "redis-server", "--dir", "/var/lib/redis", *DURABLE)
-    wait_for(lambda: ask(docker, "ping") == "PONG", "redis to answer", 20)
+    wait_for(lambda: ask(docker, "ping") == "PONG", "redis to answer")
 
 
 def ask(docker: Docker, *words: str) -> str:

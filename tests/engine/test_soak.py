@@ -18,14 +18,11 @@ SECONDS = float(os.environ.get("SOAK_SECONDS", "25"))
 SEED = int(os.environ.get("SOAK_SEED", "20261124"))
 
 
-def test_soak(
-    docker: Docker, engine: Engine, hostprep: Hostprep, allowed: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_soak(docker: Docker, engine: Engine, hostprep: Hostprep, allowed: Path) -> None:
     """Four clients make, use and remove volumes, and no kill loses one, shadows one or leaves anything behind."""
     soak = Soak(engine, hostprep, docker, allowed, SEED)
     figures = soak.run(SECONDS)
-    with capsys.disabled():
-        print(f"\nsoak, seed {SEED}, {CLIENTS} clients", *figures.lines(), sep="\n  ")
+    print(f"\nsoak, seed {SEED}, {CLIENTS} clients", *figures.lines(), sep="\n  ")
     assert soak.wrong == []
     assert (figures.lost, figures.shadowed) == (0, 0)
     assert figures.cycles >= CLIENTS

@@ -15,6 +15,7 @@ from pathlib import Path
 from testbed.engine import TOP, Engine, Unavailable, environment
 
 BASE = "debian:trixie-slim"
+MADE_OF = ("Dockerfile", "config.json", "pyproject.toml", "managed", "plugin/hostprep")
 
 
 class Builder(Engine):
@@ -45,7 +46,7 @@ def base() -> Path:
 def build(engine: Engine, *argv: str, flags: str = "", fails: bool = False, **variables: str) -> str:
     """Run a command that builds the plugin, as an administrator does; what it prints."""
     environ = environment({"DOCKER_HOST": engine.host, "DOCKER_CONFIG": f"{engine.home}/client", **variables})
-    environ["PLUGIN_BUILD"] = f"--network host {flags}"
+    environ |= {"PLUGIN_BUILD": f"--network host {flags}", "SOURCE_DATE_EPOCH": changed()}
     done = subprocess.run(
         argv, cwd=TOP, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False
     )
@@ -53,19 +54,18 @@ def build(engine: Engine, *argv: str, flags: str = "", fails: bool = False, **va
     return done.stderr if fails else done.stdout
 
 
+def changed() -> str:
+    """When what the plugin is built from was last changed, in seconds since 1970, as far as git knows."""
+    argv = ["git", "-c", f"safe.directory={TOP}", "-C", str(TOP), "log", "-1", "--format=%ct", "--", *MADE_OF]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False).stdout.strip() or "0"
+
+
 def archive() -> Path:
     """Where the archive of a build of this checkout is, or would be."""
     cache = os.environ.get("HOSTPREP_TEST_CACHE") or os.path.expanduser("~/.cache/hostprep-tests")
-    parts = [
-        "Dockerfile",
-        "config.json",
-        "pyproject.toml",
-        "managed/*",
-        "plugin/hostprep/**/*.py",
-        "tests/managed/base",
-    ]
-    key = hashlib.sha256()
-    for path in sorted(path for part in parts for path in TOP.glob(part)):
+    key = hashlib.sha256(changed().encode())
+    files = (path for part in (*MADE_OF, "tests/managed/base") for path in (TOP / part, *(TOP / part).rglob("*")))
+    for path in sorted(path for path in files if path.is_file() and "__pycache__" not in path.parts):
         key.update(f"{path.relative_to(TOP)}\0".encode() + path.read_bytes())
     return Path(cache) / f"plugin-{key.hexdigest()[:16]}.tar"
 

@@ -1,4 +1,7 @@
-"""The managed plugin as `make plugin` makes it, on a private engine. Each test gets it clean, and leaves nothing."""
+"""A test here may assume the managed plugin as `make plugin` makes it, enabled on a private engine, without volumes.
+
+It has to leave nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,18 @@ from typing import Any, NamedTuple
 import pytest
 
 from testbed import releases
-from testbed.engine import Engine, Unavailable, environment, wait_for
+from testbed.engine import Engine, Unavailable, environment, present, wait_for
 from testbed.images import busybox
 from tests.engine.client import Docker
 
-from .building import BASE, Builder, base, build, keep
+from .building import BASE, Builder, archive, base, build, keep
 
 NAME = "hostprep"
 DRIVER = "hostprep:latest"
 """What the engine calls a driver that was asked for by either name."""
 DATA = "/var/lib/hostprep"
+ID = "usr/lib/hostprep/build"
+"""Where a build says which one it is."""
 
 
 class Built(NamedTuple):
@@ -35,22 +40,18 @@ class Built(NamedTuple):
 
 def on_host(engine: Engine, *argv: str) -> None:
     """Run a command where the engine is, and where DATA is what it is to the engine."""
-    subprocess.run(engine.beside(*argv), env=environment(), stdin=subprocess.DEVNULL, timeout=30, check=True)
+    subprocess.run(engine.beside(*argv), env=environment(), stdin=subprocess.DEVNULL, timeout=60, check=True)
 
 
 @contextlib.contextmanager
 def place_for_data(engine: Engine) -> Iterator[None]:
     """For this engine alone, its own directory `root` is what it calls DATA."""
-    made = not Path(DATA).exists()
-    if made:
-        Path(DATA).mkdir(mode=0o700)
     root = engine.home / "root"
     root.mkdir(mode=0o700)
-    on_host(engine, "mkdir", "-p", "-m", "0700", DATA)
-    on_host(engine, "mount", "-o", "bind", str(root), DATA)  # as docs/plugin.md has it
-    yield
-    if made:
-        Path(DATA).rmdir()
+    with present(Path(DATA), 0o700):
+        on_host(engine, "mkdir", "-p", "-m", "0700", DATA)
+        on_host(engine, "mount", "-o", "bind", str(root), DATA)  # as docs/plugin.md has it
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -77,13 +78,27 @@ def made(engine: Engine) -> str:
 
 
 @pytest.fixture(scope="session")
-def built(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    """What a second build makes, which takes nothing from the first."""
+def built(engine: Engine, made: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """What another build made: an earlier one of the same inputs where one is kept, or one without a cache."""
     directory = tmp_path_factory.mktemp("built") / "plugin"
-    said = build(engine, "managed/build", "rootfs", str(directory), flags="--no-cache")
-    keep(directory)  # for the guest
-    yield Built(directory, said.strip())
+    if (kept := archive()).exists():
+        directory.mkdir()
+        subprocess.run(["tar", "-C", directory, "--same-owner", "-xpf", kept], check=True, timeout=120)
+        if packages(directory / "rootfs") != packages(Plugin(engine).rootfs):  # Debian's have changed since
+            shutil.rmtree(directory)
+    if not directory.exists():
+        build(engine, "managed/build", "rootfs", str(directory), flags="--no-cache")
+        keep(directory)  # for the guest, too
+    id_ = re.search(r" build ([0-9a-f]{16}),", (directory / "rootfs" / ID).read_text())
+    assert id_
+    yield Built(directory, id_[1])
     shutil.rmtree(directory)
+
+
+def packages(rootfs: Path) -> list[str]:
+    """The packages in it, each with its version."""
+    lines = (rootfs / "var/lib/dpkg/status").read_text().splitlines()
+    return [line for line in lines if line.startswith(("Package:", "Version:"))]
 
 
 class Plugin:
@@ -129,7 +144,7 @@ class Plugin:
         return {
             pid: line
             for pid, line in self.engine.processes().items()
-            if re.search(r"hostprep serve|plugin\.tree", line) and "tini" not in line
+            if re.search(r"hostprep serve|hostprep\.tree", line) and "tini" not in line
         }
 
     def inside(self, script: str) -> subprocess.CompletedProcess[str]:
@@ -156,7 +171,7 @@ def plugin(engine: Engine, made: str) -> Iterator[Plugin]:
     if not plugin.inspect()["Enabled"]:
         plugin.enable()
     plugin.docker.remove_everything()
-    wait_for(lambda: len(plugin.processes()) == 1, "the plugin's other processes to end", 10)
+    wait_for(lambda: len(plugin.processes()) == 1, "the plugin's other processes to end")
     plugin.disable()
     for part in plugin.root.iterdir():
         shutil.rmtree(part) if part.is_dir() else part.unlink()

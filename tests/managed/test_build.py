@@ -11,12 +11,11 @@ import pytest
 from testbed.engine import TOP, Engine
 
 from .building import build
-from .conftest import DRIVER, Built, Plugin
+from .conftest import DRIVER, ID, Built, Plugin
 
 pytestmark = pytest.mark.engine
 
 MEGABYTE = 1_000_000
-ID = "usr/lib/hostprep/build"
 
 
 def contents(root: Path) -> dict[str, tuple[object, ...]]:

@@ -59,7 +59,7 @@ class TestUse:
         assert docker.run("mongo:/data", "find /data ! -user 184 -o ! -group 998") == ""
 
         assert {owner(path) for path in data(plugin).rglob("*")} == {(184, 998)}
-        wait_for(lambda: len(plugin.processes()) == 1, "the processes of the pass to end", 10)
+        wait_for(lambda: len(plugin.processes()) == 1, "the processes of the pass to end")
 
     def test_orphans(self, plugin: Plugin) -> None:
         """A process whose parent ended before it, as those of a cancelled pass do, is not left as a zombie."""
@@ -69,7 +69,7 @@ class TestUse:
             named = plugin.inside('cat /proc/[0-9]*/comm; cut -d " " -f 3 /proc/[0-9]*/stat').stdout.split()
             return set(named) - {"sh", "cat", "cut", "S", "R", "D"}
 
-        wait_for(lambda: "sleep" not in running(), "the processes to be gone", 10)
+        wait_for(lambda: "sleep" not in running(), "the processes to be gone")
         assert running() == {"tini", "hostprep"}  # and no Z
 
     def test_a_disk_below(self, docker: Docker, plugin: Plugin) -> None:
@@ -182,7 +182,7 @@ class TestAfterwards:
         log = data(plugin) / "log"
         wait_for(log.exists, "the container to write")
         size = log.stat().st_size
-        wait_for(lambda: log.stat().st_size > size, "the container to go on", 10)
+        wait_for(lambda: log.stat().st_size > size, "the container to go on")
 
     @pytest.mark.usefixtures("used")
     def test_disabled(self, docker: Docker, plugin: Plugin) -> None:

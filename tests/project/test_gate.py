@@ -1,16 +1,18 @@
-"""What cannot be run is skipped with its reason, and is an error where nothing may be skipped."""
+"""What keeps the tests honest: nothing is skipped without a word, and no test changes the machine that it runs on."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import pytest_runtest_setup
+from tests.support import namespaces
 from tests.support.host import PYTHON, REPOSITORY
 
 
@@ -64,3 +66,17 @@ def test_with_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """As root everything is run."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     setup("root")
+
+
+@pytest.mark.root
+def test_nothing_of_the_machine_is_changed() -> None:
+    """Where a test asked for it, nothing but what is temporary can be changed; afterwards all is as before."""
+    with tempfile.TemporaryDirectory(dir="/var/lib") as bait, tempfile.TemporaryDirectory() as temporary:
+        with namespaces.read_only_machine(Path(temporary)):
+            with pytest.raises(OSError, match="Read-only file system"):
+                os.chown(bait, 184, 998)
+            with pytest.raises(OSError, match="Read-only file system"):
+                os.rename(bait, f"{bait}-moved")
+            (Path(temporary) / "file").touch()
+        os.chown(bait, 184, 998)
+        assert os.listdir(temporary) == ["file"]

@@ -113,3 +113,16 @@ def test_a_library_has_one_owner(library: str, owner: str) -> None:
     """Flask is known to the wire alone, gunicorn to serve, click to cli, the Docker SDK to the engine's client."""
     known = {module for module in modules() if library in imports(module)}
     assert known == {module for module in known if module == owner or module.startswith(f"{owner}/")}
+
+
+@pytest.mark.parametrize("folder", ["testbed", "demo", "bench", "tests"])
+def test_who_shares_the_testbed(folder: str) -> None:
+    """The demo, the benchmarks and the tests import from the testbed, and never from each other; it imports of none."""
+    others = {"testbed", "demo", "bench", "tests"} - {folder, *(() if folder == "testbed" else ("testbed",))}
+    found: list[str] = []
+    for path in (REPOSITORY / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            found += [f"{path.name}: {name}" for name in names if name.split(".")[0] in others]
+    assert found == []

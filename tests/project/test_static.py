@@ -1,4 +1,4 @@
-"""What is looked at without being run: the packages that are installed, and what the linter was told to overlook."""
+"""What is looked at without being run: installed packages, what the linter is told to overlook, the tests."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.support import clocks
 from tests.support.host import REPOSITORY
 
+OWN = "tests/project/test_static.py"
 LOCKED = (REPOSITORY / "requirements.txt").read_text()
 PINS = {canonicalize_name(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+) \\$", LOCKED, re.M)}
 HASHES = {
@@ -77,7 +80,16 @@ class TestRequirements:
 
 def test_what_is_overlooked_has_a_reason() -> None:
     """Each warning about security that the linter was told to overlook has the reason beside it."""
-    argv = ["git", "grep", "--untracked", "-hE", "# noqa: .*\\bS[0-9]{3}", "--", "*.py", ":!tests/unit/test_static.py"]
+    argv = [
+        "git",
+        "grep",
+        "--untracked",
+        "-hE",
+        "# noqa: .*\\bS[0-9]{3}",
+        "--",
+        "*.py",
+        ":!tests/project/test_static.py",
+    ]
     done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert len(lines) > 5
@@ -91,3 +103,57 @@ def test_the_linter_looks_for_it(family: str) -> None:
     assert family in lint["select"]
     assert not any(pattern.startswith(("plugin", "hostprep")) for pattern in lint["per-file-ignores"])
     assert set(lint["ignore"]) == {"S603", "S607"}
+
+
+class TestClocks:
+    """A loaded machine is a usual one: no test fails because something took long."""
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "assert time.monotonic() - begun < 5",
+            "begun = time.monotonic()\nwork()\nassert 1 < time.monotonic() - begun < 3",
+            "begun = perf_counter()\nwork()\ntook = perf_counter() - begun\nassert took < 5, took",
+            "begun, n = time.time(), 0\nwork()\nassert abs(begun - made) < 10",
+            "def took():\n    begun = time.monotonic()\n    return time.monotonic() - begun\nassert took() < 3",
+            "class T:\n    def a(self):\n        self.s.append(time.monotonic() - b)\n"
+            "    def b(self):\n        assert max(self.s) < 4",
+            "assert all(took < 1 for took in [time.monotonic() - begun])",
+            "end = time.monotonic() + 3\nwork()\nassert time.monotonic() < end",
+        ],
+    )
+    def test_what_is_found(self, code: str) -> None:
+        """The time that something took is found in an assertion, directly, by another name, or as a deadline."""
+        assert clocks.timed_assertions(code) == [1 + code.count("\n")]
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "end = time.monotonic() + 60\nwhile not there():\n    assert time.monotonic() < end",
+            "before = time.time()\nmade = work()\nassert before <= made <= time.time()",
+            "began = time.monotonic()\nprint(time.monotonic() - began)\nassert work(time.monotonic() + 60) < 5",
+        ],
+    )
+    def test_what_is_not(self, code: str) -> None:
+        """What keeps a loop from running for ever is not found, nor the order of two moments."""
+        assert clocks.timed_assertions(code) == []
+
+    @pytest.mark.parametrize(
+        ("code", "short"),
+        [
+            ("eventually(there, 'it is there', 3)", True),
+            ("wait_for(there, 'it', seconds=59.5)", True),
+            ("process.communicate(timeout=10)", True),
+            ("eventually(there, 'it is there')\nwait_for(there, 'it', 60)\nprocess.wait(timeout=limit)", False),
+        ],
+    )
+    def test_limits(self, code: str, short: bool) -> None:  # noqa: FBT001
+        """A limit below a minute is found, where it is a number."""
+        assert bool(clocks.short_limits(code)) is short
+
+    @pytest.mark.parametrize("find", [clocks.timed_assertions, clocks.short_limits], ids=lambda find: find.__name__)
+    def test_no_test(self, find: Callable[[str], list[int]]) -> None:
+        """No test asserts how long something took, and each limit leaves a minute at least."""
+        files = sorted((REPOSITORY / "tests").rglob("*.py"))
+        found = [f"{file.relative_to(REPOSITORY)}:{line}" for file in files for line in find(file.read_text())]
+        assert found == []

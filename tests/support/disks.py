@@ -74,7 +74,7 @@ class Disk:
         """Take it away and mount it anew, as after a repair."""
         if place.is_mount():
             _unmount(place)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while str(self._image) in _loops():  # taken away while it was in use, it goes with its last user
             assert time.monotonic() < end, "somebody still uses the disk"
             time.sleep(0.005)

@@ -26,7 +26,7 @@ class Answer:
 class Connection(http.client.HTTPConnection):
     """One connection to the socket *path*."""
 
-    def __init__(self, path: Path, timeout: float = 30.0) -> None:
+    def __init__(self, path: Path, timeout: float = 60.0) -> None:
         super().__init__("plugin.moby.localhost", timeout=timeout)
         self.path = path
 
@@ -47,7 +47,7 @@ class Connection(http.client.HTTPConnection):
         return Answer(response.status, json.loads(response.read()))
 
 
-def raw(path: Path, request: bytes, timeout: float = 10.0) -> bytes:
+def raw(path: Path, request: bytes, timeout: float = 60.0) -> bytes:
     """Send bytes as they are, and read until the server closes the connection."""
     answered = b""
     with socket.socket(socket.AF_UNIX) as sock:

@@ -444,7 +444,7 @@ def run(case: Case, host: Host, at: Callable[[steps.Step], int] = lambda step: s
         finally:
             tell(said.getvalue())
 
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while threading.active_count() > 1 and time.monotonic() < end:  # of passes; what forks is to be alone
         time.sleep(0.001)
     ended = steps.run(child, [host.srv.parent], at)

@@ -1,4 +1,7 @@
-"""Podman of the chosen release, beside its dockerd and with the same hostprep. Each test has to leave nothing."""
+"""A test here may assume what tests/engine may, and Podman of the chosen release with the same hostprep.
+
+It has to leave nothing.
+"""
 
 from __future__ import annotations
 

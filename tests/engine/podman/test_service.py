@@ -49,7 +49,7 @@ def service(podman: Podman, engine: Engine) -> Iterator[Service]:
     finally:
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         subprocess.run(["kill", child], check=True)
-        process.wait(30)
+        process.wait(60)
         service.socket.unlink(missing_ok=True)
 
 

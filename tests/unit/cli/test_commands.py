@@ -100,6 +100,7 @@ class TestExit:
         ],
         ids=lambda value: " ".join(value).replace("\n", "").replace("\x1b", "") if isinstance(value, list) else None,
     )
+    @pytest.mark.usefixtures("read_only_machine")
     def test_one_line(self, hostprep: Command, arguments: list[str], words: list[str]) -> None:
         """Whatever is wrong is one line that says what and what to do, and exit 1."""
         succeeds(hostprep("create", "here"))

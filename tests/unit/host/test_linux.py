@@ -61,6 +61,7 @@ def test_openat2_sees_a_bind_mount_of_the_same_file_system(tmp_path: Path) -> No
     assert caught.value.errno == errno.EXDEV
 
 
+@pytest.mark.usefixtures("read_only_machine")
 @pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
 def test_fchown_takes_a_pinned_descriptor(tmp_path: Path, kind: str) -> None:
     """An O_PATH descriptor is enough to change an owner, of a symlink itself too."""

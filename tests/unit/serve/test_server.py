@@ -77,7 +77,7 @@ class TestStart:
         with socket.socket(socket.AF_UNIX) as stale:
             stale.bind(str(host.socket))
         processes = [host.begin("serve") for _ in range(4)]
-        eventually(lambda: sum(process.poll() is None for process in processes) == 1, "one is left", 20)
+        eventually(lambda: sum(process.poll() is None for process in processes) == 1, "one is left")
         (left,) = [process for process in processes if process.poll() is None]
         server = Server(left, host.socket)
         server.wait()
@@ -226,9 +226,7 @@ class TestEnd:
             for _ in range(5):
                 connection = stack.enter_context(contextlib.closing(server.connect()))
                 connection.ask("/VolumeDriver.List")
-            before = time.monotonic()
             assert server.terminate() == 0
-            assert time.monotonic() - before < 5
 
     def test_with_silent_connections(self, host: Host, server: Server) -> None:
         """Nor do those on which nothing was ever said: an engine that many ask at once keeps some."""
@@ -240,9 +238,7 @@ class TestEnd:
                 for _ in range(20):  # by now all are back with the poller
                     connection.ask("/VolumeDriver.List")
             time.sleep(0.2)
-            before = time.monotonic()
             assert server.terminate() == 0
-            assert time.monotonic() - before < 5
 
     def test_requests_under_way_are_answered(self, host: Host, server: Server) -> None:
         """SIGTERM during many requests: every one that was sent gets its whole answer, or finds no server."""
@@ -281,9 +277,7 @@ class TestEnd:
         waiting = threading.Thread(target=lambda: answers.append(server("Mount", Name="mongo")))
         waiting.start()
         catch_pass(server.process.pid)
-        before = time.monotonic()
         assert server.terminate() == 0
-        assert time.monotonic() - before < 5
         waiting.join()
         assert [answer.status for answer in answers] == [503]
         assert host.serve()("Mount", Name="mongo").status == 200
@@ -516,20 +510,20 @@ class TestWire:
             idle = [stack.enter_context(contextlib.closing(server.connect())) for _ in range(200)]
             for connection in idle:
                 assert connection.ask("/VolumeDriver.Capabilities").status == 200
-            before = time.monotonic()
             for number in range(20):
                 assert server("Create", Name=f"v{number}") == OK
-            assert time.monotonic() - before < 5
             assert all(connection.ask("/VolumeDriver.List").status == 200 for connection in idle)
 
     def test_connections_that_say_nothing(self, server: Server) -> None:
         """Two hundred connections on which nothing was sent keep nobody waiting."""
         with contextlib.ExitStack() as stack:
-            for _ in range(200):
-                stack.enter_context(contextlib.closing(server.connect())).connect()
-            before = time.monotonic()
+            silent = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(200)]
+            for each in silent:
+                each.connect(str(server.socket))
             assert server("Create", Name="mongo") == OK
-            assert time.monotonic() - before < 5
+            for each in silent:  # none was closed to make room
+                with pytest.raises(BlockingIOError):
+                    each.recv(1, socket.MSG_DONTWAIT)
 
     def test_connections_that_are_not_closed(self, server: Server) -> None:
         """Twenty clients that are answered, are to close the connection, and do not, keep nobody waiting."""
@@ -538,15 +532,13 @@ class TestWire:
                 kept = stack.enter_context(socket.socket(socket.AF_UNIX))
                 kept.connect(str(server.socket))
                 kept.sendall(b"GARBAGE\r\n\r\n")
-            before = time.monotonic()
             assert server("Create", Name="mongo") == OK
-            assert time.monotonic() - before < 5
 
 
 class TestParallel:
     def test_other_volumes_during_a_pass(self, host: Host) -> None:
-        """While a pass runs and thirty Mounts wait for it, other volumes are served at once, on other connections."""
-        server = host.serve(HOSTPREP_PATIENCE="4s")
+        """While a pass runs and thirty Mounts wait for it, other volumes are served, on other connections."""
+        server = host.serve(HOSTPREP_PATIENCE="10m")
         for name in ("mongo", "redis"):
             assert server("Create", Name=name, Opts=MONGO) == OK
         make_tree(host.data("mongo"), "file a 55:66")
@@ -558,16 +550,15 @@ class TestParallel:
         for thread in threads:
             thread.start()
         pid = catch_pass(server.process.pid)
-        before = time.monotonic()
         for _ in range(5):
             assert server("Mount", Name="redis").status == 200
             assert server("Get", Name="mongo").body["Volume"]["Status"]["ready"] is False
             assert server("List").status == 200
-        assert time.monotonic() - before < 2
+        assert answers == []
         os.kill(pid, signal.SIGCONT)
         for thread in threads:
             thread.join()
-        assert set(answers) <= {200, 503}
+        assert set(answers) == {200}
         assert 200 in answers
 
     def test_a_second_server(self, host: Host, server: Server) -> None:
@@ -640,7 +631,7 @@ class TestPurge:
         (entry,) = host.trash()
         (host.root / "trash" / entry).rename(host.root / "trash" / f".purge-{entry}")
         server = host.serve(*(flag.format(root=host.root) for flag in flags), **changed)
-        eventually(lambda: host.trash() == [], f"it is gone; {server.log}", 4)
+        eventually(lambda: host.trash() == [], f"it is gone; {server.log}")
 
 
 class TestLog:

@@ -26,6 +26,7 @@ def prepared(where: Path | str, root: Path, *, dry_run: bool = False, **given: s
     return prepare(str(where), given, Labels.open(SELinux.FORCE), root=str(root), dry_run=dry_run)
 
 
+@pytest.mark.usefixtures("read_only_machine")
 def test_a_directory_and_its_contents(tmp_path: Path, root: Path) -> None:
     """A directory gets owner, mode and label, and its contents owner and label."""
     make_tree(tmp_path, "dir db 5:5 711", "dir db/a 5:5 700", "file db/a/b 5:5 640", "symlink db/l /etc 5:5")
@@ -136,6 +137,7 @@ def test_a_file(tmp_path: Path, root: Path) -> None:
         prepared(tmp_path / "db", root, uid="184")
 
 
+@pytest.mark.usefixtures("read_only_machine")
 @pytest.mark.parametrize(
     "path", ["/", "/etc", "/etc/x", "/usr/local/x", "/var", "/var/lib", "/var/lib/docker/x", "/root", "/lib64"]
 )

@@ -106,6 +106,7 @@ class TestByPath:
             driver.create("mongo", {"path": f"{host.srv}/a/b/c"}, soon())
         assert (os.listdir(host.srv), host.left_in_volumes(), host.trash()) == ([], [], [])
 
+    @pytest.mark.usefixtures("read_only_machine")
     @pytest.mark.parametrize(
         "path", ["{srv}", "{srv}x/db", "{above}/db", "/etc/db", "{root}/volumes/x", "/srv/hostprep-test-not-allowed"]
     )

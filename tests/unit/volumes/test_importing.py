@@ -247,6 +247,7 @@ class TestFrom:
         make_tree(host.srv, "dir home 1000:1000", "dir home/db")
         fails(hostprep("import", "--from", f"{host.srv}/home/db", "mongo"), "somebody other than root")
 
+    @pytest.mark.usefixtures("read_only_machine")
     @pytest.mark.parametrize("path", ["/", "/etc", "/usr/lib", "/var/lib/docker", "/var/lib/docker/overlay2/x"])
     def test_system_directories(self, driver: Driver, path: str) -> None:
         """System directories and an engine's own are refused."""

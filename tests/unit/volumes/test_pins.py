@@ -190,7 +190,7 @@ class TestOnce:
             assert len(at(place)) == 1
             subprocess.run(["umount", place], check=True)
         for process in started:
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
         assert [process.returncode for process in started] == [0, 0]
         assert told == ["\n"] * 122
 

@@ -1,4 +1,4 @@
-"""Where the cases of `verbs` are tried: a host on a file system of its own, made anew for each run."""
+"""How a case of `verbs` is tried: on a host with a file system of its own, made anew for each run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def on_tmpfs(place: Path) -> Fresh:
     return lambda: mounted("-t", "tmpfs", "-o", "mode=0755", "none", str(place))
 
 
-class Ground:
-    """Hosts on a file system each, one after the other at the same place, on which a case is tried."""
+class Trial:
+    """A case, and the hosts that it is done to: one after the other, at the same place, a file system each."""
 
     def __init__(self, case: Case, place: Path, run_dir: Path, fresh: Fresh) -> None:
         self.case = case

@@ -1,0 +1,54 @@
+"""The workers that run the tests side by side (pytest-xdist): how many, what each runs in one go."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+ONE_GO = ("tests/managed/", "tests/engine/podman/")
+"""Folders whose tests share an engine that takes long to prepare: one worker runs all of them."""
+APART = ("test_attacks.py", "test_crash.py", "test_faults.py", "test_power_loss.py")
+"""Modules that take long, and whose tests share nothing: any worker may run any of their tests."""
+FIRST = (
+    "tests/managed/",
+    "tests/engine/test_swarm.py",
+    "tests/engine/test_doctor.py",
+    "tests/engine/podman/",
+    "tests/engine/",
+    "tests/campaigns/",
+    "tests/project/test_install.py",
+    "tests/unit/serve/",
+    "tests/unit/volumes/",
+    "tests/unit/tree/",
+)
+"""What takes longest begins first, or the others would wait for it at the end."""
+
+
+def number() -> int:
+    """Two workers a processor, since tests of engines mostly wait; at most eight, since each may start engines."""
+    return min(2 * len(os.sched_getaffinity(0)), 8)
+
+
+def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The tests in the order of FIRST."""
+
+    def place(item: pytest.Item) -> int:
+        return next((at for at, prefix in enumerate(FIRST) if item.nodeid.startswith(prefix)), len(FIRST))
+
+    return sorted(items, key=place)
+
+
+class Scheduler(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
+    """Hands out modules, or what ONE_GO and APART say, in the order in which they were collected."""
+
+    def __init__(self, config: pytest.Config, log: object) -> None:
+        super().__init__(config, log)
+        config.option.loadscopereorder = False
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        if module.endswith(APART):
+            return nodeid
+        return next((folder for folder in ONE_GO if module.startswith(folder)), module)
