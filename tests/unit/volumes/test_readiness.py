@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -345,7 +344,15 @@ class TestPatience:
     @pytest.fixture
     def slow(self, open_driver: OpenDriver, host: Host, gate: Gate) -> Docker:
         """A volume whose next Mount begins a pass, which waits at the gate; and a patience of a second."""
-        driver = open_driver(HOSTPREP_PATIENCE="1s")
+        return self.with_patience("1s", open_driver, host)
+
+    @pytest.fixture
+    def patient(self, open_driver: OpenDriver, host: Host, gate: Gate) -> Docker:
+        """The same with a patience of ten minutes: who is answered earlier has not waited for the pass."""
+        return self.with_patience("10m", open_driver, host)
+
+    def with_patience(self, patience: str, open_driver: OpenDriver, host: Host) -> Docker:
+        driver = open_driver(HOSTPREP_PATIENCE=patience)
         driver.create("mongo", MONGO, soon())
         driver.create("redis", MONGO, soon())
         make_tree(host.data("mongo"), "file a 55:66", "file b 55:66")
@@ -354,9 +361,7 @@ class TestPatience:
 
     def test_a_mount_that_takes_too_long(self, slow: Docker, host: Host, gate: Gate) -> None:
         """Mount answers 503 saying how far the pass is; it goes on, and the next Mount joins it."""
-        before = time.monotonic()
         answer = slow.mount("mongo")
-        assert 0.9 < time.monotonic() - before < 3
         assert answer.status == 503
         assert "mongo" in answer.error
         assert "entries" in answer.error
@@ -368,30 +373,29 @@ class TestPatience:
         assert slow.mount("mongo").status == 200
         assert set(owners(host.data("mongo")).values()) == {(184, 998)}
 
-    def test_other_volumes_meanwhile(self, slow: Docker, host: Host, gate: Gate) -> None:
-        """While a pass runs, other volumes and what only looks are served at once, and the volume's own Get too."""
-        waiting = threading.Thread(target=slow.mount, args=("mongo",))
+    def test_other_volumes_meanwhile(self, patient: Docker, host: Host, gate: Gate) -> None:
+        """While a pass runs, other volumes and what only looks are served, and the volume's own Get too."""
+        waiting = threading.Thread(target=patient.mount, args=("mongo",))
         waiting.start()
         eventually(lambda: bool(gate.waiting()), "the pass runs")
-        before = time.monotonic()
-        slow.mounted("redis")
-        slow.created("new", **MONGO)
-        assert slow.names() == ["mongo", "new", "redis"]
-        assert slow.status("mongo")["ready"] is False
-        assert slow("Path", Name="mongo").status == 200
-        assert slow.remove("new").status == 200
-        assert time.monotonic() - before < 0.9
+        patient.mounted("redis")
+        patient.created("new", **MONGO)
+        assert patient.names() == ["mongo", "new", "redis"]
+        assert patient.status("mongo")["ready"] is False
+        assert patient("Path", Name="mongo").status == 200
+        assert patient.remove("new").status == 200
+        assert waiting.is_alive()
         gate.open()
         waiting.join()
 
-    def test_many_waiting_leave_room(self, slow: Docker, gate: Gate) -> None:
+    def test_many_waiting_leave_room(self, patient: Docker, gate: Gate) -> None:
         """Sixty Mounts of one slow volume keep no other volume waiting."""
-        threads = [threading.Thread(target=slow.mount, args=("mongo",)) for _ in range(60)]
+        threads = [threading.Thread(target=patient.mount, args=("mongo",)) for _ in range(60)]
         for thread in threads:
             thread.start()
-        before = time.monotonic()
-        slow.mounted("redis")
-        assert time.monotonic() - before < 0.9
+        patient.mounted("redis")
+        assert all(thread.is_alive() for thread in threads)
+        gate.open()
         for thread in threads:
             thread.join()
 
@@ -414,33 +418,28 @@ class TestPatience:
 
     def test_create_and_unmount_succeed(self, slow: Docker, host: Host, gate: Gate) -> None:
         """Create and Unmount wait for the lesser of the patience and 20 s, and then succeed."""
-        before = time.monotonic()
         assert slow.unmount("mongo").status == 200
-        assert 0.9 < time.monotonic() - before < 3
+        assert gate.waiting()
         make_tree(host.srv, "dir db", "file db/a")
-        before = time.monotonic()
         assert slow.create("path", **MONGO, path=f"{host.srv}/db", recurse="mismatch").status == 200
-        assert 0.9 < time.monotonic() - before < 3
         assert slow.status("path")["ready"] is False
         assert slow.create("path").status == 200
         gate.open()
         assert slow.mount("path").status == 200
         assert owner(host.srv / "db" / "a") == (184, 998)
 
-    def test_remove_cancels(self, slow: Docker, host: Host, gate: Gate) -> None:
-        """Remove ends the pass of its volume, at once, and the waiting Mount is told that the volume is gone."""
+    def test_remove_cancels(self, patient: Docker, host: Host, gate: Gate) -> None:
+        """Remove ends the pass of its volume, which it does not wait for; the waiting Mount is told that it is gone."""
         answers = []
-        waiting = threading.Thread(target=lambda: answers.append(slow.mount("mongo")))
+        waiting = threading.Thread(target=lambda: answers.append(patient.mount("mongo")))
         waiting.start()
         eventually(lambda: bool(gate.waiting()), "the pass runs")
-        before = time.monotonic()
-        assert slow.remove("mongo").status == 200
-        assert time.monotonic() - before < 0.9
+        assert patient.remove("mongo").status == 200
         waiting.join()
         assert answers[0].status in (404, 503)
-        eventually(lambda: not gate.waiting(), "the pass has ended")
-        assert slow.create("mongo").status == 200
-        assert slow.mount("mongo").status == 200
+        eventually(lambda: not gate.waiting(), "the pass has ended, though its gate is closed")
+        assert patient.create("mongo").status == 200
+        assert patient.mount("mongo").status == 200
 
     def test_always_comes_to_an_end(self, slow: Docker, host: Host, gate: Gate) -> None:
         """With recurse=always a Mount after a 503 finds the pass done, and does not begin another for ever."""
