@@ -99,18 +99,16 @@ class Readiness:
                 volume.write_mark()
             label = None if want.label is None else self.labels.canonical(want.label)
             order = Order(want.uid, want.gid, label, want.type_only, guarded=volume.record.guarded)
-            record, tree = volume.record, os.fstat(data)
+            record, identity, tree = volume.record, volume.identity, os.fstat(data)
 
             def finish(outcome: Outcome) -> bool:
-                with (
-                    self.store.locked(record.name, time.monotonic() + 60) as now,
-                    now.open_data(as_mount=True) as found,
-                ):
-                    if now.record.options != record.options or not os.path.samestat(os.fstat(found), tree):
-                        # The options were changed, or another volume has the name: the mark stays, and the next look
-                        # at the volume begins anew.
+                with self.store.locked(record.name, time.monotonic() + 60) as now:
+                    # Where another volume has the name by now, or the options or the directory are others, the mark
+                    # stays, and the next look at the volume begins anew.
+                    if now.identity != identity or now.record.options != record.options:
                         return False
-                    return self._finish(now, found, outcome)
+                    with now.open_data(as_mount=True) as found:
+                        return os.path.samestat(os.fstat(found), tree) and self._finish(now, found, outcome)
 
             return self.passes.start(volume, data, order, finish)
         self._repair_root(volume, plan)

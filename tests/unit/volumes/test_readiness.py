@@ -469,6 +469,24 @@ class TestPatience:
         driver.mount("mongo", soon())
         assert owner(host.data("mongo") / "a") == (184, 998)
 
+    def test_a_new_volume_while_a_mount_waits(
+        self, driver: Driver, open_driver: OpenDriver, host: Host, gate: Gate
+    ) -> None:
+        """A Mount that waited for a pass over a volume which is gone sees the pass over the new one through, too."""
+        options, answers = {**MONGO, "recurse": "always"}, []
+        driver.create("mongo", options, soon())
+        waiting = threading.Thread(target=lambda: answers.append(driver.mount("mongo", soon(60))))
+        waiting.start()
+        eventually(lambda: bool(gate.waiting()), "the pass is begun")
+        other = open_driver(HOSTPREP_SELINUX="force")
+        other.remove("mongo", soon())
+        other.create("mongo", options, soon())
+        make_tree(host.data("mongo"), "file a 55:66")
+        gate.open()
+        waiting.join()
+        assert answers == [str(host.data("mongo"))]
+        assert owner(host.data("mongo") / "a") == (184, 998)
+
     def test_a_failing_pass(self, slow: Docker, host: Host, gate: Gate) -> None:
         """A pass that dies fails the Mount that waits for it, and the next Mount tries again."""
         answers = []
