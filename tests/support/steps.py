@@ -34,7 +34,7 @@ KILL: Final = -1
 KILL_ONE: Final = -2
 """End the one process whose call it is; the others go on."""
 GO: Final = 0
-_SECONDS: Final = 60.0  # that one run may take
+_SECONDS: Final = 300.0  # after which a run is taken to hang
 
 # The calls of x86-64 that change something, by number, and what their arguments are: f a descriptor, d the descriptor
 # of a directory, p a path, each p relative to the d or f before it.
