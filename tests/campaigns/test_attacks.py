@@ -26,7 +26,7 @@ import pytest
 
 from hostprep.errors import Busy, NotAllowed, NotReady
 from hostprep.host import fds
-from hostprep.host.fds import held
+from hostprep.host.fds import closing
 from hostprep.tree.walk import Order, Outcome
 from hostprep.volumes.driver import Driver
 from tests.support.fixtures import OpenDriver
@@ -133,7 +133,7 @@ def attack(kind: str, directory: Path, *arguments: str, uid: int = OWNER) -> Ite
     """Have *directory* attacked until the end, from now on."""
     fd = os.memfd_create("rounds")
     os.truncate(fd, mmap.PAGESIZE)
-    with held(fd), mmap.mmap(fd, mmap.PAGESIZE) as memory:
+    with closing(fd), mmap.mmap(fd, mmap.PAGESIZE) as memory:
         process = subprocess.Popen(
             [PYTHON, "-P", "-S", SUPPORT / "attacker.py", kind, str(fd), str(uid), directory, *arguments],
             pass_fds=[fd],
@@ -165,7 +165,7 @@ def run(kernel: Kernel, root: Path, *command: str, files: int | None = None) -> 
         if files is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
-    with held(os.open(root, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+    with closing(os.open(root, os.O_RDONLY | os.O_DIRECTORY)) as fd:
         done = subprocess.run(
             [*kernel, PYTHON, "-P", "-S", *(part.replace("FD", str(fd)) for part in command)],
             env={"PYTHONPATH": str(REPOSITORY / "plugin")},
@@ -285,7 +285,7 @@ class TestSwaps:
                 (root / f"other{name}").hardlink_to(tmp_path / "outside")
         node, kept = root / f"other{NAMES[0]}", stat.S_IFCHR if other == "device" else stat.S_IFREG
         precious = os.open(node, os.O_PATH | os.O_NOFOLLOW)
-        with held(precious):
+        with closing(precious):
             before = owner(node), os.listxattr(f"/proc/self/fd/{precious}")
             ids = os.fstat(precious).st_uid, os.fstat(precious).st_gid
             with attack("exchange", root, *pairs()) as attacking:
@@ -350,13 +350,13 @@ class TestMoves:
         met = Counter[str]()
         with (
             attack("carry", moving, str(elsewhere), *NAMES) as attacking,
-            held(os.open(moving, os.O_RDONLY | os.O_DIRECTORY)) as above,
+            closing(os.open(moving, os.O_RDONLY | os.O_DIRECTORY)) as above,
         ):
             end = time.monotonic() + PASS_ENDS
             while (attacking.rounds() < 1000 or min(met["opened"], met["ENOENT"]) < 1000) and time.monotonic() < end:
                 for name in NAMES:
                     try:
-                        with held(fds.open_below(above, name, directory=True)):
+                        with closing(fds.open_below(above, name, directory=True)):
                             met["opened"] += 1
                     except OSError as exc:
                         met[errno.errorcode[exc.errno or 0]] += 1
@@ -475,9 +475,9 @@ class TestShapes:
 
     def test_deeper_than_any_path(self, kernel: Kernel, root: Path) -> None:
         """A tree is right down to the level that no path reaches; what is deeper is left alone and reported."""
-        with held(deep(root, 2048)) as bottom:
+        with closing(deep(root, 2048)) as bottom:
             os.mkdir("deeper", dir_fd=bottom)
-            with held(os.open("deeper", os.O_RDONLY, dir_fd=bottom)) as deeper:
+            with closing(os.open("deeper", os.O_RDONLY, dir_fd=bottom)) as deeper:
                 os.mknod("file", dir_fd=deeper)
                 outcome = one_pass(kernel, root, ORDERS[0])
                 assert (os.fstat(bottom).st_uid, os.fstat(deeper).st_uid) == (184, 184)
@@ -561,7 +561,7 @@ def link_as(uid: int, source: Path, directory: Path) -> int:
     """What link(2) answers somebody else: an errno, or 0."""
     here = os.open(directory, os.O_RDONLY)
     there, name = os.open(source.parent, os.O_RDONLY), source.name
-    with held(here), held(there):
+    with closing(here), closing(there):
         child = os.fork()
         if child == 0:
             code = 255

@@ -36,7 +36,7 @@ VOLUMES = (
 ALONE = {
     "flask": "serve/wire",
     "werkzeug": "serve/wire",
-    "gunicorn": "serve",
+    "gunicorn": "serve/worker",
     "click": "cli",
     "rich": "cli/output",
     "docker": "engine/connection",

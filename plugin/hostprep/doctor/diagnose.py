@@ -154,7 +154,7 @@ def _live_mount(
         what = f"{who} has nothing at {at}: {exc.strerror}"
         yield Finding("mount", Verdict.BAD, what, "the volume there", restart)
         return
-    with fds.held(inside):
+    with fds.closing(inside):
         same = os.path.samestat(os.fstat(inside), volume.found)
         flags, on_host = (os.fstatvfs(fd).f_flag for fd in (inside, volume.data))
     if mounted.subpath:

@@ -154,13 +154,13 @@ def _selinux(settings: Settings) -> Finding:
 
 
 def _kernel() -> Iterator[Finding]:
-    with fds.held(os.open("/", fds.DIRECTORY)) as root:
+    with fds.closing(os.open("/", fds.DIRECTORY)) as root:
 
         def open_beneath() -> None:
             os.close(linux.openat2(root, ".", fds.DIRECTORY, linux.RESOLVE_BENEATH))
 
         def mount() -> None:
-            with fds.held(linux.open_tree(root, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)) as tree:
+            with fds.closing(linux.open_tree(root, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)) as tree:
                 linux.mount_setattr(tree, 0, propagation=linux.MS_PRIVATE)
 
         yield _kernel_feature(

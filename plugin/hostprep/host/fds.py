@@ -26,7 +26,7 @@ _TEMPORARY_NAME = re.compile(r"\.new-[0-9a-f]{16}", re.ASCII)
 
 
 @contextlib.contextmanager
-def held(fd: int) -> Iterator[int]:
+def closing(fd: int) -> Iterator[int]:
     """Close *fd* at the end of the `with` block."""
     try:
         yield fd
@@ -224,7 +224,7 @@ def read_file(dirfd: int, name: str, *, limit: int) -> bytes:
         if exc.errno != errno.ELOOP:
             raise
         raise Unreadable(f"{name} is a symlink") from None
-    with held(fd):
+    with closing(fd):
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode):
             raise Unreadable(f"{name} is not a regular file")
@@ -239,7 +239,7 @@ def read_file(dirfd: int, name: str, *, limit: int) -> bytes:
 def write_file(dirfd: int, name: str, data: bytes, *, durable: bool) -> None:
     """Make the file *name*, which must not exist. When *durable*, its content is on disk on return, its name not."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with held(os.open(component(name), flags, 0o600, dir_fd=dirfd)) as fd:
+    with closing(os.open(component(name), flags, 0o600, dir_fd=dirfd)) as fd:
         left = memoryview(data)
         while left:
             left = left[os.write(fd, left) :]

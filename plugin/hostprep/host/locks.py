@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 from ..errors import Busy
-from .fds import held
+from .fds import closing
 
 _FLOCK = "hhqqi4x"
 
@@ -31,7 +31,7 @@ def locked(dirfd: int, what: str, *, deadline: float, shared: bool = False) -> I
     Raises:
         Busy: another holder did not release it before the deadline.
     """
-    with held(open_lock_file(dirfd)) as fd:
+    with closing(open_lock_file(dirfd)) as fd:
         pause = 0.0005
         while not try_lock(fd, what, shared=shared):
             if time.monotonic() + pause > deadline:

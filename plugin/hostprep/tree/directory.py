@@ -77,7 +77,7 @@ def prepare(
     parent, name = os.path.split(path)
     with contextlib.ExitStack() as stack:
         try:
-            above = stack.enter_context(fds.held(fds.walk(parent, trusted=False)))
+            above = stack.enter_context(fds.closing(fds.walk(parent, trusted=False)))
         except FileNotFoundError as exc:
             raise NotReady(
                 f"{printable(str(exc.filename))} does not exist",
@@ -93,7 +93,7 @@ def prepare(
             data = fds.make_dir(above, name)
         else:
             data = fds.walk(path, trusted=False)
-        stack.enter_context(fds.held(data))
+        stack.enter_context(fds.closing(data))
         plan = Plan.of(data, want, labels)
         prepared.changes = list(plan.changes)
         if not prepared.made and (plan.contents_follow or want.recurse is Recurse.ALWAYS):

@@ -57,10 +57,10 @@ def _clone(root: int) -> Iterator[tuple[int, bool]]:
     with contextlib.ExitStack() as stack:
         try:
             clone = linux.open_tree(root, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
-            stack.enter_context(fds.held(clone))
+            stack.enter_context(fds.closing(clone))
             attributes = linux.MOUNT_ATTR_NOSYMFOLLOW | linux.MOUNT_ATTR_NODEV
             linux.mount_setattr(clone, 0, attributes=attributes, propagation=linux.MS_PRIVATE)
-            readable = stack.enter_context(fds.held(os.open(".", fds.DIRECTORY, dir_fd=clone)))
+            readable = stack.enter_context(fds.closing(os.open(".", fds.DIRECTORY, dir_fd=clone)))
         except OSError:  # ENOSYS of an old kernel, EPERM without CAP_SYS_ADMIN
             yield root, False
         else:

@@ -292,7 +292,7 @@ class Walk:
 
     def _pin(self, above: int, name: bytes) -> str:
         """Change an entry by its descriptor; a reason where it is to be left alone instead."""
-        with fds.held(fds.open_below(above, os.fsdecode(name), directory=False)) as fd:
+        with fds.closing(fds.open_below(above, os.fsdecode(name), directory=False)) as fd:
             st = os.fstat(fd)
             if stat.S_ISDIR(st.st_mode):
                 return ""  # became one meanwhile

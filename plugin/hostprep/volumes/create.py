@@ -124,7 +124,7 @@ class Creator:
                 with new.open_data():
                     new.publish()
                 return new.identity
-            with fds.held(fds.make_dir(new.fd, DATA) if path is None else fds.make_dir(parent, last)) as data:
+            with fds.closing(fds.make_dir(new.fd, DATA) if path is None else fds.make_dir(parent, last)) as data:
                 Plan.of(data, new.want(self._labels).first(), self._labels).apply()
                 if path is None:  # the record last: on ext4 and XFS its sync brings all of it along, in one commit
                     new.write_record()

@@ -69,7 +69,7 @@ def read_local_persist(file: str) -> dict[str, str]:
         OSError: it cannot be read.
     """
     # O_NONBLOCK: a FIFO in its place must not hang the open.
-    with fds.held(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
+    with fds.closing(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise Invalid(f"{printable(file)} is not a file")
         with open(fd, "rb", closefd=False) as stream:
@@ -270,8 +270,8 @@ def _open(directory: str, stack: contextlib.ExitStack) -> tuple[int, str, int]:
     above, last = os.path.split(directory)
     try:
         os.close(fds.walk(directory, trusted=True))
-        parent = stack.enter_context(fds.held(fds.walk(above, trusted=False)))
-        return parent, last, stack.enter_context(fds.held(fds.open_below(parent, last, directory=True)))
+        parent = stack.enter_context(fds.closing(fds.walk(above, trusted=False)))
+        return parent, last, stack.enter_context(fds.closing(fds.open_below(parent, last, directory=True)))
     except FileNotFoundError:
         raise _missing(directory) from None
     except OSError as exc:

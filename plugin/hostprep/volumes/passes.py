@@ -122,7 +122,7 @@ class Passes:
 
     def runs_elsewhere(self, name: str) -> bool:
         """Whether another process has a pass over the volume."""
-        with self._store.part("locks") as locks, fds.held(open_lock_file(locks)) as held:
+        with self._store.part("locks") as locks, fds.closing(open_lock_file(locks)) as held:
             return is_locked(held, f"pass/{name}")
 
     def cancel(self, name: str) -> None:
@@ -152,10 +152,10 @@ class Passes:
 
         try:
             with (
-                fds.held(volume.fd),
-                fds.held(data),
+                fds.closing(volume.fd),
+                fds.closing(data),
                 self._store.part("locks") as locks,
-                fds.held(open_lock_file(locks)) as held,
+                fds.closing(open_lock_file(locks)) as held,
             ):
                 if not try_lock(held, f"pass/{begun.name}"):
                     self._follow(begun, volume, held)

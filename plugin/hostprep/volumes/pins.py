@@ -53,10 +53,10 @@ def pin(mounts: int, name: str, data: int, *, place: str, engine: int) -> None:
     wanted = os.fstat(data)
     made = not _leads_to(mounts, name, wanted)
     if made:
-        with _refused_in_words(), fds.held(_clone(data)) as tree:
+        with _refused_in_words(), fds.closing(_clone(data)) as tree:
             if _detach(mounts, name):
                 log.info("%s led to a directory that is no longer the volume's", place)
-            with fds.held(_mountpoint(mounts, name, place)) as mountpoint:
+            with fds.closing(_mountpoint(mounts, name, place)) as mountpoint:
                 linux.move_mount(tree, mountpoint)
     if not _is_seen(mounts, place, wanted, engine):
         if made:
@@ -85,7 +85,7 @@ def release(mounts: int, name: str) -> None:
     """
     try:
         _detach(mounts, name)
-        with fds.held(_open_bare(mounts, name)) as mountpoint:
+        with fds.closing(_open_bare(mounts, name)) as mountpoint:
             _set_immutable(mountpoint, immutable=False)
         # A mount of it that only other namespaces have is detached there by the kernel (rmdir(2) since Linux 3.18).
         os.rmdir(name, dir_fd=mounts)
@@ -172,7 +172,7 @@ def _detach(mounts: int, name: str) -> bool:
     found = False
     with contextlib.suppress(FileNotFoundError):
         while True:
-            with fds.held(os.open(fds.component(name), _PLACE, dir_fd=mounts)) as top:
+            with fds.closing(os.open(fds.component(name), _PLACE, dir_fd=mounts)) as top:
                 if fds.mount_id(top) == fds.mount_id(mounts):
                     break
                 linux.umount2(top, linux.MNT_DETACH)
@@ -189,7 +189,7 @@ def _is_seen(mounts: int, place: str, wanted: os.stat_result, engine: int) -> bo
         # mount reaches its peers, the engine's among them. From a slave it reaches only copies, never the original.
         under = fds.mount_id(mounts)
         return any(mount.shared and not mount.slave for mount in mount_table() if mount.id == under)
-    with fds.held(root):
+    with fds.closing(root):
         try:
             found = os.stat(place.lstrip("/"), dir_fd=root, follow_symlinks=False)
         except OSError:

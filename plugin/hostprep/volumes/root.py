@@ -62,7 +62,7 @@ class Root:
             raise BadSetting(f"HOSTPREP_ROOT: {exc.message}", hint=exc.hint) from None
         except OSError as exc:
             raise BadSetting(f"HOSTPREP_ROOT: {in_words(exc)}") from None
-        with fds.held(fd):
+        with fds.closing(fd):
             st = os.fstat(fd)
             if st.st_uid != 0:
                 raise BadSetting(
@@ -96,7 +96,7 @@ class Root:
         known = {}
         for part in PARTS:
             try:
-                with fds.held(fds.open_dir(fd, part)) as below:
+                with fds.closing(fds.open_dir(fd, part)) as below:
                     known[part] = _device_and_inode(below)
             except OSError as exc:
                 hint = f"put it back; a new one is empty, and the engine would forget every volume ({in_words(exc)})"
@@ -120,11 +120,11 @@ class Root:
             fd = os.open(f"{self.root}/{part}", fds.DIRECTORY)
         except OSError as exc:
             raise _gone(exc) from exc
-        with fds.held(fd):
+        with fds.closing(fd):
             here = _device_and_inode(fd)
             if here != self._known[part]:  # the disk went away, or was mounted again
                 try:
-                    with fds.held(fds.walk(self.root, trusted=True)) as root:
+                    with fds.closing(fds.walk(self.root, trusted=True)) as root:
                         self._verify(root)
                 except (OSError, NotAllowed) as exc:
                     raise _gone(exc) from exc
@@ -181,7 +181,7 @@ def _is_empty(root: int) -> bool:
     """Whether nothing is in *root* but what a new file system has, and what an interrupted `_make_root` leaves."""
     for name in os.listdir(root):
         if name in PARTS:
-            with fds.held(fds.open_dir(root, name)) as part:
+            with fds.closing(fds.open_dir(root, name)) as part:
                 if set(os.listdir(part)) - {"held"}:
                     return False
         elif name != "lost+found" and not fds.is_temporary(name):
@@ -194,7 +194,7 @@ def _make_root(root: int) -> None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(part, 0o700, dir_fd=root)
     with (
-        fds.held(fds.open_dir(root, "locks")) as locks,
+        fds.closing(fds.open_dir(root, "locks")) as locks,
         locked(locks, "init", deadline=time.monotonic() + 10),
     ):
         if not fds.exists(root, MARKER):

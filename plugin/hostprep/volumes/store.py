@@ -85,7 +85,7 @@ class Store(Root):
                 raise _no_such(name) from None
             except OSError as exc:
                 raise Unreadable(f"volume {name} cannot be read: {exc.strerror}") from exc
-            with fds.held(fd):
+            with fds.closing(fd):
                 yield fd
 
     def _read(self, fd: int, name: Name) -> Record:
@@ -227,7 +227,7 @@ class LockedName:
         with (
             self._store.lock(STEPS, deadline, shared=True),
             self._store.part("volumes") as volumes,
-            fds.held(fds.make_dir(volumes, temporary)) as fd,
+            fds.closing(fds.make_dir(volumes, temporary)) as fd,
         ):
             try:
                 yield NewVolume(self._store, fd, record, temporary)

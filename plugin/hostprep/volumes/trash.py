@@ -134,7 +134,7 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
             with (
                 store.part("trash") as trash,
                 store.part("volumes") as volumes,
-                fds.held(fds.open_dir(trash, chosen)) as directory,
+                fds.closing(fds.open_dir(trash, chosen)) as directory,
             ):
                 if new_name != name or fds.exists(directory, RETAINED):  # it was retained before it was removed
                     # While it is in the trash RETAINED counts. So an interruption here changes nothing.
@@ -223,7 +223,7 @@ def _ids(trash: int) -> list[str]:
 
 
 def _record(trash: int, entry: str) -> Record | None:
-    with contextlib.suppress(NotADirectoryError), fds.held(fds.open_dir(trash, entry)) as volume:
+    with contextlib.suppress(NotADirectoryError), fds.closing(fds.open_dir(trash, entry)) as volume:
         for file in (RETAINED, RECORD):  # both are there where a restore under another name was interrupted
             with contextlib.suppress(Unreadable, FileNotFoundError):
                 return Record.from_json(fds.read_file(volume, file, limit=LIMIT), name=None)
@@ -247,7 +247,7 @@ def _forget_retained(volume: int) -> None:
 def _delete(trash: int, entry: str) -> bool:
     try:
         record = _record(trash, entry)
-        with fds.held(fds.open_dir(trash, entry)) as root:
+        with fds.closing(fds.open_dir(trash, entry)) as root:
             outcome = removal.remove(root)
         os.rmdir(entry, dir_fd=trash)
     except FileNotFoundError:  # another process has purged it

@@ -240,7 +240,7 @@ def open_parent(settings: Settings, path: str) -> Iterator[tuple[int, str, str]]
         )
     parent, last = os.path.split(path)
     fd, replaceable = fds.walk_and_tell(parent)
-    with fds.held(fd):
+    with fds.closing(fd):
         st = os.fstat(fd)
         # The last component may be missing still, so a sticky bit is no help.
         if not replaceable and (st.st_uid != 0 or st.st_mode & 0o022):
@@ -256,7 +256,7 @@ def clear(directory: int, temporary: str) -> None:
         except NotADirectoryError:
             os.unlink(temporary, dir_fd=directory)
             return
-        with fds.held(fd):
+        with fds.closing(fd):
             _unmake_path(fd)
             for name in os.listdir(fd):
                 with contextlib.suppress(OSError):
@@ -273,7 +273,7 @@ def _unmake_path(temporary: int) -> None:
         record = Record.from_json(fds.read_file(temporary, RECORD, limit=LIMIT), name=None)
         if record.made_path and record.options.path:
             parent, name = os.path.split(record.options.path)
-            with fds.held(fds.walk(parent, trusted=not record.pinned)) as above:
+            with fds.closing(fds.walk(parent, trusted=not record.pinned)) as above:
                 os.rmdir(name, dir_fd=above)
     except (OSError, Unreadable, NotAllowed):
         return

@@ -13,7 +13,7 @@ import pytest
 
 from hostprep.errors import NotAllowed, Unreadable
 from hostprep.host import fds, linux
-from hostprep.host.fds import held
+from hostprep.host.fds import closing
 from tests.support.host import mode, mounted
 from tests.support.trees import make_tree
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.root
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[int]:
     """A descriptor of the test's own directory."""
-    with held(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+    with closing(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)) as fd:
         yield fd
 
 
@@ -66,7 +66,7 @@ class TestOpenDir:
 
     def test_a_new_directory_is_closed_to_others(self, here: int, tmp_path: Path) -> None:
         """A directory is made 0700, and given its mode by the caller."""
-        with held(fds.make_dir(here, "new")) as fd:
+        with closing(fds.make_dir(here, "new")) as fd:
             assert os.fstat(fd).st_ino == (tmp_path / "new").stat().st_ino
         assert mode(tmp_path / "new") == "0700"
 
@@ -82,7 +82,7 @@ class TestOpenBelow:
     def test_a_directory(self, here: int, tmp_path: Path) -> None:
         """A directory is opened for reading."""
         (tmp_path / "a" / "b").mkdir(parents=True)
-        with held(fds.open_below(here, "a", directory=True)) as fd:
+        with closing(fds.open_below(here, "a", directory=True)) as fd:
             assert os.listdir(fd) == ["b"]
 
     @pytest.mark.parametrize("directory", [True, False])
@@ -94,13 +94,13 @@ class TestOpenBelow:
                 fds.open_below(here, "link", directory=True)
             assert caught.value.errno in (errno.ELOOP, errno.ENOTDIR)
         else:
-            with held(fds.open_below(here, "link", directory=False)) as fd:
+            with closing(fds.open_below(here, "link", directory=False)) as fd:
                 assert stat.S_ISLNK(os.fstat(fd).st_mode)
 
     def test_a_fifo_is_not_opened(self, here: int, tmp_path: Path) -> None:
         """A FIFO is pinned without being opened: its other end notices nothing, and nobody waits."""
         os.mkfifo(tmp_path / "fifo")
-        with held(fds.open_below(here, "fifo", directory=False)):
+        with closing(fds.open_below(here, "fifo", directory=False)):
             with pytest.raises(OSError, match="fifo") as caught:
                 os.open(tmp_path / "fifo", os.O_WRONLY | os.O_NONBLOCK)
             assert caught.value.errno == errno.ENXIO
@@ -144,7 +144,7 @@ class TestWalk:
     def test_a_plain_path(self, tmp_path: Path) -> None:
         """Every component is opened, and the last is what is returned."""
         (tmp_path / "a" / "b").mkdir(parents=True)
-        with held(fds.walk(f"{tmp_path}/a/b", trusted=True)) as fd:
+        with closing(fds.walk(f"{tmp_path}/a/b", trusted=True)) as fd:
             assert os.fstat(fd).st_ino == (tmp_path / "a" / "b").stat().st_ino
 
     @pytest.mark.parametrize("where", ["link/b", "a/link"], ids=["on-the-way", "at-the-end"])
@@ -213,7 +213,7 @@ class TestWalk:
             os.chmod(tmp_path / "above", bits)
             os.chmod(tmp_path / "above" / "below", bits)
             fd, replaceable = fds.walk_and_tell(path)
-            with held(fd):
+            with closing(fd):
                 assert os.path.samestat(os.fstat(fd), os.stat(path))
             assert replaceable == named
 
@@ -323,5 +323,8 @@ def test_a_mount_that_cannot_be_told(here: int, tmp_path: Path, monkeypatch: pyt
 def test_mount_ids_tell_bind_mounts_apart(tmp_path: Path) -> None:
     """Two mounts of one directory have different ids."""
     with mounted("--bind", str(tmp_path), str(tmp_path)):
-        with held(os.open(tmp_path, os.O_RDONLY)) as inside, held(os.open(tmp_path.parent, os.O_RDONLY)) as outside:
+        with (
+            closing(os.open(tmp_path, os.O_RDONLY)) as inside,
+            closing(os.open(tmp_path.parent, os.O_RDONLY)) as outside,
+        ):
             assert fds.mount_id(inside) != fds.mount_id(outside)

@@ -12,7 +12,7 @@ import pytest
 
 from hostprep.errors import BadSetting, Invalid
 from hostprep.host import labels as module
-from hostprep.host.fds import held
+from hostprep.host.fds import closing
 from hostprep.host.labels import Labels, SELinux, read_label, write_label
 from hostprep.options import Label
 from tests.support.host import LABEL, mounted
@@ -135,7 +135,7 @@ class TestPolicy:
 class TestAttribute:
     def test_what_is_written_is_read(self, tmp_path: Path) -> None:
         """A label is kept as the kernel's own attribute, with its final zero byte."""
-        with held(os.open(tmp_path, os.O_RDONLY)) as fd:
+        with closing(os.open(tmp_path, os.O_RDONLY)) as fd:
             assert read_label(fd) is None
             write_label(fd, LABEL)
             assert read_label(fd) == LABEL
@@ -144,12 +144,12 @@ class TestAttribute:
     def test_a_label_of_any_bytes(self, tmp_path: Path) -> None:
         """What somebody else wrote there is readable text."""
         os.setxattr(tmp_path, "security.selinux", b"\xff\n\x1b")
-        with held(os.open(tmp_path, os.O_RDONLY)) as fd:
+        with closing(os.open(tmp_path, os.O_RDONLY)) as fd:
             assert isinstance(read_label(fd), str)
 
     def test_a_file_system_without(self, tmp_path: Path) -> None:
         """A file system that keeps none says so."""
-        with mounted("-t", "ramfs", "none", str(tmp_path)), held(os.open(tmp_path, os.O_RDONLY)) as fd:
+        with mounted("-t", "ramfs", "none", str(tmp_path)), closing(os.open(tmp_path, os.O_RDONLY)) as fd:
             with pytest.raises(OSError, match="not supported") as caught:
                 write_label(fd, LABEL)
             assert caught.value.errno == module.UNSUPPORTED

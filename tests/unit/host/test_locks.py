@@ -14,7 +14,7 @@ import pytest
 
 from hostprep.errors import Busy
 from hostprep.host import locks
-from hostprep.host.fds import held
+from hostprep.host.fds import closing
 from tests.support.host import REPOSITORY, soon
 
 pytestmark = pytest.mark.root
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.root
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[int]:
     """A descriptor of the test's own directory."""
-    with held(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+    with closing(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)) as fd:
         yield fd
 
 

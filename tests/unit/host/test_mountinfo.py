@@ -28,7 +28,7 @@ def test_mountinfo(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with mounted("--bind", str(tmp_path), f"{tmp_path}/{name}"):
         (found,) = at(tmp_path / name)
-        with fds.held(os.open(tmp_path / name, os.O_RDONLY)) as fd:
+        with fds.closing(os.open(tmp_path / name, os.O_RDONLY)) as fd:
             assert found.id == fds.mount_id(fd)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hostprep.host import linux
-from hostprep.host.fds import held
+from hostprep.host.fds import closing
 from hostprep.host.labels import Labels, SELinux
 from hostprep.options import Mode, Options
 from hostprep.tree import plan as planning
@@ -41,7 +41,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def fd(data: Path) -> Iterator[int]:
     """Its descriptor."""
-    with held(os.open(data, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+    with closing(os.open(data, os.O_RDONLY | os.O_DIRECTORY)) as fd:
         yield fd
 
 
@@ -213,7 +213,7 @@ class TestLabels:
         (tmp_path / "proc").mkdir()
         with (
             mounted("-t", "ramfs", "none", str(tmp_path / "proc")),
-            held(os.open(tmp_path / "proc", os.O_RDONLY | os.O_DIRECTORY)) as fd,
+            closing(os.open(tmp_path / "proc", os.O_RDONLY | os.O_DIRECTORY)) as fd,
         ):
             want = Want(184, 998, Mode(0o700), LABEL)
             done = Plan.of(fd, want, labels).apply()

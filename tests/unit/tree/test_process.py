@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from hostprep.host import fds, linux
-from hostprep.host.fds import held
+from hostprep.host.fds import closing
 from hostprep.tree import process, walk, workers
 from hostprep.tree.walk import Order, Outcome
 from hostprep.tree.workers import TooManyEntries
@@ -68,7 +68,7 @@ def outside(tmp_path: Path) -> Iterator[Path]:
 
 
 def over(root: Path, order: Order = MONGO, report: workers.Report = lambda done, estimate: None) -> Outcome:
-    with held(os.open(root, os.O_RDONLY | os.O_DIRECTORY)) as fd, contextlib.chdir("/"):
+    with closing(os.open(root, os.O_RDONLY | os.O_DIRECTORY)) as fd, contextlib.chdir("/"):
         return process.run(fd, order, report)
 
 
@@ -355,7 +355,7 @@ def run_as_process(root: Path, order: dict[str, Any], *, files: int | None = Non
         if files is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
-    with held(os.open(root, os.O_RDONLY)) as fd:
+    with closing(os.open(root, os.O_RDONLY)) as fd:
         return subprocess.run(
             [sys.executable, "-m", "hostprep.tree.process", str(fd), json.dumps(order)],
             cwd=REPOSITORY,

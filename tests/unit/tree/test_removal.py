@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hostprep.host import linux
-from hostprep.host.fds import held
+from hostprep.host.fds import closing
 from hostprep.tree import removal
 from hostprep.tree.walk import Outcome
 from tests.support.host import mounted
@@ -39,7 +39,7 @@ def outside(tmp_path: Path) -> Path:
 
 
 def removed(root: Path) -> Outcome:
-    with held(os.open(root, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+    with closing(os.open(root, os.O_RDONLY | os.O_DIRECTORY)) as fd:
         return removal.remove(fd)
 
 

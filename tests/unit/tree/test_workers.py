@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hostprep.host.fds import held
+from hostprep.host.fds import closing
 from hostprep.tree import workers
 from hostprep.tree.removal import remove
 from tests.support.host import REPOSITORY, children_of, eventually, mounted
@@ -52,7 +52,7 @@ def root(tmp_path: Path) -> Path:
 def eager(root: Path, more: str = "") -> Iterator[subprocess.Popen[str]]:
     """A pass that forks its workers at once."""
     order = json.dumps({"uid": 184, "gid": 998, "label": None})
-    with held(os.open(root, os.O_RDONLY)) as fd:
+    with closing(os.open(root, os.O_RDONLY)) as fd:
         argv = [sys.executable, "-c", _EAGER.format(more=more), str(fd), order]
         with subprocess.Popen(
             argv, cwd=REPOSITORY, pass_fds=[fd], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -167,7 +167,7 @@ def test_a_chain_is_not_handed_to_and_fro(tmp_path: Path) -> None:
     assert (outcome["done"], outcome["changed"], outcome["left"]) == (2049, 2049, 1)
     assert os.fstat(here).st_uid == 184
     os.close(here)
-    with held(os.open(tmp_path, os.O_RDONLY)) as fd:
+    with closing(os.open(tmp_path, os.O_RDONLY)) as fd:
         assert remove(fd).done == 2049
 
 
@@ -185,7 +185,7 @@ def test_batches_of_a_deep_tree(tmp_path: Path) -> None:
         out, err = child.communicate(timeout=60)
     assert (child.returncode, err) == (0, "")
     assert json.loads(out.splitlines()[-1])["changed"] == 4800
-    with held(os.open(tmp_path, os.O_RDONLY)) as fd:
+    with closing(os.open(tmp_path, os.O_RDONLY)) as fd:
         assert remove(fd).done == 4800
 
 

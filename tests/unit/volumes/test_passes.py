@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hostprep.errors import Busy
-from hostprep.host.fds import held
+from hostprep.host.fds import closing
 from hostprep.options import Name
 from hostprep.tree import walk
 from hostprep.tree.process import Progress
@@ -34,7 +34,7 @@ class Volume:
         make_tree(host.data("mongo"), "dir a", "file a/b", "file c")
         self.data = host.data("mongo")
         self.driver = driver
-        self.data_fd = stack.enter_context(held(os.open(self.data, os.O_RDONLY)))
+        self.data_fd = stack.enter_context(closing(os.open(self.data, os.O_RDONLY)))
         self.passes = Passes(driver.store)
         self.outcomes: list[walk.Outcome] = []
 

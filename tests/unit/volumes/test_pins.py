@@ -159,7 +159,7 @@ class TestOnce:
         """Many Mounts, Unmounts between them, and there is the one mount that the first has made."""
         mongo.mounted("mongo")
         (first,) = at(place)
-        with fds.held(os.open(place, os.O_RDONLY)):  # or another mount could get the number of this one
+        with fds.closing(os.open(place, os.O_RDONLY)):  # or another mount could get the number of this one
             for _ in range(20):
                 mongo.unmount("mongo")
                 mongo.mounted("mongo")
@@ -241,7 +241,7 @@ class TestSwapped:
     def test_for_another_directory(self, mongo: Docker, home: Path) -> None:
         """Another real directory is answered by the next Mount; who runs on the old one keeps it."""
         place = mongo.mounted("mongo")
-        with fds.held(os.open(place, os.O_RDONLY)) as running:
+        with fds.closing(os.open(place, os.O_RDONLY)) as running:
             swap(home)
             assert os.path.samefile(mongo.mounted("mongo"), home / "mongodb")
             assert len(at(place)) == 1
@@ -410,7 +410,7 @@ class TestMountpoint:
         mongo.mounted("mongo")
         subprocess.run(["umount", place], check=True)
         assert (owner(place), mode(place)) == ((0, 0), "0000")
-        with fds.held(os.open(place.parent, os.O_RDONLY)) as fd:
+        with fds.closing(os.open(place.parent, os.O_RDONLY)) as fd:
             try:
                 linux.set_immutable(fd, True)
                 linux.set_immutable(fd, False)
