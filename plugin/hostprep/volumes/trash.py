@@ -119,14 +119,12 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
         if new_name in store.names():
             raise Conflict(f"volume {new_name} exists", hint="restore it under another name with --as")
         found = [
-            (each.id, each.record)
-            for each in entries(store)
-            if (entry is None or each.id == entry) and each.record and each.record.name == name
+            each for each in entries(store) if entry in (None, each.id) and each.record and each.record.name == name
         ]
-        if not found:
+        if not found or found[0].record is None:
             which = f"removed volume {name}" if entry is None else f"trash entry {printable(entry)} of volume {name}"
             raise NoSuchVolume(f"no {which}", hint="hostprep ls --trash shows what there is")
-        chosen, record = found[0]
+        chosen, record = found[0].id, found[0].record
         if record.options.path is not None:
             claim.enter_context(store.claim(record.options.path, new_name, deadline))
         record = replace(record, name=new_name)
