@@ -7,15 +7,16 @@ from typing import Any
 
 import gunicorn.app.base
 
-from hostprep.serve import server
+from hostprep.serve.server import Application
 from hostprep.settings import Settings
 from hostprep.volumes.driver import Driver
 
 
 class Stock(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     def load_config(self) -> None:
-        server.configure(self.cfg)
         self.cfg.set("worker_class", "gthread")
+        self.cfg.set("threads", 64)
+        self.cfg.set("keepalive", 75)
         self.cfg.set("bind", f"unix:{settings.socket}")
         self.cfg.set("accesslog", None)
         self.cfg.set("loglevel", "warning")
@@ -23,7 +24,7 @@ class Stock(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # gunicor
             self.cfg.set("control_socket_disable", "true")
 
     def load(self) -> Any:
-        return server.Application(driver).wsgi()
+        return Application(driver)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .client import HOSTPREP, TOP, Client, scratch, served
@@ -24,6 +24,7 @@ _ROUNDS = 5
 _COLD_ROUNDS = 3
 _PER_DIRECTORY = 32
 _LABEL = "system_u:object_r:container_file_t:s0"
+_PROCESS = ("-m", "hostprep.tree.process")
 
 Times = dict[str, list[float]]
 
@@ -37,19 +38,28 @@ def build(root: Path, entries: int) -> None:
             os.close(os.open(directory / f"file-{file:02d}.dat", os.O_CREAT | os.O_WRONLY, 0o644))
 
 
-def hostprep(root: Path, uid: int) -> float:
-    """A pass as the server begins one; seconds."""
-    order = json.dumps({"uid": uid, "gid": uid, "label": _LABEL + f":c{uid % 1000}"})
+def run_pass(root: Path, uid: int, label: str | None, *before: str, code: Sequence[str] = _PROCESS) -> str:
+    """Run a pass as the server begins one, with a command *before* it; what it prints."""
     fd = os.open(root, os.O_RDONLY)
     try:
-        begun = time.perf_counter()
-        argv = [sys.executable, "-P", "-S", "-m", "hostprep.tree.process", str(fd), order]
+        order = json.dumps({"uid": uid, "gid": uid, "label": label})
+        argv = [*before, sys.executable, "-P", "-S", *code, str(fd), order]
         environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(TOP / "plugin")}
-        done = subprocess.run(argv, env=environ, pass_fds=[fd], capture_output=True, text=True, check=True)
-        taken = time.perf_counter() - begun
+        return subprocess.run(argv, env=environ, pass_fds=[fd], capture_output=True, text=True, check=True).stdout
     finally:
         os.close(fd)
-    assert json.loads(done.stdout.splitlines()[-1])["left"] == 0
+
+
+def label_of(uid: int) -> str:
+    return f"{_LABEL}:c{uid % 1000}"
+
+
+def hostprep(root: Path, uid: int) -> float:
+    """A pass; seconds."""
+    begun = time.perf_counter()
+    printed = run_pass(root, uid, label_of(uid))
+    taken = time.perf_counter() - begun
+    assert json.loads(printed.splitlines()[-1])["left"] == 0
     return taken
 
 
@@ -57,7 +67,7 @@ def coreutils(root: Path, uid: int) -> float:
     """The two commands; seconds."""
     begun = time.perf_counter()
     subprocess.run(["chown", "-R", "-h", f"{uid}:{uid}", root], check=True)
-    subprocess.run(["chcon", "-R", "-h", f"{_LABEL}:c{uid % 1000}", root], check=True)
+    subprocess.run(["chcon", "-R", "-h", label_of(uid), root], check=True)
     return time.perf_counter() - begun
 
 
@@ -99,27 +109,8 @@ def writes(root: Path, uid: int) -> int:
     hostprep(root, uid)
     log = root.parent / "strace"
     calls = "chown,lchown,fchown,fchownat,chmod,fchmod,fchmodat,setxattr,lsetxattr,fsetxattr,rename,unlink,mkdir"
-    fd = os.open(root, os.O_RDONLY)
-    order = json.dumps({"uid": uid, "gid": uid, "label": _LABEL + f":c{uid % 1000}"})
-    argv = [
-        "strace",
-        "-f",
-        "-qq",
-        "-o",
-        str(log),
-        "-e",
-        f"trace={calls}",
-        sys.executable,
-        "-P",
-        "-S",
-        "-m",
-        "hostprep.tree.process",
-    ]
-    try:
-        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(TOP / "plugin"), "PYTHONDONTWRITEBYTECODE": "1"}
-        subprocess.run([*argv, str(fd), order], env=environ, pass_fds=[fd], stdout=subprocess.DEVNULL, check=True)
-    finally:
-        os.close(fd)
+    strace = ("strace", "-f", "-qq", "-o", str(log), "-e", f"trace={calls}")
+    run_pass(root, uid, label_of(uid), "env", "PYTHONDONTWRITEBYTECODE=1", *strace)
     return sum("+++" not in line and "---" not in line for line in log.read_text().splitlines())
 
 
@@ -136,14 +127,7 @@ def memory(entries: int, make: Callable[[str], None]) -> float:
     with scratch() as directory:
         for number in range(entries):
             make(f"{directory}/{number:07d}")
-        fd = os.open(directory, os.O_RDONLY)
-        try:
-            order = json.dumps({"uid": 1, "gid": 1, "label": None})
-            argv, environ = [sys.executable, "-c", _PEAK, str(fd), order], {"PYTHONPATH": str(TOP / "plugin")}
-            done = subprocess.run(argv, env=environ, pass_fds=[fd], capture_output=True, text=True, check=True)
-        finally:
-            os.close(fd)
-        return int(done.stdout.splitlines()[-1]) / 1e3
+        return int(run_pass(directory, 1, None, code=("-c", _PEAK)).splitlines()[-1]) / 1e3
 
 
 def verbs(entries: int) -> dict[str, float]:

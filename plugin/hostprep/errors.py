@@ -1,21 +1,20 @@
-"""Everything hostprep refuses, classed by what the reader can do about it.
+"""The errors that hostprep raises, by what the reader can do about them.
 
     HostprepError
     ├── Invalid         the request, name or option is malformed: write it differently
-    ├── NotAllowed      the path is outside HOSTPREP_ALLOW, or unsafe: choose another, or allow it
-    │   └── Redirectable    only by name: held by a descriptor, or a mount, it is safe
-    ├── NoSuchVolume    no volume of that name: create or restore it
-    ├── Conflict        it would contradict what is there: use apply, another name or another path
-    ├── Busy            a pass or another change still runs: try again
-    ├── Unreadable      hostprep's own state cannot be read or trusted: an administrator must look
-    ├── NotReady        the data directory is missing or not usable: mend the host
-    ├── NoEngine        no engine answers: start it, name another, or do without
-    ├── NoImage         an image does not tell its numbers: give uid and gid
-    │   └── NotPulled       the engine does not have it: pull it
-    ├── NoContainer     a container is not there, or its engine does not say: name another, or do without
+    ├── NotAllowed      the path is not below HOSTPREP_ALLOW, or not safe: choose another, or allow it
+    ├── NoSuchVolume    there is no volume of that name: create it, or restore it
+    ├── Conflict        it contradicts what exists: use apply, another name or another path
+    ├── Busy            a pass or another change is still running: try again
+    ├── Unreadable      hostprep's own state cannot be read or trusted: an administrator must look at it
+    ├── NotReady        the data directory is missing or cannot be used: repair it on the host
+    ├── NoEngine        no engine answers: start it, name another, or leave it out
+    ├── NoImage         the image does not say its ids: give uid and gid
+    │   └── NotPulled       the engine does not have the image: pull it
+    ├── NoContainer     the container is missing, or the engine does not describe it: name another, or leave it out
     └── BadSetting      a setting or the installation is wrong: hostprep does not start
 
-OSError passes through unwrapped and is put into words at the edge (the wire, the command line).
+OSError is not wrapped. The front ends (the wire, the command line) put it into words.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class HostprepError(Exception):
-    """Base of the tree, never raised itself. *message* says what is wrong, *hint* what to do about it."""
+    """The base class, never raised itself. *message* says what is wrong, *hint* what to do about it."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -45,16 +44,12 @@ class NotAllowed(HostprepError):
     """A path that is not below an allowed prefix, or that somebody other than root could redirect."""
 
 
-class Redirectable(NotAllowed):
-    """A path below a directory in which somebody other than root could put another directory in its place."""
-
-
 class NoSuchVolume(HostprepError):
     """No volume, or no trash entry, of that name."""
 
 
 class Conflict(HostprepError):
-    """What was asked contradicts what exists."""
+    """The request contradicts what exists."""
 
 
 class Busy(HostprepError):
@@ -62,19 +57,19 @@ class Busy(HostprepError):
 
 
 class Unreadable(HostprepError):
-    """State that cannot be read or trusted. Get must not answer: any answer makes the engine forget the volume."""
+    """State that cannot be read or trusted. Get must not answer then: any error makes the engine forget the volume."""
 
 
 class NotReady(HostprepError):
-    """The volume is known, but its directory is missing or could not be made right."""
+    """The volume exists, but its directory is missing or could not be made right."""
 
 
 class NoEngine(HostprepError):
-    """An engine that does not answer, not in time, or with an error."""
+    """An engine that cannot be asked, does not answer in time, or answers with an error."""
 
 
 class NoImage(HostprepError):
-    """An image that is not there, cannot be looked into, or does not say which user it is for."""
+    """An image that is missing, cannot be read, or does not say which user its program runs as."""
 
 
 class NotPulled(NoImage):
@@ -82,7 +77,7 @@ class NotPulled(NoImage):
 
 
 class NoContainer(HostprepError):
-    """A container that is not there, or whose ids on this host cannot be told."""
+    """A container that is missing, or whose ids on this host cannot be told."""
 
 
 class BadSetting(HostprepError):
@@ -90,7 +85,7 @@ class BadSetting(HostprepError):
 
 
 def in_words(exc: BaseException) -> str:
-    """One line for a person. An OSError keeps its file name; anything else its type, so that it can be found."""
+    """*exc* as one line for a person: an OSError with its file name, an unforeseen error with its type."""
     if isinstance(exc, HostprepError):
         return str(exc)
     if isinstance(exc, OSError):
@@ -100,5 +95,5 @@ def in_words(exc: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """*text* with control characters and undecodable bytes escaped: names and options go to logs and terminals."""
+    """*text* with control characters and undecodable bytes escaped, for logs and terminals."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

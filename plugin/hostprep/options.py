@@ -1,4 +1,4 @@
-"""The driver options: what is accepted, what each means, and why yours was refused. Pure: no file is touched."""
+"""The driver options: what each accepts and means, and why a value is refused. Nothing here touches a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, NewType, TypeGuard, TypeVar
 
 from .errors import Invalid, printable
 
@@ -30,17 +30,20 @@ _MAX_LABEL = 1024
 _MAX_PATH = 4095  # bytes, PATH_MAX without its NUL
 _E = TypeVar("_E", bound=enum.Enum)
 
+Name = NewType("Name", str)
+"""A name that a volume can have, which `check_name` or `is_name` has let pass. It is one component of a path."""
+
 
 class Mode(int):
-    """Permission bits, setuid, setgid and sticky included. Read and printed in octal only."""
+    """Permission bits, with setuid, setgid and sticky. They are read and printed in octal."""
 
     @classmethod
     def parse(cls, text: str) -> Mode:
         """Read `0750` or `02770`.
 
         Raises:
-            Invalid: there is no leading zero. YAML 1.1 turns an unquoted `mode: 0750` into the number 488, and
-                0777 into 511, which would pass for a mode.
+            Invalid: there is no leading zero. YAML 1.1 reads an unquoted `mode: 0750` as the number 488, and 0777 as
+                511, which looks like a mode.
         """
         if _MODE.fullmatch(text):
             return cls(int(text, 8))
@@ -57,23 +60,23 @@ class Mode(int):
 
 
 class Recurse(enum.Enum):
-    """What follows the root of a volume."""
+    """Which of a volume's contents follow its root."""
 
     NEVER = "never"  # the root only
-    MISMATCH = "mismatch"  # the whole tree, when the root's owner or label differs or an earlier pass is unfinished
+    MISMATCH = "mismatch"  # the whole tree, when the owner or label of the root differs or a pass is unfinished
     ALWAYS = "always"  # every entry, at each Mount
 
 
 class OnRemove(enum.Enum):
-    """What Remove does with the data."""
+    """What the removal of a volume does with its data."""
 
-    DELETE = "delete"  # to the trash, and gone after HOSTPREP_TRASH_KEEP
-    RETAIN = "retain"  # stays where it is, for the next Create of that name
+    DELETE = "delete"  # to the trash, and deleted after HOSTPREP_TRASH_KEEP
+    RETAIN = "retain"  # stays where it is, for the next volume of that name
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """An SELinux context; `Label.NONE` (all fields empty) is the word `none`: set nothing, check nothing."""
+    """An SELinux context. All fields empty is the word `none`: no label is set or checked."""
 
     user: str = ""
     role: str = ""
@@ -82,7 +85,7 @@ class Label:
 
     @classmethod
     def parse(cls, text: str) -> Label:
-        """Read `user:role:type:level`, a type, `type:level` or `none`. Whether the policy knows it is not asked.
+        """Read `user:role:type:level`, a type, `type:level` or `none`. The policy is not asked.
 
         Raises:
             Invalid: it is none of the four.
@@ -121,7 +124,7 @@ def parse_id(key: str, text: str) -> int:
 
 
 def parse_path(text: str, *, key: str = "path") -> str:
-    """Read an absolute path in the one spelling it has: no `.`, `..`, `//`, trailing slash or NUL."""
+    """Read an absolute path in its one spelling: without `.`, `..`, `//`, trailing slash or NUL."""
     if text.startswith("/") and "\0" not in text and os.path.normpath(text) == text and not text.startswith("//"):
         if text == "/":
             below = "the image's root" if key == "at" else "an allowed prefix"
@@ -148,12 +151,12 @@ def parse_image(text: str) -> str:
     raise _bad("image", text, "the name or id of an image", hint)
 
 
-def is_name(name: str) -> bool:
+def is_name(name: str) -> TypeGuard[Name]:
     """Whether `check_name` would let *name* pass."""
     return _NAME.fullmatch(name) is not None and len(name) <= 255
 
 
-def check_name(name: str) -> str:
+def check_name(name: str) -> Name:
     """Return *name* if it can be a volume's.
 
     Raises:
@@ -170,7 +173,7 @@ def check_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked of a volume; None where nothing was. *path* may have been written as `mountpoint`."""
+    """The options of a volume; None for one that was not given. *path* may have been written as `mountpoint`."""
 
     uid: int | None = None
     gid: int | None = None
@@ -184,11 +187,11 @@ class Options:
 
     @classmethod
     def parse(cls, given: Mapping[str, str]) -> Options:
-        """Read the options of a Create, as strictly as they are read back from disk.
+        """Read the options of a volume, from a request or from its record, equally strictly.
 
         Raises:
-            Invalid: an unknown option, a malformed value, or two that contradict each other. The message names
-                the option, the value and what is accepted.
+            Invalid: an option is unknown or malformed, or two contradict each other. The message names the option, the
+                value and what is accepted.
         """
         for key, value in given.items():
             if key not in KNOWN:
@@ -222,7 +225,7 @@ class Options:
 
     @property
     def recurses(self) -> Recurse:
-        """`recurse`, or its default: a directory that somebody else filled is left alone unless asked."""
+        """`recurse`, or its default: never for a directory given by path, which somebody else may have filled."""
         return self.recurse or (Recurse.NEVER if self.path else Recurse.MISMATCH)
 
     @property
@@ -231,7 +234,7 @@ class Options:
 
 
 ALIAS: Final = "mountpoint"
-"""How local-persist's users write `path`: github.com/MatchbookLab/local-persist, driver.go, Create."""
+"""How users of local-persist write `path`: github.com/MatchbookLab/local-persist, driver.go, Create."""
 KNOWN: Final = (*Options.__dataclass_fields__, ALIAS)
 
 
@@ -241,7 +244,7 @@ def path_key(given: Mapping[str, str]) -> str:
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """One phrase for each option in which two sets differ; two spellings of one value, or one name, do not."""
+    """A phrase for each option in which two sets differ. Two spellings of a value, or of a name, are no difference."""
     parsed_old, parsed_new = Options.parse(old), Options.parse(new)
     found = []
     for key in Options.__dataclass_fields__:
@@ -264,7 +267,7 @@ def _choice(key: str, text: str, kind: type[_E]) -> _E:
 
 
 def _nearest(text: str, known: Sequence[str], cutoff: float = 0.6) -> str | None:
-    import difflib  # only where something is wrong: every start would pay for it
+    import difflib  # here, since each start would have to wait for it
 
     return next(iter(difflib.get_close_matches(text, known, n=1, cutoff=cutoff)), None)
 

@@ -1,4 +1,4 @@
-"""Settings: environment variables, the same for every front end, checked once at start."""
+"""Settings: environment variables, the same for every front end, checked once at the start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Scope(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What was set, or the defaults. Durations are seconds."""
+    """The settings, with their defaults. Durations are seconds."""
 
     root: str = "/var/lib/hostprep"
     socket: str = "/run/docker/plugins/hostprep.sock"
@@ -41,9 +41,9 @@ class Settings:
     require_marker: bool = False
     log_level: str = "info"
     docker_host: str = ""
-    """The engine that may be asked about images; empty: none."""
+    """The socket of the engine that may be asked about images; empty: none is asked."""
     managed: bool = False
-    """Within Docker's managed plugin, whose command (managed/hostprep) says so; no setting of anybody's."""
+    """Whether this is Docker's managed plugin, whose own command (managed/hostprep) sets it; no user does."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Settings:
@@ -85,7 +85,7 @@ def _path(text: str) -> str:
 
 
 def _root(text: str) -> str:
-    # Resolved once: below, no component may be a symlink, and what is answered to the engine is this path.
+    # It is resolved once: from here on no component may be a symlink, and the engine is answered this path.
     root = os.path.realpath(_path(text))
     if root in THEMSELVES or is_system(root):
         raise ValueError("a directory of hostprep's own: that is a system directory")
@@ -93,10 +93,10 @@ def _root(text: str) -> str:
 
 
 def engine_socket(text: str) -> str:
-    """Read where an engine of this host listens, in one spelling.
+    """Read the socket of an engine of this host, in one spelling.
 
     Raises:
-        ValueError: it is none; over TCP whoever answers would say which numbers root gives directories to.
+        ValueError: it is none. Over TCP anybody who answers could say to which ids root gives directories.
     """
     path = text.removeprefix("unix://")
     if path == text or not path.startswith("/") or "\0" in path:
@@ -140,7 +140,7 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
 
 
 def _check_managed(settings: Settings) -> None:
-    """Refuse what the managed plugin cannot do, having one directory of the host and no capability for plain labels."""
+    """Refuse what the managed plugin cannot do: it has one directory of the host, and no CAP_SYS_ADMIN."""
     reasons = {
         "root": "there is only /var/lib/hostprep, where the host may have mounted another directory",
         "socket": "the engine says where",
@@ -169,7 +169,7 @@ def _checked_prefixes(settings: Settings) -> tuple[str, ...]:
         try:
             real = os.path.realpath(prefix, strict=True)
         except OSError as exc:
-            if exc.errno in (errno.ENOENT, errno.EACCES):  # may be mounted or made later, and only root can look
+            if exc.errno in (errno.ENOENT, errno.EACCES):  # it may be mounted or made later, and only root can look
                 real = os.path.realpath(prefix)
             else:
                 raise BadSetting(f"HOSTPREP_ALLOW: {printable(prefix)}: {exc.strerror}") from None

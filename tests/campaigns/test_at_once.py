@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from hostprep.errors import NoSuchVolume
-from hostprep.volumes import store, trash
+from hostprep.options import Name
+from hostprep.volumes import listing, store, trash
 from hostprep.volumes.driver import Driver
 from tests.support.fixtures import Command, Gate, OpenDriver
 from tests.support.host import Docker, Host, eventually, owner, soon
@@ -28,13 +29,13 @@ def test_removed_as_soon_as_it_was_there(
     else:
         docker.created("mongo", **given)
         docker.remove("mongo")
-    make = driver._readiness.make
+    ensure = driver.readiness.ensure
 
-    def make_too_late(name: str, *more: Any, **rest: Any) -> str:
+    def ensure_too_late(name: Name, *more: Any, **rest: Any) -> str:
         driver.remove(name, soon())
-        return make(name, *more, **rest)
+        return ensure(name, *more, **rest)
 
-    monkeypatch.setattr(driver._readiness, "make", make_too_late)
+    monkeypatch.setattr(driver.readiness, "ensure", ensure_too_late)
     answer = docker.create("mongo", **given)
     assert (answer.status, answer.error) == (200, "")
     assert docker.names() == []
@@ -73,7 +74,7 @@ def test_removed_while_all_are_listed(
     driver.create("redis", {}, soon())
     volumes = Driver.volumes
 
-    def removed_behind(self: Driver) -> store.Listing:
+    def removed_behind(self: Driver) -> listing.Listing:
         found = volumes(self)
         driver.remove("mongo", soon())
         return found

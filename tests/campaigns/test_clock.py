@@ -80,7 +80,7 @@ def test_what_is_answered(driver: Driver, docker: Docker, open_driver: OpenDrive
         name = f"v{back}"
         other.create(name, {"uid": "184"}, soon())
         assert docker.knows(name) is True
-        other.change(name, {"uid": "185"}, (), soon())
+        other.apply(name, {"uid": "185"}, (), soon())
         assert docker.status(name)["options"] == {"uid": "185"}
         assert name in docker.names()
         other.remove(name, soon())

@@ -171,7 +171,7 @@ def test_at_every_step(case: Case, kind: type[Fault], images: Path, place: Path,
                 if ended.code == 0 and not case.repairs:
                     assert look(host, fine=False) == tried.after
                 if server is not None:
-                    opened(host).store.sweep()
+                    opened(host).store.remove_leftovers()
                 tried.is_sound(host, server, told=True)
             except BaseException as exc:
                 exc.add_note(f"at {ended.at(number)}, with which it ended as {ended.code} and said {said!r}")

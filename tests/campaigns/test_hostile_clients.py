@@ -10,12 +10,10 @@ import contextlib
 import json
 import os
 import resource
-import selectors
+import select
 import socket
 import string
-import subprocess
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,91 +23,67 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.host import PYTHON, REPOSITORY, Host, Server, children_of, eventually
+from tests.support.host import Server, children_of, eventually
+from tests.support.serving import connections, host_for_many, serve_with
 from tests.support.unixhttp import raw
 
 pytestmark = pytest.mark.root
 
-WORST: Final = 5.0  # seconds, for which slow clients go on
 ENDPOINTS: Final = (
     "/Plugin.Activate",
     *(f"/VolumeDriver.{v}" for v in ("Capabilities", "Create", "Get", "List", "Mount", "Path", "Remove", "Unmount")),
 )
 STATUSES: Final = {200, 400, 403, 404, 405, 409, 413, 500, 503}
-MANY: Final = 1000
-
-
-class Watch:
-    """An engine with volumes of its own, which it asks for all the time."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._ask)
-        self.answers = 0
-        self.wrong: list[str] = []
-
-    def _ask(self) -> None:
-        with contextlib.closing(self._server.connect()) as kept:
-            while not self._over.is_set():
-                for verb in ("Get", "Mount", "Unmount"):
-                    body = json.dumps({"Name": "mongo", "ID": "c" * 64}).encode()
-                    for connection in (kept, self._server.connect()):
-                        try:
-                            answer = connection.ask(f"/VolumeDriver.{verb}", body)
-                            if answer.status != 200:
-                                self.wrong.append(f"{verb}: {answer}")
-                        except OSError as exc:
-                            self.wrong.append(f"{verb}: {exc!r}")
-                        finally:
-                            self.answers += 1
-                            if connection is not kept:
-                                connection.close()
-                time.sleep(0.002)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def check(self) -> None:
-        assert not self.wrong, self.wrong[:3]
-        assert self.answers > 5
 
 
 @pytest.fixture(scope="module")
-def _open_files() -> Iterator[None]:
+def open_files() -> Iterator[None]:
+    """Files enough for clients on more connections than a server accepts."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(before[0], 8192), before[1]), before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-@pytest.fixture
-def server(host: Host, _open_files: None) -> Iterator[Server]:
-    """A server with a volume, which is asked for all through the test; afterwards it has nothing more than before."""
-    server = host.serve(HOSTPREP_LOG_LEVEL="error")
-    assert server("Create", Name="mongo", Opts={"uid": "184"}).status == 200
-    assert server("Mount", Name="mongo").status == 200
-    pid = server.process.pid
-    before, memory = descriptors(pid), resident(pid)
-
-    with Watch(server) as watch:
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory, open_files: None) -> Iterator[Server]:
+    """A server with a volume. It waits for slow clients for so long that whoever waits for them, too, fails."""
+    with host_for_many(tmp_path_factory) as host:
+        server = serve_with(host, {"_SLOW": 600}, HOSTPREP_LOG_LEVEL="error")
+        assert server("Create", Name="mongo", Opts={"uid": "184"}).status == 200
         yield server
+        assert host.left_in_volumes() == ["mongo"]
+        assert server.terminate() == 0
+        assert "Traceback" not in server.log
 
-    watch.check()
-    eventually(lambda: descriptors(pid) - before == Counter(), "every descriptor is closed")
-    assert len(os.listdir(f"/proc/{pid}/task")) < 75  # 64 that answer, and a few
+
+@pytest.fixture
+def server(patient: Server) -> Iterator[Server]:
+    """The server, which has nothing more after a test than before, and serves its volume."""
+    pid = patient.process.pid
+    others_are_served(patient, times=2)
+    eventually(lambda: connections(patient) == 0, "no connection is left of the test before")
+    before, memory = descriptors(pid), resident(pid)
+    yield patient
+    others_are_served(patient, times=2)
+    eventually(lambda: descriptors(pid) == before, "every descriptor is closed")
+    eventually(lambda: len(os.listdir(f"/proc/{pid}/task")) < 5, "every thread has ended")
     assert children_of(pid) == {}
     assert resident(pid) < memory + 40
-    for name in server("List").body["Volumes"]:
-        assert name["Name"] == "mongo" or server("Remove", Name=name["Name"]).status == 200
-    assert host.left_in_volumes() == ["mongo"]
-    assert server.terminate() == 0
-    assert "Traceback" not in server.log
+    for volume in patient("List").body["Volumes"]:
+        assert volume["Name"] == "mongo" or patient("Remove", Name=volume["Name"]).status == 200
+
+
+def others_are_served(server: Server, *, times: int = 30) -> None:
+    """An engine asks so many times for each of three verbs, on a connection that it keeps, and on fresh ones."""
+    body = json.dumps({"Name": "mongo", "ID": "c" * 64}).encode()
+    answers = []
+    with contextlib.closing(server.connect()) as kept:
+        for _ in range(times):
+            for verb in ("Get", "Mount", "Unmount"):
+                answers.append(kept.ask(f"/VolumeDriver.{verb}", body))
+                answers.append(server.ask(verb, body))
+    assert [answer.status for answer in answers] == [200] * (times * 6)
 
 
 def descriptors(pid: int) -> Counter[str]:
@@ -153,7 +127,7 @@ def said(server: Server, data: bytes) -> bytes:
     """All that is answered to *data*, after which the client says no more."""
     answered = b""
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(20)
+        sock.settimeout(60)
         sock.connect(str(server.socket))
         with contextlib.suppress(ConnectionError):
             sock.sendall(data)
@@ -252,152 +226,111 @@ def test_any_json(server: Server) -> None:
 # -- slowly, by halves, without end ------------------------------------------------------------------------------------
 
 
+GET: Final = request("/VolumeDriver.Get", b'{"Name": "mongo"}')
+
+
 @contextlib.contextmanager
-def connections(server: Server, number: int) -> Iterator[list[socket.socket]]:
+def clients(server: Server, number: int) -> Iterator[list[socket.socket]]:
     """That many connections at once."""
     with contextlib.ExitStack() as stack:
         found = []
-        for made in range(number):
-            if made % 100 == 99:
-                time.sleep(0.1)  # all at once they would try this machine, rather than the server
+        for _ in range(number):
             sock = stack.enter_context(socket.socket(socket.AF_UNIX))
-            sock.settimeout(30)
+            sock.settimeout(60)
             sock.connect(str(server.socket))
             found.append(sock)
         yield found
 
 
+def is_open(sock: socket.socket) -> bool:
+    """Whether the server has neither answered nor closed the connection."""
+    ready = select.poll()
+    ready.register(sock, select.POLLIN)
+    return not ready.poll(0)
+
+
 def test_slow_clients(server: Server) -> None:
-    """Two hundred clients send a request each, a byte at a time; the volumes of others are served as ever."""
-    whole = request("/VolumeDriver.Get", b'{"Name": "mongo"}')
-    with connections(server, 200) as slow:
-        for number in range(40):
+    """A hundred clients send a request a byte at a time: after every byte another is answered, and so are they."""
+    with clients(server, 100) as slow, contextlib.closing(server.connect()) as other:
+        for number in range(len(GET)):
+            assert other.ask("/VolumeDriver.Get", b'{"Name": "mongo"}').status == 200
             for sock in slow:
-                with contextlib.suppress(ConnectionError):
-                    sock.send(whole[number : number + 1])
-            time.sleep((WORST + 2) / 40)
+                sock.send(GET[number : number + 1])
+        for sock in slow:
+            assert check_answers(sock.recv(65536)) == [200]
 
 
 def test_stuck_clients(server: Server) -> None:
-    """Two hundred clients stop in the middle of a request, in its head or in its body, and say no more."""
-    whole = request("/VolumeDriver.Get", b'{"Name": "mongo"}')
-    with connections(server, 200) as stuck:
-        for number, sock in enumerate(stuck):
-            sock.send(whole[: (5, 40, len(whole) - 3, len(whole) - 1)[number % 4]])
-        time.sleep(WORST + 2)
+    """While two hundred clients are in the middle of a request, in its head or in its body, others are served."""
+    cuts = [(5, 40, len(GET) - 3, len(GET) - 1)[number % 4] for number in range(200)]
+    with clients(server, 200) as stuck:
+        for sock, cut in zip(stuck, cuts, strict=True):
+            sock.send(GET[:cut])
+        others_are_served(server)
+        assert all(is_open(sock) for sock in stuck)
+        for sock, cut in zip(stuck, cuts, strict=True):
+            sock.send(GET[cut:])
+            assert check_answers(sock.recv(65536)) == [200]
 
 
 def test_clients_that_do_not_read(server: Server) -> None:
-    """A hundred clients ask on and on, and take none of the answers."""
-    many = request("/VolumeDriver.Get", b'{"Name": "mongo"}') * 1000
-    with connections(server, 100) as deaf:
+    """While a hundred clients have asked on and on, and taken none of the answers, others are served."""
+    long = request("/" + "x" * 4000, b"")  # the answer says it again, so that some are more than the kernel keeps
+    with clients(server, 100) as deaf:
         for sock in deaf:
             sock.setblocking(False)
-            with contextlib.suppress(BlockingIOError, ConnectionError):
+            with contextlib.suppress(BlockingIOError):
                 while True:
-                    sock.send(many)
-        time.sleep(WORST + 2)
-
-
-@pytest.fixture
-def hasty(host: Host) -> Iterator[Server]:
-    """A server that waits for slow clients for a second."""
-    script = (
-        "import hostprep.serve.server, hostprep.__main__; hostprep.serve.server._READ = 1; hostprep.__main__.main()"
-    )
-    process = subprocess.Popen(
-        [PYTHON, "-c", script, "serve"],
-        cwd=REPOSITORY,
-        env=host.process_environ(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    host.started.append(process)
-    server = Server(process, host.socket)
-    server.wait()
-    assert server("Create", Name="mongo").status == 200
-    yield server
-    assert server.terminate() == 0
-
-
-def test_cut_off(hasty: Server) -> None:
-    """Who keeps a thread waiting for too long, for his request or to take the answers, is cut off; others follow."""
-    whole = request("/VolumeDriver.Get", b'{"Name": "mongo"}')
-    for _ in range(2):
-        with connections(hasty, 8) as slow:
-            for number, sock in enumerate(slow):
-                if number % 2:
-                    sock.send(whole[:-1])
-                    continue
-                sock.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    while True:
-                        sock.send(whole * 1000)
-            for number, sock in enumerate(slow):
-                sock.settimeout(20)
-                answered = 0
-                with contextlib.suppress(ConnectionError):
-                    while got := sock.recv(65536):
-                        answered += len(got)
-                assert (answered == 0) == (number % 2 == 1)
-    with connections(hasty, 1) as (slow_but_not_too_slow,):
-        slow_but_not_too_slow.send(whole[:-1])
-        time.sleep(0.3)
-        slow_but_not_too_slow.send(whole[-1:])
-        assert check_answers(slow_but_not_too_slow.recv(65536)) == [200]
-
-
-def test_the_end_with_slow_clients(host: Host) -> None:
-    """A server that is to stop waits for slow clients no longer than some seconds."""
-    server = host.serve()
-    with connections(server, 20) as stuck:
-        for sock in stuck:
-            sock.send(b"POST /VolumeDriver.Get HTTP/1.1\r\n")
-        time.sleep(0.5)
-        assert server.terminate() == 0
+                    sock.send(long * 20)
+        others_are_served(server)
+        assert connections(server) >= 100, "none was cut off"
 
 
 def test_half_closed(server: Server) -> None:
     """Who says no more than a whole request gets his answer; who leaves before it is there harms nobody."""
-    whole = request("/VolumeDriver.Get", b'{"Name": "mongo"}')
-    assert check_answers(said(server, whole)) == [200]
-    for number in range(300):
+    assert check_answers(said(server, GET)) == [200]
+    for number in range(100):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(server.socket))
-            sock.send(whole if number % 2 else whole[: number % len(whole)])
+            sock.send(GET if number % 2 else GET[: number % len(GET)])
             if number % 3 == 0:
                 sock.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_thousand_connections(server: Server) -> None:
     """A thousand connections at once, half of which never say anything, are all answered when they ask."""
-    whole = request("/VolumeDriver.Get", b'{"Name": "mongo"}')
-    with connections(server, MANY) as open_, selectors.DefaultSelector() as selector:
-        asking = open_[::2]
-        for number, sock in enumerate(asking):
-            if number % 100 == 99:
-                time.sleep(0.1)
-            sock.send(whole)
-            selector.register(sock, selectors.EVENT_READ)
-        answered: dict[socket.socket, bytes] = dict.fromkeys(asking, b"")
-        end = time.monotonic() + 60
-        while selector.get_map() and time.monotonic() < end:
-            for key, _ in selector.select(1):
-                ready = key.fileobj
-                assert isinstance(ready, socket.socket)
-                answered[ready] += ready.recv(65536)
-                if answered[ready].endswith(b'"Err": ""}\n'):
-                    selector.unregister(ready)
-        assert [check_answers(each) for each in answered.values()] == [[200]] * len(asking)
+    with clients(server, 990) as many:
+        for sock in many[::2]:
+            sock.send(GET)
+        for sock in many[::2]:
+            assert check_answers(sock.recv(65536)) == [200]
+        others_are_served(server, times=5)
+        assert all(is_open(sock) for sock in many)
+
+
+def test_more_connections_than_are_accepted(server: Server) -> None:
+    """However many connections are idle, others are served, and one that is used again and again is kept."""
+    body = b'{"Name": "mongo"}'
+    with clients(server, 950) as idle, contextlib.closing(server.connect()) as used:
+        for _ in range(4):
+            assert used.ask("/VolumeDriver.Get", body).status == 200
+            kept = used.sock
+            with clients(server, 100) as more:
+                for sock in more:
+                    sock.send(GET)
+                for sock in more:
+                    assert check_answers(sock.recv(65536)) == [200]
+                others_are_served(server, times=1)
+            assert used.ask("/VolumeDriver.Get", body).status == 200
+            assert used.sock is kept
+        assert not is_open(idle[0]), "it was the longest idle, and made room"
 
 
 def until_refused(server: Server, begin: bytes, again: bytes, *, most: int) -> tuple[int, bytes]:
     """Send *again* until the server closes the connection or *most* bytes are sent; how many were, and the answer."""
     sent = 0
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(30)
+        sock.settimeout(60)
         sock.connect(str(server.socket))
         with contextlib.suppress(ConnectionError):
             sock.sendall(begin)
@@ -436,26 +369,27 @@ HEAD: Final = b"POST /VolumeDriver.Create HTTP/1.1\r\nHost: x\r\n"
     ],
 )  # fmt: skip
 def test_without_end(server: Server, begin: bytes, again: bytes, status: int) -> None:
-    """What has no end is refused after little more than a mebibyte, by several clients at once."""
-    clients = 2 if again.startswith(b"1\r\n") else 8  # what is cut into single bytes takes long to put together
+    """What has no end is refused after little more than a mebibyte, by several clients at once where it is quick."""
+    number = 1 if again.startswith(b"1\r\n") else 8  # what is cut into single bytes takes long to put together
     results: list[tuple[int, bytes]] = []
     threads = [
         threading.Thread(target=lambda: results.append(until_refused(server, begin, again, most=64 << 20)))
-        for _ in range(clients)
+        for _ in range(number)
     ]
     for thread in threads:
         thread.start()
+    others_are_served(server, times=2)
     for thread in threads:
         thread.join()
     for sent, answered in results:
-        assert sent < (9 if clients == 2 else 4) << 20  # where every byte is a chunk, six are sent for each
+        assert sent < (9 if number == 1 else 4) << 20  # where every byte is a chunk, six are sent for each
         assert check_answers(answered) in ([status], [])
-    assert len(results) == clients
+    assert len(results) == number
 
 
 def test_one_after_the_other_without_waiting(server: Server) -> None:
     """Three hundred requests that are sent at once on a connection are all answered, in their order."""
     names = [string.ascii_letters[n % 52] * (n % 9 + 1) for n in range(300)]
     whole = b"".join(request("/VolumeDriver.Path", json.dumps({"Name": name}).encode()) for name in names)
-    answered = raw(server.socket, whole + request("/VolumeDriver.List", b"{}", "Connection: close"))
+    answered = raw(server.socket, whole + request("/VolumeDriver.List", b"{}", "Connection: close"), timeout=60)
     assert check_answers(answered) == [404] * 300 + [200]

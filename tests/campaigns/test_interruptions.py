@@ -15,7 +15,7 @@ import pytest
 
 from hostprep.errors import NotReady
 from hostprep.volumes.driver import Driver
-from hostprep.volumes.passes import MARK
+from hostprep.volumes.volume import MARK
 from tests.support.fixtures import OpenDriver
 from tests.support.host import PYTHON, REPOSITORY, Host, eventually, owner, passes_of, soon
 from tests.support.trees import make_tree, many, owners

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import resource
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -63,16 +62,12 @@ class Group:
 
     def remove(self) -> None:
         """Its processes have ended, or are about to."""
-        end = time.monotonic() + 10
-        while True:
-            try:
-                self.directory.rmdir()
-            except OSError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.02)
-            else:
-                return
+        eventually(self._is_removed, "its processes have ended")
+
+    def _is_removed(self) -> bool:
+        with contextlib.suppress(OSError):
+            self.directory.rmdir()
+        return not self.directory.exists()
 
 
 @contextlib.contextmanager
@@ -191,10 +186,10 @@ def test_64_megabytes(host: Host) -> None:
         with memory.joined():
             server = host.serve()
         with ThreadPoolExecutor(20) as pool:
-            answers = list(pool.map(lambda _: len(server("List").body["Volumes"]), range(100)))
-        assert answers == [count] * 100
+            answers = list(pool.map(lambda _: len(server("List").body["Volumes"]), range(40)))
+        assert answers == [count] * 40
         with contextlib.closing(server.connect()) as connection:
-            for number in range(count):
+            for number in range(0, count, 10):
                 body = json.dumps({"Name": f"v{number}"}).encode()
                 assert connection.ask("/VolumeDriver.Get", body).status == 200
         assert server("Create", Name="mongo", Opts={"uid": "184", "gid": "0"}).status == 200

@@ -98,7 +98,7 @@ class TestOptions:
 
     def test_image(self, managed: Driver) -> None:
         """So is image: there is no engine that it could ask."""
-        with pytest.raises(NotAllowed, match="option image: the managed plugin reaches no engine"):
+        with pytest.raises(NotAllowed, match="option image: the managed plugin cannot reach an engine"):
             managed.create("mongo", {"image": "mongo"}, soon())
         assert managed.volumes() == ()
 
@@ -150,7 +150,7 @@ class TestLabels:
         """A kernel that takes any label, and gives it back as it was written."""
         (tmp_path / "fscreate").touch()
         monkeypatch.setattr(module, "kernel_has_selinux", lambda: True)
-        monkeypatch.setattr(module._Kernel, "_FSCREATE", str(tmp_path / "fscreate"))
+        monkeypatch.setattr(module.Kernel, "_FSCREATE", str(tmp_path / "fscreate"))
         return tmp_path / "fscreate"
 
     @pytest.mark.usefixtures("kernel")

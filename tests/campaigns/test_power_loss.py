@@ -86,7 +86,7 @@ def test_at_every_step(case: Case, mode: str, kind: str, images: Path, place: Pa
                     if not case.repairs:
                         assert look(host, fine=True) == answered
                 driver = opened(host)
-                driver.store.sweep()
+                driver.store.remove_leftovers()
                 docker = engine(driver)
                 is_sound(host, docker, case, before, after)
                 done = look(host, fine=False) == after

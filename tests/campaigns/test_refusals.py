@@ -12,7 +12,7 @@ import pytest
 
 from hostprep.host.labels import Labels, SELinux
 from hostprep.options import Mode
-from hostprep.tree.plan import Found, Want, usable
+from hostprep.tree.plan import Found, Plan, Want
 from hostprep.volumes.driver import Driver
 from tests.support.fixtures import OpenDriver
 from tests.support.host import LABEL, PYTHON, REPOSITORY, Host, mounted, owner, soon
@@ -76,16 +76,17 @@ class TestUsable:
     ) -> None:
         """The bits that count for the declared owner decide; on a read-only file system reading is enough."""
         labels = Labels.open(SELinux.OFF)
-        now = Found(found[0], found[1], Mode.parse(found[2]), None, 1)
-        assert usable(now, Want(*want), labels, read_only=False) is writable
-        assert usable(now, Want(*want), labels, read_only=True) is readable
+        plan = Plan(-1, Found(found[0], found[1], Mode.parse(found[2]), None, 1), Want(*want), labels)
+        assert plan.usable(read_only=False) is writable
+        assert plan.usable(read_only=True) is readable
 
     def test_a_label_counts(self) -> None:
         """A directory with another label than the declared one is of no use."""
         labels = Labels.open(SELinux.FORCE)
         for label, expected in ((LABEL, True), (None, False), ("a_u:b_r:c_t:s0", False)):
             now = Found(184, 998, Mode(0o700), label, 1)
-            assert usable(now, Want(184, 998, Mode(0o750), LABEL), labels, read_only=False) is expected
+            plan = Plan(-1, now, Want(184, 998, Mode(0o750), LABEL), labels)
+            assert plan.usable(read_only=False) is expected
 
 
 class TestEntries:

@@ -23,7 +23,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from hostprep.options import KNOWN
+from hostprep.options import KNOWN, Name
+from hostprep.volumes.declaration import Declaration
 from hostprep.volumes.record import Record, rfc3339
 from tests.support.archives import BASE, docker_save, tar
 from tests.support.fixtures import Command
@@ -301,7 +302,9 @@ class TestTerminals:
         docker.created("bypath", path=str(path), uid="184", recurse="mismatch")
         docker.created("kept", on_remove="retain")
         docker.remove("kept")
-        record = Record("noted", {"uid": "184"}, rfc3339(), left_alone=(f"{NASTY}: is a device node",))
+        record = Record(
+            Name("noted"), Declaration({"uid": "184"}), rfc3339(), entries_left_alone=(f"{NASTY}: is a device node",)
+        )
         docker.created("noted")
         host.record("noted").write_bytes(record.to_json())
         docker.created("damaged")

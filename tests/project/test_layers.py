@@ -27,18 +27,21 @@ MAY_IMPORT = {
 }
 """The packages, and the modules beside them, from the lowest to the highest."""
 
-VOLUMES = ("root", "record", "pins", "store", "trash", "passes", "readiness", "driver", "importing")
+VOLUMES = (
+    *("root", "declaration", "record", "pins", "volume", "store", "listing", "trash", "passes", "readiness"),
+    *("create", "change", "status", "driver", "importing"),
+)
 """The modules of volumes: each may import those before it."""
 
 ALONE = {
     "flask": "serve/wire",
     "werkzeug": "serve/wire",
-    "gunicorn": "serve",
+    "gunicorn": "serve/worker",
     "click": "cli",
     "rich": "cli/output",
     "docker": "engine/connection",
     "ctypes": "host/linux",
-    "selinux": "host/labels",
+    "selinux": "host/policy",
 }
 """Who alone may import a library: a module, or a package."""
 

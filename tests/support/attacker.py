@@ -2,8 +2,8 @@
 
     attacker.py KIND MEMORY UID DIRECTORY [ARGUMENT…]
 
-It works in DIRECTORY as UID, and counts its rounds in MEMORY (a descriptor) until told there to stop, or for half a
-minute. Names only, and no path longer than two components: the directories above may be closed to UID.
+It works in DIRECTORY as UID, and counts its rounds in MEMORY (a descriptor) until told there to stop, or for two
+minutes. Names only, and no path longer than two components: the directories above may be closed to UID.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-SECONDS: Final = 30.0
+SECONDS: Final = 120.0
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 _MS_BIND, _MNT_DETACH = 4096, 2

@@ -62,7 +62,7 @@ class Trial:
         """
         if docker is None:
             driver = opened(host)
-            driver.store.sweep()
+            driver.store.remove_leftovers()
             docker = engine(driver)
         is_sound(host, docker, self.case, self.before, self.after)
         now = look(host, fine=True)

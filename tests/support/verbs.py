@@ -91,7 +91,7 @@ def verb(name: str, volume: str) -> Callable[[Host], None]:
 def start(host: Host) -> None:
     """What a server does before it listens."""
     with errors_told():
-        opened(host).store.sweep()
+        opened(host).store.remove_leftovers()
 
 
 @contextlib.contextmanager

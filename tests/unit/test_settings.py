@@ -6,12 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hostprep.errors import BadSetting
 from hostprep.host.labels import SELinux
-from hostprep.host.paths import is_below, overlap, system_directory
 from hostprep.settings import Scope, Settings, duration
 
 
@@ -225,33 +222,3 @@ def test_the_root_is_resolved(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "root").symlink_to("disk")
     assert Settings.read({"HOSTPREP_ROOT": str(tmp_path / "root")}).root == str(tmp_path / "disk")
-
-
-@pytest.mark.parametrize(
-    ("path", "above", "below"),
-    [
-        ("/srv/a", "/srv", True),
-        ("/srv", "/srv", False),
-        ("/srvx", "/srv", False),
-        ("/srv/a/b", "/srv/a", True),
-        ("/srv/ab", "/srv/a", False),
-        ("/a", "/", True),
-    ],
-)
-def test_below_is_by_components(path: str, above: str, below: bool) -> None:  # noqa: FBT001
-    """Below means strictly, and by components: /srvx is not below /srv."""
-    assert is_below(path, above) is below
-
-
-@given(st.lists(st.sampled_from(["a", "ab", "b"]), min_size=1), st.lists(st.sampled_from(["a", "ab", "b"]), min_size=1))
-def test_overlap_is_one_list_beginning_the_other(one: list[str], other: list[str]) -> None:
-    """Two paths overlap when the components of one begin those of the other, whichever is asked about."""
-    short = min(len(one), len(other))
-    expected = one[:short] == other[:short]
-    assert overlap("/" + "/".join(one), "/" + "/".join(other)) is expected
-    assert overlap("/" + "/".join(other), "/" + "/".join(one)) is expected
-
-
-def test_data_is_no_system_directory(tmp_path: Path) -> None:
-    """A directory for data touches nothing that is protected."""
-    assert system_directory(str(tmp_path / "data"), str(tmp_path / "root")) is None

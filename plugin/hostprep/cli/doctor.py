@@ -90,7 +90,7 @@ def _diagnose(settings: Settings, name: str, container: str | None, user: str | 
 def _fix(settings: Settings, name: str, remedy: Apply) -> None:
     driver = Driver.open(settings, create=False)
     for given, unset in remedy.steps():
-        driver.change(name, given, unset, deadline(settings))
+        driver.apply(name, given, unset, deadline(settings))
         make_ready(driver, name)
 
 

@@ -76,7 +76,7 @@ def apply(settings: Settings, *, name: str, given: dict[str, str], unset: tuple[
     if both := given.keys() & set(unset):
         raise Invalid(f"{min(both)} is both set and unset", hint="choose one of -o and --unset")
     driver = open_driver(settings, given, create=False)
-    driver.change(name, given, unset, deadline(settings))
+    driver.apply(name, given, unset, deadline(settings))
     if no_wait:
         print(f"{name}: recorded; the next start of a container repairs the volume")
     else:

@@ -186,7 +186,7 @@ def _entries(data: int, numbered: set[int], named: set[str]) -> Iterator[tuple[s
                 if depth < _MAX_DEPTH and entry.is_dir(follow_symlinks=False):
                     with (
                         contextlib.suppress(OSError),
-                        fds.held(fds.open_below(directory, entry.name, directory=True)) as fd,
+                        fds.closing(fds.open_below(directory, entry.name, directory=True)) as fd,
                     ):
                         yield from below(fd, f"{path}{entry.name}/", depth + 1)
 

@@ -10,11 +10,10 @@ import contextlib
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Final
 
 from ..engine.containers import Container, ContainerMount
-from ..errors import HostprepError, NoSuchVolume, NotAllowed, NotReady, Redirectable, Unreadable, printable
+from ..errors import HostprepError, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
 from ..host import fds
 from ..host.mountinfo import mount_table, unescaped
 from ..host.process import open_inside
@@ -42,20 +41,14 @@ def diagnose(driver: Driver, name: str, subjects: Sequence[Subject]) -> Diagnosi
     whom = tuple(map(str, subjects))
     with contextlib.ExitStack() as stack:
         try:
-            volume = stack.enter_context(driver.store.volume(check_name(name)))
-            record = driver.store.record(volume, name)
+            volume = stack.enter_context(driver.store.open(check_name(name)))
         except (NoSuchVolume, Unreadable) as exc:
             return Diagnosis(name, whom, (_unknown(driver, name, exc, subjects),))
         try:
-            try:
-                data = driver.store.open_data(volume, record)
-            except Redirectable:  # the next Mount answers a bind mount, from then on
-                record = replace(record, pinned=True)
-                data = driver.store.open_data(volume, record)
-            stack.enter_context(fds.held(data))
+            data = stack.enter_context(volume.open_data(as_mount=True))
         except (NotReady, NotAllowed) as exc:
-            return Diagnosis(name, whom, (_missing(driver.store.place(record), exc),))
-        return Diagnosis(name, whom, tuple(_check_volume(InspectedVolume(driver, record, data, subjects))))
+            return Diagnosis(name, whom, (_missing(volume.place, exc),))
+        return Diagnosis(name, whom, tuple(_check_volume(InspectedVolume(driver, volume, data, subjects))))
 
 
 # -- the volume and its directory ----------------------------------------------------------------------------------
@@ -121,7 +114,7 @@ def _check_volume(volume: InspectedVolume) -> Iterator[Finding]:
 
 def _directory(volume: InspectedVolume) -> str:
     label = f", {printable(volume.label)}" if volume.label else ""
-    mounted = f", mounted at {volume.driver.store.mountpoint(volume.record)}" if volume.record.pinned else ""
+    mounted = f", mounted at {volume.volume.mountpoint}" if volume.record.pinned else ""
     return f"{volume.shown}: {volume.found.st_uid}:{volume.found.st_gid} {volume.mode}{label}{mounted}"
 
 
@@ -161,7 +154,7 @@ def _live_mount(
         what = f"{who} has nothing at {at}: {exc.strerror}"
         yield Finding("mount", Verdict.BAD, what, "the volume there", restart)
         return
-    with fds.held(inside):
+    with fds.closing(inside):
         same = os.path.samestat(os.fstat(inside), volume.found)
         flags, on_host = (os.fstatvfs(fd).f_flag for fd in (inside, volume.data))
     if mounted.subpath:
@@ -203,7 +196,7 @@ def _drift(volume: InspectedVolume) -> Iterator[Finding]:
         yield Finding("drift", Verdict.WARNING, what, "the contents as declared", Apply())
     else:
         yield Finding("drift", Verdict.OK, "as declared")
-    for left in volume.record.left_alone[:_MAX_LEFT_ALONE]:
+    for left in volume.record.entries_left_alone[:_MAX_LEFT_ALONE]:
         yield Finding("drift", Verdict.NOTE, printable(left))
 
 

@@ -12,7 +12,7 @@ from ..errors import printable
 from ..host.labels import UNSUPPORTED, read_label
 from ..options import Mode
 from ..volumes.driver import Driver
-from ..volumes.record import Record
+from ..volumes.volume import Volume
 from .filesystem import FileSystem, given_at_mount
 from .finding import Apply, Finding, Verdict
 from .permissions import Who, read_acl
@@ -24,13 +24,14 @@ _MAX_ENTRIES: Final = 1000  # of the volume's directory itself
 class InspectedVolume:
     """A volume, its open directory as it was found, and the *subjects* who are to use it."""
 
-    def __init__(self, driver: Driver, record: Record, data: int, subjects: Sequence[Subject]) -> None:
+    def __init__(self, driver: Driver, volume: Volume, data: int, subjects: Sequence[Subject]) -> None:
         self.driver = driver
         self.labels = driver.labels
-        self.record = record
+        self.volume = volume
+        self.record = volume.record
         self.data = data
         self.subjects = subjects
-        self.place = driver.store.place(record)
+        self.place = volume.place
         self.shown = printable(self.place)
         self.found = os.fstat(data)
         self.mode = Mode(stat.S_IMODE(self.found.st_mode))

@@ -16,7 +16,8 @@ from typing import Any, Final
 from ..engine.containers import EngineInfo
 from ..errors import BadSetting, HostprepError, NoEngine, printable
 from ..host import fds, linux
-from ..host.labels import Labels, kernel_has_selinux
+from ..host.labels import Labels
+from ..host.policy import kernel_has_selinux
 from ..settings import Settings
 from ..volumes.driver import Driver
 from .finding import Finding, Verdict
@@ -153,13 +154,13 @@ def _selinux(settings: Settings) -> Finding:
 
 
 def _kernel() -> Iterator[Finding]:
-    with fds.held(os.open("/", fds.DIRECTORY)) as root:
+    with fds.closing(os.open("/", fds.DIRECTORY)) as root:
 
         def open_beneath() -> None:
             os.close(linux.openat2(root, ".", fds.DIRECTORY, linux.RESOLVE_BENEATH))
 
         def mount() -> None:
-            with fds.held(linux.open_tree(root, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)) as tree:
+            with fds.closing(linux.open_tree(root, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)) as tree:
                 linux.mount_setattr(tree, 0, propagation=linux.MS_PRIVATE)
 
         yield _kernel_feature(

@@ -58,7 +58,7 @@ def _owner_remedy(volume: InspectedVolume, subject: Subject, granted: permission
     if granted.listed:
         rights = "".join(letter if wanted & bit else "-" for bit, letter in ((4, "r"), (2, "w"), (1, "x")))
         # By the mount, where there is one: another user could replace a component of the path.
-        where = volume.driver.store.mountpoint(volume.record)
+        where = volume.volume.mountpoint
         return shlex.join(["setfacl", "-m", f"u:{who.uid}:{rights}", where])
     mode = volume.mode if volume.record.options.mode is None else volume.record.options.mode
     if granted.group and volume.record.options.gid == volume.found.st_gid:  # it stays shared with that group

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..engine.containers import Container
 from ..engine.image import FILE_LIMIT, GROUPS, USERS, container_user
-from ..errors import Invalid, NoContainer, NoSuchVolume, Unreadable, printable
+from ..errors import Invalid, NoContainer, Unreadable, printable
 from ..host.process import Process, Remap, read_inside
 from ..options import MAX_ID, check_name
 from ..volumes.driver import Driver
@@ -66,7 +66,7 @@ def subjects(
         NoEngine, NoContainer, NoImage: the container or its user cannot be told.
         Invalid: *name* or *user* is malformed.
     """
-    check_name(name)
+    name = check_name(name)
     if container is not None:
         if engine is None:
             raise NoContainer("without an engine nothing is known about containers")
@@ -82,10 +82,10 @@ def subjects(
         return [Subject(_on_host(remap, inside, (), overrides=inside[0] == 0), inside, remap=remap)]
     if engine is not None and (found := engine.using(name)):
         return [_in_container(engine, each, None, asked=False) for each in found]
-    with contextlib.suppress(NoSuchVolume, Unreadable):
-        options = driver.store.read(name).options
-        if options.uid is not None:
-            owner = options.uid, options.gid or 0
+    with contextlib.suppress(Unreadable):
+        record = driver.store.find(name)
+        if record is not None and record.options.uid is not None:
+            owner = record.options.uid, record.options.gid or 0
             return [Subject(Who(*owner, overrides=owner[0] == 0), owner)]
     return []
 

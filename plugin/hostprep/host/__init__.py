@@ -1,4 +1,4 @@
-"""What the kernel offers: descriptors, locks, mounts, labels, processes. It knows no volume.
+"""What the kernel offers: descriptors, locks, mounts, labels, processes. Nothing here knows a volume.
 
 May import: errors, options.
 """

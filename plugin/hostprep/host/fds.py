@@ -1,7 +1,7 @@
-"""Opening, reading and replacing files by descriptor, one component at a time. The only module that opens by name.
+"""Opening, reading and replacing files by descriptor, one component at a time.
 
-A path is for messages; what is acted upon is a descriptor. `dir_fd` alone does not confine (`..` and `/etc` walk
-out of it), so every name that arrives here is checked to be one component.
+Paths are for messages; hostprep acts on descriptors. `dir_fd` alone does not confine a name: `..` and `/etc` lead out.
+So each name that is given here is checked to be one component.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import secrets
 import stat
 from collections.abc import Iterator
 
-from ..errors import NotAllowed, Redirectable, Unreadable, printable
+from ..errors import NotAllowed, Unreadable, printable
 from . import linux
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-# An entry that is gone, or is something else by now: its new state is its owner's business, or the next look's.
+# The entry is gone, or has become something else: no error, since its owner may do that at any time.
 CHANGED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
-TEMPORARY = "."  # what begins with it is an interrupted step's; no volume or trash entry does
+TEMPORARY = "."  # begins the names that an interrupted step leaves; no volume or trash entry begins with it
 _TEMPORARY_NAME = re.compile(r"\.new-[0-9a-f]{16}", re.ASCII)
 
 
 @contextlib.contextmanager
-def held(fd: int) -> Iterator[int]:
-    """Lend *fd*, and close it at the end."""
+def closing(fd: int) -> Iterator[int]:
+    """Close *fd* at the end of the `with` block."""
     try:
         yield fd
     finally:
@@ -48,8 +48,8 @@ def component(name: str) -> str:
 def open_dir(dirfd: int, name: str) -> int:
     """Open the directory *name* under *dirfd*, never through a symlink.
 
-    Somebody who can write *dirfd* may still swap the directory for another real one before it is opened; callers
-    therefore act on the returned descriptor only.
+    A user who can write *dirfd* may put another real directory there before it is opened, so callers act on the
+    returned descriptor only.
 
     Raises:
         OSError: ENOTDIR for a symlink too (open(2) with O_DIRECTORY and O_NOFOLLOW), ENOENT.
@@ -58,17 +58,17 @@ def open_dir(dirfd: int, name: str) -> int:
 
 
 def open_below(dirfd: int, name: str, *, directory: bool) -> int:
-    """Open *name* under *dirfd*, which may be hostile: no symlink, and no mount point, bind mounts included.
+    """Open *name* under *dirfd*, where others may change it: never a symlink or a mount point, bind mounts included.
 
-    A directory is opened for reading, anything else only pinned (O_PATH): a FIFO or device is never really opened.
+    A directory is opened for reading. Anything else is only pinned (O_PATH): a FIFO or device is never really opened.
 
     Raises:
         OSError: EXDEV where *name* is a mount point, ELOOP or ENOTDIR for what is no directory, ENOENT.
     """
     flags = DIRECTORY if directory else PINNED
     try:
-        # RESOLVE_NO_SYMLINKS would also refuse to pin a symlink; for one component O_NOFOLLOW says the same. And under
-        # RESOLVE_BENEATH what is moved away at this moment would be EXDEV, too (complete_walk in fs/namei.c).
+        # Not RESOLVE_NO_SYMLINKS, which refuses to pin a symlink; for one component O_NOFOLLOW is enough. Not
+        # RESOLVE_BENEATH, which answers EXDEV where an entry is moved away at this moment (complete_walk, fs/namei.c).
         return linux.openat2(dirfd, component(name), flags, linux.RESOLVE_NO_XDEV)
     except OSError as exc:
         if exc.errno != errno.ENOSYS:
@@ -92,14 +92,13 @@ def mount_id(fd: int) -> int:
 
 
 def make_dir(dirfd: int, name: str) -> int:
-    """Make the directory *name*, closed to everybody but root, and open it. The caller gives it its mode.
+    """Make the directory *name*, closed to everybody but root, and open it. The caller sets its mode.
 
-    Who can write *dirfd* may put another in its place before it is opened: one that is not root's, or not empty, is
-    refused. An empty one of root's is as good, whoever moved it there; and into *dirfd* from elsewhere only who may
-    write it can move a directory (rename(2)).
+    A user who can write *dirfd* may put another directory there before it is opened. One that is not root's, or not
+    empty, is refused; an empty one of root's serves as well.
 
     Raises:
-        NotAllowed: another was put in its place.
+        NotAllowed: another directory was put there.
         OSError: EEXIST if anything has the name.
     """
     os.mkdir(component(name), 0o700, dir_fd=dirfd)
@@ -116,24 +115,34 @@ def make_dir(dirfd: int, name: str) -> int:
 def _exchanged(name: str) -> NotAllowed:
     return NotAllowed(
         f"{printable(name)} had just been made, and is no empty directory of root's",
-        hint="somebody put another in its place, or the file system gives it another owner (NFS with root_squash)",
+        hint="somebody put another one there, or the file system gives it another owner (NFS with root_squash)",
     )
 
 
 def walk(path: str, *, trusted: bool) -> int:
     """Open the absolute, normalized directory *path* from `/` down, following no symlink.
 
-    With *trusted*, every directory above it must also be one in which nobody but root can put another in its place:
-    root's, and either not writable by others or sticky with an entry that is root's. The last component may then be
-    answered by name, since only root can change what the name leads to.
+    With *trusted*, nobody but root may be able to redirect it; see `walk_and_tell`.
 
     Raises:
-        NotAllowed: a component is a symlink or no directory.
-        Redirectable: somebody else could redirect it (trusted).
+        NotAllowed: a component is a symlink or no directory; or (trusted) somebody other than root could redirect it.
         OSError: ENOENT and what else open(2) raises, with the path so far.
     """
+    fd, replaceable = walk_and_tell(path)
+    if trusted and replaceable:
+        os.close(fd)
+        raise redirectable(replaceable)
+    return fd
+
+
+def walk_and_tell(path: str) -> tuple[int, str]:
+    """`walk`, and the first directory on the way that somebody other than root could replace by another; "" for none.
+
+    Only root can replace an entry of a directory that is root's and either not writable by others, or sticky with an
+    entry that is root's. Where there is no other on the way, only root can change what the path leads to.
+    """
     fd = os.open("/", DIRECTORY)
-    shown = ""
+    shown = replaceable = ""
     try:
         for name in path.split("/")[1:]:
             above = os.fstat(fd)
@@ -141,12 +150,12 @@ def walk(path: str, *, trusted: bool) -> int:
             below = open_step(fd, name, shown)
             os.close(fd)
             fd = below
-            if trusted and not _roots_alone(above, os.fstat(fd)):
-                raise redirectable(shown)
+            if not replaceable and not _roots_alone(above, os.fstat(fd)):
+                replaceable = shown
     except BaseException:
         os.close(fd)
         raise
-    return fd
+    return fd, replaceable
 
 
 def open_step(dirfd: int, name: str, shown: str) -> int:
@@ -167,10 +176,10 @@ def open_step(dirfd: int, name: str, shown: str) -> int:
         raise OSError(exc.errno, exc.strerror, shown) from None
 
 
-def redirectable(path: str) -> Redirectable:
+def redirectable(path: str) -> NotAllowed:
     """The refusal of a path that the engine could be made to open elsewhere."""
     parent = printable(os.path.dirname(path))
-    return Redirectable(
+    return NotAllowed(
         f"somebody other than root could put another directory in the place of {printable(path)}",
         hint=f"the directories above it must be root's, and writable by root alone: see ls -ld {parent}",
     )
@@ -192,7 +201,7 @@ def kind(dirfd: int, name: str) -> str:
 
 
 def exists(dirfd: int, name: str) -> bool:
-    """Whether *name* is there, of whatever kind, a dangling symlink too."""
+    """Whether anything has the *name*, be it a dangling symlink."""
     try:
         os.stat(component(name), dir_fd=dirfd, follow_symlinks=False)
     except FileNotFoundError:
@@ -204,10 +213,10 @@ def read_file(dirfd: int, name: str, *, limit: int) -> bytes:
     """Read one of hostprep's own files, trusting nothing about it.
 
     Raises:
-        Unreadable: it is not a regular file of root's with one link, closed to all others, or is over *limit* bytes.
+        Unreadable: it is not a regular file of root's, 0600 and with one link, or is over *limit* bytes.
         OSError: ENOENT and what else open(2) raises.
     """
-    # O_NONBLOCK: a FIFO in its place must not hang the open.
+    # O_NONBLOCK: to open a FIFO must not wait for its other end.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(component(name), flags, dir_fd=dirfd)
@@ -215,7 +224,7 @@ def read_file(dirfd: int, name: str, *, limit: int) -> bytes:
         if exc.errno != errno.ELOOP:
             raise
         raise Unreadable(f"{name} is a symlink") from None
-    with held(fd):
+    with closing(fd):
         st = os.fstat(fd)
         if not stat.S_ISREG(st.st_mode):
             raise Unreadable(f"{name} is not a regular file")
@@ -228,9 +237,9 @@ def read_file(dirfd: int, name: str, *, limit: int) -> bytes:
 
 
 def write_file(dirfd: int, name: str, data: bytes, *, durable: bool) -> None:
-    """Make the file *name*, which must not exist; when *durable* its content is on disk on return, its name not."""
+    """Make the file *name*, which must not exist. When *durable*, its content is on disk on return, its name not."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with held(os.open(component(name), flags, 0o600, dir_fd=dirfd)) as fd:
+    with closing(os.open(component(name), flags, 0o600, dir_fd=dirfd)) as fd:
         left = memoryview(data)
         while left:
             left = left[os.write(fd, left) :]
@@ -239,10 +248,10 @@ def write_file(dirfd: int, name: str, data: bytes, *, durable: bool) -> None:
 
 
 def replace_file(dirfd: int, name: str, data: bytes, *, scratch: int, durable: bool) -> None:
-    """Put *data* under *name* by one rename: after a crash there is the old file or the new one.
+    """Replace the file *name* by one rename: after a crash there is the old file or the new one.
 
-    The temporary file is made in *scratch*, a directory of the same file system that is swept at start.
-    When not *durable*, a power cut may bring the old content back (or, on some file systems, an empty file).
+    The temporary file is made in *scratch*, a directory of the same file system that each start of a server clears.
+    Without *durable*, a power cut may bring back the old content, or on some file systems leave an empty file.
     """
     temporary = temporary_name()
     try:

@@ -1,4 +1,4 @@
-"""The system calls that Python has no name for. Kernel names, plain OSError, no decisions."""
+"""System calls that Python does not have, under the kernel's names; errors are plain OSError."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ Q_GETQUOTA = 0x800007
 Q_XGETQSTAT = 0x5805
 USRQUOTA, GRPQUOTA = 0, 1
 CAP_DAC_OVERRIDE = 1
+XATTR_NAME_SELINUX = "security.selinux"
 
 
 class _OpenHow(ctypes.Structure):

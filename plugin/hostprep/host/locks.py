@@ -1,4 +1,4 @@
-"""Locks between threads and processes alike: one byte of one file for each name, let go of when its holder ends."""
+"""Locks between threads and processes: one byte of one file for each name, released when its holder ends."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import time
 from collections.abc import Iterator
 
 from ..errors import Busy
-from .fds import held
+from .fds import closing
 
 _FLOCK = "hhqqi4x"
 
 
 @contextlib.contextmanager
 def locked(dirfd: int, what: str, *, deadline: float, shared: bool = False) -> Iterator[None]:
-    """Hold the lock named *what* until the end, against threads and processes alike.
+    """Hold the lock named *what* during the `with` block, against other threads and processes.
 
-    One byte of one file stands for each name (an open file description lock, fcntl(2)), so nothing is left behind
-    and a dead holder lets go. Two names share a byte once in 2**62.
+    One byte of one file stands for each name (an open file description lock, fcntl(2)): no files are left behind, and
+    the kernel releases the locks of a dead holder. Two names share a byte once in 2**62.
 
     Args:
-        dirfd: the directory of the file `held`.
+        dirfd: the directory of the lock file.
         deadline: on the clock of time.monotonic(); one attempt is always made.
 
     Raises:
-        Busy: another holder did not let go before the deadline.
+        Busy: another holder did not release it before the deadline.
     """
-    with held(open_lock_file(dirfd)) as fd:
+    with closing(open_lock_file(dirfd)) as fd:
         pause = 0.0005
         while not try_lock(fd, what, shared=shared):
             if time.monotonic() + pause > deadline:
@@ -47,7 +47,7 @@ def open_lock_file(dirfd: int) -> int:
 
 
 def try_lock(fd: int, what: str, *, shared: bool = False) -> bool:
-    """Take the lock *what* on the lock file *fd* if it is free; closing *fd* lets go of it."""
+    """Take the lock *what* on the lock file *fd* if it is free; closing *fd* releases it."""
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(what, fcntl.F_RDLCK if shared else fcntl.F_WRLCK))
     except OSError as exc:
@@ -58,7 +58,7 @@ def try_lock(fd: int, what: str, *, shared: bool = False) -> bool:
 
 
 def is_locked(fd: int, what: str) -> bool:
-    """Whether somebody else than the holder of *fd* has the lock *what*."""
+    """Whether anybody but the holder of *fd* has the lock *what*."""
     found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(what, fcntl.F_WRLCK))
     return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
 

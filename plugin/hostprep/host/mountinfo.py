@@ -28,15 +28,14 @@ class Mount:
     root: str
     """What of the file system is mounted there, as a path from the file system's own root."""
     kind: str
-    """The file system's: ext4, nfs4 and so on."""
+    """The kind of file system: ext4, nfs4 and so on."""
     source: str
     options: tuple[str, ...]
-    """The file system's own, not those of this mount of it."""
+    """Those of the file system, not of this mount of it."""
 
 
 def uses(data: int, path: str) -> list[str]:
-    """Who has the open directory *data*, which is at *path*, or something in it, mounted, a phrase each; and what is
-    mounted in it. See `holders`.
+    """Who has the open directory *data* at *path*, or something in it, mounted, and what is mounted in it; phrases.
 
     Raises:
         NotAllowed: as for `holders`.
@@ -46,14 +45,13 @@ def uses(data: int, path: str) -> list[str]:
 
 
 def holders(data: int, path: str) -> list[tuple[str, str]]:
-    """Who has the open directory *data*, which is at *path*, or something in it, mounted: a phrase, and where in it.
+    """Who has the open directory *data* at *path*, or something in it, mounted: a phrase, and where in it.
 
-    Looked at are the mounts of all processes, so a container that runs is found, whatever engine started it. Not
-    found are containers that do not run, a process that only has files in it open, and who is on another machine or
-    in a virtual one.
+    It looks at the mounts of all processes, so it finds each container that runs, whatever engine started it. It does
+    not find containers that do not run, processes that only have files open, or users on another or a virtual machine.
 
     Raises:
-        NotAllowed: it cannot be told, since this process's root directory hides the mount that the directory is on.
+        NotAllowed: this process's root directory hides the mount that the directory is on.
     """
     mount = mount_of(data)
     if mount is None:
@@ -69,7 +67,7 @@ def holders(data: int, path: str) -> list[tuple[str, str]]:
 
 
 def _other_tables() -> Iterator[tuple[str, list[Mount]]]:
-    """A process and the mounts of each other mount namespace that a process is in."""
+    """One process of each other mount namespace, and the mounts there."""
     seen = {os.readlink("/proc/self/ns/mnt")}
     for process in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # it ended meanwhile
@@ -85,7 +83,7 @@ def mount_of(fd: int) -> Mount | None:
 
 
 def place_in_file_system(mount: Mount, path: str) -> str:
-    """Where *path*, which is on *mount*, lies from the file system's own root."""
+    """The path of *path*, which is on *mount*, from the file system's own root."""
     return os.path.normpath(os.path.join(mount.root, os.path.relpath(path, mount.point)))
 
 
@@ -115,5 +113,5 @@ def _mount(line: str) -> Mount:
 
 
 def unescaped(text: str) -> str:
-    """Space, tab, line end, backslash and # stand as three octal digits in mountinfo and fstab(5)."""
+    """*text* of mountinfo or fstab(5), where space, tab, line end, backslash and # are three octal digits."""
     return _ESCAPED.sub(lambda found: chr(int(found[1], 8)), text)

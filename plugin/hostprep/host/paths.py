@@ -1,4 +1,4 @@
-"""Paths as text: what lies in what, and which directories of the host hostprep never hands to a container."""
+"""Paths as text: which lies below which, and which directories of the host hostprep never gives to a container."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import re
 from typing import Final
 
-# Nothing in or above these may be handed to a container by path.
+# No container is given one of these by path, or anything below or above it.
 _SYSTEM: Final = ("/bin", "/boot", "/dev", "/etc", "/proc", "/root", "/run", "/sbin", "/sys", "/usr")
 _ENGINES: Final = ("/var/lib/docker", "/var/lib/containers", "/var/lib/containerd")
 _LIBRARIES: Final = re.compile(r"/lib[^/]*(/|$)")
@@ -14,7 +14,7 @@ THEMSELVES: Final = ("/", "/var", "/var/lib")
 
 
 def is_below(path: str, above: str) -> bool:
-    """Whether normalized *path* lies strictly below *above*: by components, never by characters."""
+    """Whether the normalized *path* lies strictly below *above*, compared by components."""
     return path.startswith(above.rstrip("/") + "/")
 
 
@@ -24,13 +24,14 @@ def overlap(one: str, other: str) -> bool:
 
 
 def is_system(path: str) -> bool:
+    """Whether *path* is a system directory, or lies in one."""
     return any(path == s or is_below(path, s) for s in _SYSTEM) or bool(_LIBRARIES.match(path))
 
 
 def system_directory(path: str, root: str) -> str | None:
     """The system directory, engine's data or hostprep root that *path* is, lies in or contains, or None.
 
-    *path* is looked at as written and as it resolves now.
+    It compares *path* as it is written, and as it resolves now.
     """
     resolved_engines = {os.path.realpath(engine) for engine in _ENGINES}
     for spelling in (path, os.path.realpath(path)):
@@ -43,7 +44,7 @@ def system_directory(path: str, root: str) -> str | None:
 
 
 def is_engine_volume(path: str) -> bool:
-    """Whether *path* is where Docker or Podman keeps the data of a local volume, in its default place."""
+    """Whether Docker or Podman, as it is installed by default, keeps the data of a local volume at *path*."""
     volume, last = os.path.split(path)
     engines = ("/var/lib/docker", "/var/lib/containers/storage")
     above = {f"{spelling}/volumes" for engine in engines for spelling in (engine, os.path.realpath(engine))}

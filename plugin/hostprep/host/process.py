@@ -1,4 +1,4 @@
-"""Processes as /proc shows them: who they are on this host, and what they find at a path."""
+"""Processes as /proc shows them: who they are on this host, and what is at a path as they see it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .linux import CAP_DAC_OVERRIDE, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, ope
 
 @dataclass(frozen=True, slots=True)
 class Remap:
-    """A user namespace: which numbers of the host stand for those inside, (inside, outside, count) each."""
+    """A user namespace: ranges of ids (inside, outside, count) and the host's ids that stand for them."""
 
     uids: tuple[tuple[int, int, int], ...]
     gids: tuple[tuple[int, int, int], ...]
 
     @classmethod
     def read(cls, pid: int) -> Remap:
-        """The one that a process is in."""
+        """The user namespace that a process is in."""
         uids, gids = (_read_map(f"/proc/{pid}/{which}_map") for which in ("uid", "gid"))
         return cls(uids, gids)
 
@@ -28,15 +28,15 @@ class Remap:
         return all(inside == outside for inside, outside, _ in (*self.uids, *self.gids))
 
     def uid(self, inside: int) -> int | None:
-        """The host's number for the user *inside*, None where there is none."""
+        """The host's id for the user *inside*, None where there is none."""
         return _outside(self.uids, inside)
 
     def gid(self, inside: int) -> int | None:
-        """The host's number for the group *inside*, None where there is none."""
+        """The host's id for the group *inside*, None where there is none."""
         return _outside(self.gids, inside)
 
     def inside(self, uid: int, gid: int) -> tuple[int, int] | None:
-        """The numbers inside of the host's *uid* and *gid*."""
+        """The ids inside for the host's *uid* and *gid*; None where one of them has none."""
         found = [
             next((i + number - o for i, o, count in ranges if o <= number < o + count), None)
             for ranges, number in ((self.uids, uid), (self.gids, gid))
@@ -44,7 +44,7 @@ class Remap:
         return None if found[0] is None or found[1] is None else (found[0], found[1])
 
     def covers(self, uid: int, gid: int) -> bool:
-        """Whether a file of the host's *uid* and *gid* has an owner inside: only over those root inside has power."""
+        """Whether a file of the host's *uid* and *gid* has an owner inside: root inside has power over those only."""
         return self.inside(uid, gid) is not None
 
 
@@ -59,7 +59,7 @@ def _outside(ranges: tuple[tuple[int, int, int], ...], number: int) -> int | Non
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Who a process is now, by the host's numbers."""
+    """Who a process is now, by the host's ids."""
 
     uid: int
     gid: int
@@ -67,7 +67,7 @@ class Process:
     overrides: bool
     label: str
     remap: Remap | None
-    """The user namespace that it is in; None for this process's own."""
+    """The user namespace that it is in; None where the ids are the host's."""
 
     @classmethod
     def read(cls, pid: int) -> Process:
@@ -78,12 +78,12 @@ class Process:
         """
         with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as lines:
             fields = dict(line.rstrip("\n").split(":", 1) for line in lines if ":" in line)
-        # Of the four the last counts, which is for files (credentials(7)).
+        # The last of the four is the one for files (credentials(7)).
         uid, gid = (int(fields[which].split()[3]) for which in ("Uid", "Gid"))
         try:
             with open(f"/proc/{pid}/attr/current", encoding="ascii", errors="replace") as label:
                 context = label.read().rstrip("\0\n")
-        except OSError:  # no security module keeps any
+        except OSError:  # no security module has labels for processes
             context = ""
         capabilities = int(fields["CapEff"], 16)
         remap = Remap.read(pid)
@@ -111,9 +111,9 @@ def open_inside(pid: int, path: str, flags: int = os.O_PATH) -> int:
 
 
 def read_inside(pid: int, path: str, *, limit: int) -> bytes | None:
-    """What is in the file *path* of a process, of which *limit* bytes are read; None where it cannot be read."""
+    """The first *limit* bytes of the file that a process finds at *path*; None where it cannot be read."""
     try:
-        # First only pinned: what is no regular file is never really opened.
+        # It is only pinned first: what is no regular file is never really opened.
         pinned = open_inside(pid, path)
         try:
             if not stat.S_ISREG(os.fstat(pinned).st_mode):
@@ -127,6 +127,6 @@ def read_inside(pid: int, path: str, *, limit: int) -> bytes | None:
 
 
 def raise_open_files() -> None:
-    """Take the hard limit of open files."""
+    """Raise the limit of open files of this process to its hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

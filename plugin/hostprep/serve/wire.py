@@ -34,12 +34,11 @@ from ..errors import (
     printable,
 )
 from ..volumes.driver import Driver
-from ..volumes.store import Listing
+from ..volumes.listing import Listing
+from .protocol import HANDSHAKE, HANDSHAKE_ANSWER, MEDIA_TYPE, failure
 
 log = logging.getLogger("hostprep")
 
-MEDIA_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
-ACTIVATE: Final = b'{"Implements": ["VolumeDriver"]}\n'
 _MAX_BODY: Final = 1 << 20
 _UCRED: Final = struct.calcsize("iII")
 _SHORT_PATIENCE: Final = 20  # seconds that Create and Unmount wait for a pass, which they do not depend on
@@ -52,6 +51,7 @@ _STATUS: Final[Mapping[type[HostprepError], int]] = {
 }
 
 Body = Mapping[str, Any]
+Answer = Callable[[Body, float], Body | bytes | None]
 
 
 class NoAnswer(BrokenPipeError):
@@ -67,72 +67,73 @@ def create_app(driver: Driver) -> Flask:
     app.url_map.merge_slashes = False
     app.config["PROPAGATE_EXCEPTIONS"] = True  # only NoAnswer gets that far
     patience = driver.settings.patience
+    short = min(patience, _SHORT_PATIENCE)
     scope = json.dumps({"Capabilities": {"Scope": driver.settings.scope.value}}).encode() + b"\n"
     volumes = _CachedList()
 
-    def verb(endpoint: str, answer: Callable[[Body, float], Response], *, level: int, named: bool = True) -> None:
-        """Serve *answer*, called with the body and the time of the request's arrival, at *endpoint*."""
-        verb = endpoint.rpartition(".")[2]
+    def create(body: Body, arrived: float) -> None:
+        driver.create(body["Name"], _options(body), arrived + short)
 
-        def view() -> Response:
-            arrived = time.monotonic()
-            volume = ""
-            try:
-                body = _body() if named else {}
-                volume = _name(body) if named else ""
-                response = answer(body, arrived)
-            except HTTPException:
-                raise
-            except Exception as exc:
-                _log_failure(verb, volume, exc, arrived)
-                if verb == "Get" and not isinstance(exc, NoSuchVolume):
-                    raise NoAnswer() from exc
-                return _failure(_status_of(exc), in_words(exc))
-            if log.isEnabledFor(level):
-                log.log(level, "%s %s: ok in %.1f ms", verb, printable(volume), (time.monotonic() - arrived) * 1e3)
-            return response
+    def mount(body: Body, arrived: float) -> Body:
+        return {"Mountpoint": driver.mount(body["Name"], arrived + patience, engine=_engine())}
 
-        app.add_url_rule(f"/{endpoint}", endpoint, view, methods=["POST"], provide_automatic_options=False)
-
-    def create(body: Body, arrived: float) -> Response:
-        driver.create(body["Name"], _options(body), arrived + min(patience, _SHORT_PATIENCE))
-        return _success({})
-
-    def remove(body: Body, arrived: float) -> Response:
-        driver.remove(body["Name"], arrived + patience)
-        return _success({})
-
-    def mount(body: Body, arrived: float) -> Response:
-        return _success({"Mountpoint": driver.mount(body["Name"], arrived + patience, engine=_engine())})
-
-    def unmount(body: Body, arrived: float) -> Response:
-        driver.unmount(body["Name"], arrived + min(patience, _SHORT_PATIENCE))
-        return _success({})
-
-    verb("Plugin.Activate", lambda _, __: _json(ACTIVATE), level=logging.DEBUG, named=False)
-    verb("VolumeDriver.Capabilities", lambda _, __: _json(scope), level=logging.DEBUG, named=False)
-    verb("VolumeDriver.Create", create, level=logging.INFO)
-    verb("VolumeDriver.Remove", remove, level=logging.INFO)
-    verb("VolumeDriver.Mount", mount, level=logging.INFO)
-    verb("VolumeDriver.Unmount", unmount, level=logging.INFO)
-    verb("VolumeDriver.Path", lambda body, _: _success({"Mountpoint": driver.path(body["Name"])}), level=logging.DEBUG)
-    verb("VolumeDriver.Get", lambda body, _: _success({"Volume": driver.get(body["Name"])}), level=logging.DEBUG)
-    verb("VolumeDriver.List", lambda _, __: _json(volumes.encode(driver.volumes())), level=logging.DEBUG, named=False)
+    info = logging.INFO
+    _serve(app, HANDSHAKE, lambda *_: HANDSHAKE_ANSWER, named=False)
+    _serve(app, "/VolumeDriver.Capabilities", lambda *_: scope, named=False)
+    _serve(app, "/VolumeDriver.List", lambda *_: volumes.encode(driver.volumes()), named=False)
+    _serve(app, "/VolumeDriver.Get", lambda body, _: {"Volume": driver.get(body["Name"])})
+    _serve(app, "/VolumeDriver.Path", lambda body, _: {"Mountpoint": driver.path(body["Name"])})
+    _serve(app, "/VolumeDriver.Mount", mount, level=info)
+    _serve(app, "/VolumeDriver.Unmount", lambda body, at: driver.unmount(body["Name"], at + short), level=info)
+    _serve(app, "/VolumeDriver.Create", create, level=info)
+    _serve(app, "/VolumeDriver.Remove", lambda body, at: driver.remove(body["Name"], at + patience), level=info)
 
     @app.errorhandler(HTTPException)
     def refuse(exc: HTTPException) -> Response:
         """Errors of the HTTP layer as the engine reads them; a Get that is too large to be understood is in doubt."""
         if request.path == "/VolumeDriver.Get" and request.method == "POST":
             raise NoAnswer() from exc
-        status = exc.code or 500
         known = {
-            404: f"no endpoint {printable(request.path)}: this is a volume driver",
-            405: f"{request.method} is not what {printable(request.path)} is asked with: use POST",
+            404: f"no endpoint {request.path}: this is a volume driver",
+            405: f"{request.method} is not what {request.path} is asked with: use POST",
             413: "the request is over 1 MiB",
         }
-        return _failure(status, known.get(status, exc.name))
+        status = exc.code or 500
+        return _json(failure(known.get(status, exc.name)), status)
 
     return app
+
+
+def _serve(app: Flask, path: str, answer: Answer, *, level: int = logging.DEBUG, named: bool = True) -> None:
+    """Serve *answer* at *path*: it is called with the request's body and the time of its arrival.
+
+    Args:
+        level: of the line in the log, where it succeeds.
+        named: whether the body names a volume. What else a body says is not read.
+    """
+    verb = path.rpartition(".")[2]
+
+    def view() -> Response:
+        arrived = time.monotonic()
+        volume = ""
+        try:
+            body = _body() if named else {}
+            volume = _name(body) if named else ""
+            found = answer(body, arrived)
+            if not isinstance(found, bytes):
+                found = json.dumps({**(found or {}), "Err": ""}).encode() + b"\n"
+        except HTTPException:
+            raise
+        except Exception as exc:
+            _log_failure(verb, volume, exc, arrived)
+            if verb == "Get" and not isinstance(exc, NoSuchVolume):
+                raise NoAnswer() from exc
+            return _json(failure(in_words(exc)), _status_of(exc))
+        if log.isEnabledFor(level):
+            log.log(level, "%s %s: ok in %.1f ms", verb, printable(volume), (time.monotonic() - arrived) * 1e3)
+        return _json(found)
+
+    app.add_url_rule(path, path, view, methods=["POST"], provide_automatic_options=False)
 
 
 class _CachedList:
@@ -210,14 +211,6 @@ def _options(body: Body) -> dict[str, str]:
 
 def _json(body: bytes, status: int = 200) -> Response:
     return Response(body, status, mimetype=MEDIA_TYPE)
-
-
-def _success(answer: Body) -> Response:
-    return _json(json.dumps({**answer, "Err": ""}).encode() + b"\n")
-
-
-def _failure(status: int, message: str) -> Response:
-    return _json(json.dumps({"Err": printable(message)}).encode() + b"\n", status)
 
 
 def _status_of(exc: Exception) -> int:

@@ -1,4 +1,4 @@
-"""`hostprep prepare`: the engine alone, for any directory, without a volume or a root of hostprep's."""
+"""`hostprep prepare`: owner, mode and label for any directory, without a volume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..host.labels import Labels
 from ..host.paths import system_directory
 from ..options import Mode, Options, Recurse, parse_path
 from . import process, walk
-from .plan import Change, Found, Want, apply, plan
+from .plan import Change, Found, Plan, Want
 from .process import Progress
 
 log = logging.getLogger("hostprep")
@@ -24,13 +24,13 @@ _ACCEPTED = ("uid", "gid", "mode", "label", "recurse")
 
 @dataclass(slots=True)
 class Prepared:
-    """What was done, or would be."""
+    """What `prepare` did, or would do."""
 
     path: str
     made: bool = False
     changes: list[Change] = field(default_factory=list)
     tree: walk.Outcome | None = None
-    """The pass over the contents; None where none was needed."""
+    """The outcome of the pass over the contents; None where none was needed."""
 
 
 def prepare(
@@ -42,26 +42,26 @@ def prepare(
     dry_run: bool,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Prepared:
-    """Give the directory *path* the owner, mode and label *given*, making it where only its last component is missing.
+    """Give the directory *path* the owner, mode and label *given*; it is made where only its last component is missing.
 
-    Contents first and the root last, so that a root that is right means that the contents are.
+    The contents come first and the directory itself last: where the directory is right, the contents are.
 
     Args:
-        root: hostprep's own root, which is refused as the system directories are.
+        root: hostprep's own root, which is refused as system directories are.
         dry_run: change nothing.
-        report: called some times a second while the contents are gone over.
+        report: called some times a second during the pass over the contents.
 
     Raises:
-        Invalid: an option that has no meaning here, or is malformed.
-        NotAllowed: a system directory, or a symlink on the way.
+        Invalid: an option has no meaning here, or is malformed.
+        NotAllowed: *path* is a system directory, or has a symlink on the way.
         NotReady: the directory above does not exist.
-        Unreadable: going over the contents failed; the directory itself is as it was.
+        Unreadable: the pass over the contents failed; the directory itself is as it was.
     """
     for key in given:
         if key not in _ACCEPTED:
             raise Invalid(
                 f'option "{printable(key)}" has no meaning for prepare',
-                hint=f"known are {', '.join(_ACCEPTED)}",
+                hint=f"prepare takes {', '.join(_ACCEPTED)}",
             )
     options = Options.parse(given)
     if options.label is not None:
@@ -77,7 +77,7 @@ def prepare(
     parent, name = os.path.split(path)
     with contextlib.ExitStack() as stack:
         try:
-            above = stack.enter_context(fds.held(fds.walk(parent, trusted=False)))
+            above = stack.enter_context(fds.closing(fds.walk(parent, trusted=False)))
         except FileNotFoundError as exc:
             raise NotReady(
                 f"{printable(str(exc.filename))} does not exist",
@@ -88,21 +88,20 @@ def prepare(
         if prepared.made:
             want = want.first()
             if dry_run:
-                prepared.changes = plan(Found(0, 0, Mode(0o700), None, -1), want, labels)
+                prepared.changes = list(Plan(-1, Found(0, 0, Mode(0o700), None, -1), want, labels).changes)
                 return prepared
             data = fds.make_dir(above, name)
         else:
             data = fds.walk(path, trusted=False)
-        stack.enter_context(fds.held(data))
-        found = Found.at(data, labels)
-        prepared.changes = plan(found, want, labels)
-        follows = any(change.what != "mode" for change in prepared.changes) and want.recurse is Recurse.MISMATCH
-        if not prepared.made and (follows or want.recurse is Recurse.ALWAYS):
+        stack.enter_context(fds.closing(data))
+        plan = Plan.of(data, want, labels)
+        prepared.changes = list(plan.changes)
+        if not prepared.made and (plan.contents_follow or want.recurse is Recurse.ALWAYS):
             label = None if want.label is None else labels.canonical(want.label)
             order = walk.Order(want.uid, want.gid, label, want.type_only, guarded=True, dry_run=dry_run)
             prepared.tree = process.follow(process.begin(data, order), report)
         if not dry_run:
-            prepared.changes = apply(data, prepared.changes, found, want, labels)
+            prepared.changes = plan.apply()
             os.fsync(data)
             if prepared.made:
                 os.fsync(above)

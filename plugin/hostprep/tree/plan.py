@@ -1,10 +1,14 @@
-"""Who gets which owner, mode and label, and in which order. Plan first, then apply; a dry run is the plan printed."""
+"""Which owner, mode and label a directory gets, and in which order: a `Plan`, which `apply` carries out.
+
+A dry run prints the plan.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from ..host import linux
 from ..host.labels import UNSUPPORTED, Labels, read_label, write_label
@@ -78,74 +82,97 @@ class Change:
         return f"{self.what} {self.old} -> {self.new}"
 
 
-def plan(found: Found, want: Want, labels: Labels) -> list[Change]:
-    """What differs, in the order in which it is mended."""
-    changes = []
-    uid = found.uid if want.uid is None else want.uid
-    gid = found.gid if want.gid is None else want.gid
-    if (uid, gid) != (found.uid, found.gid):
-        changes.append(Change("owner", f"{found.uid}:{found.gid}", f"{uid}:{gid}"))
-    wanted = None if found.device in labels.unlabelled else want.label
-    if wanted is not None and not labels.same(found.label, wanted, type_only=want.type_only):
-        changes.append(Change("label", found.label or "none", wanted))
-    if want.mode is not None and want.mode != found.mode:
-        changes.append(Change("mode", str(found.mode), str(want.mode)))
-    return changes
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What differs between an open directory and what it is to be, in the order in which it is changed."""
 
+    fd: int
+    found: Found
+    want: Want
+    labels: Labels
+    changes: tuple[Change, ...] = field(init=False)
 
-def usable(found: Found, want: Want, labels: Labels, *, read_only: bool) -> bool:
-    """Whether the declared owner can use a directory as it is, though it is not as declared, by its mode and label.
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "changes", tuple(self._changes()))
 
-    An access control list is not looked at beyond what it leaves in the mode.
-    """
-    uid = found.uid if want.uid is None else want.uid
-    gid = found.gid if want.gid is None else want.gid
-    shift = 6 if uid == found.uid else 3 if gid == found.gid else 0
-    needed = 0o5 if read_only else 0o7
-    allowed = uid == 0 or found.mode >> shift & needed == needed
-    return allowed and all(change.what != "label" for change in plan(found, want, labels))
+    @classmethod
+    def of(cls, fd: int, want: Want, labels: Labels) -> Plan:
+        """The plan for the directory *fd* as it is now."""
+        return cls(fd, Found.at(fd, labels), want, labels)
 
+    @property
+    def _owner(self) -> tuple[int, int]:
+        uid = self.found.uid if self.want.uid is None else self.want.uid
+        return uid, self.found.gid if self.want.gid is None else self.want.gid
 
-def closes(changes: list[Change]) -> bool:
-    """Whether `apply` has to close the directory meanwhile, lest the new owner meet the old label.
+    def _changes(self) -> Iterator[Change]:
+        found, want = self.found, self.want
+        uid, gid = self._owner
+        if (uid, gid) != (found.uid, found.gid):
+            yield Change("owner", f"{found.uid}:{found.gid}", f"{uid}:{gid}")
+        label = None if found.device in self.labels.unlabelled else want.label
+        if label is not None and not self.labels.same(found.label, label, type_only=want.type_only):
+            yield Change("label", found.label or "none", label)
+        if want.mode is not None and want.mode != found.mode:
+            yield Change("mode", str(found.mode), str(want.mode))
 
-    It does so only where a mode is wanted, since a crash would lose one that is written down nowhere: who can write it
-    down puts the present one into what is wanted.
-    """
-    return {"owner", "label"} <= {change.what for change in changes}
+    def _change(self, what: str) -> Change | None:
+        return next((change for change in self.changes if change.what == what), None)
 
+    @property
+    def contents_follow(self) -> bool:
+        """Whether the contents of the directory have to get the same owner and label."""
+        return self.want.recurse is not Recurse.NEVER and any(change.what != "mode" for change in self.changes)
 
-def apply(fd: int, changes: list[Change], found: Found, want: Want, labels: Labels) -> list[Change]:
-    """Make the directory *fd* as planned, and return what was really changed.
+    @property
+    def closes(self) -> bool:
+        """Whether `apply` has to close the directory meanwhile, so that the new owner never meets the old label.
 
-    While it runs nobody may do more than both the old and the new state allow: the mode is narrowed first and widened
-    last. Where owner and label both change, nobody but root gets in meanwhile; see `closes`. Where no mode is wanted
-    it stays as it is throughout, so that a crash cannot lose it.
+        It does so only where a mode is wanted: a crash would lose a mode that is written down nowhere. Whoever can
+        write the present mode down makes it the wanted one first.
+        """
+        return {"owner", "label"} <= {change.what for change in self.changes}
 
-    A file system without labels (ENOTSUP) is not an error: the label is missing from the answer.
+    def usable(self, *, read_only: bool) -> bool:
+        """Whether the declared owner can use the directory as it is, by its mode and label.
 
-    Raises:
-        OSError: EPERM, EROFS and the like; what had been narrowed stays narrow.
-    """
-    owner = next((c for c in changes if c.what == "owner"), None)
-    label = next((c for c in changes if c.what == "label"), None)
-    mode = found.mode if want.mode is None else want.mode
-    if want.mode is not None:
-        narrow = 0 if closes(changes) else found.mode & mode
-        if narrow != found.mode:
-            os.fchmod(fd, narrow)
-    done = list(changes)
-    if owner:
-        linux.fchown(fd, -1 if want.uid is None else want.uid, -1 if want.gid is None else want.gid)
-    if label:
-        try:
-            write_label(fd, label.new)
-        except OSError as exc:
-            if exc.errno != UNSUPPORTED:
-                raise
-            labels.found_unlabelled(found.device)
-            done.remove(label)
-    # Since chown(2) and fchmod(2) may both have touched it, the final mode is set whenever anything was.
-    if want.mode is not None and changes:
-        os.fchmod(fd, mode)
-    return done
+        Of an access control list only what shows in the mode counts.
+        """
+        uid, gid = self._owner
+        shift = 6 if uid == self.found.uid else 3 if gid == self.found.gid else 0
+        needed = 0o5 if read_only else 0o7
+        allowed = uid == 0 or self.found.mode >> shift & needed == needed
+        return allowed and self._change("label") is None
+
+    def apply(self) -> list[Change]:
+        """Make the changes, and return those that were really made.
+
+        While it runs nobody may do more than both the old and the new state allow: the mode is narrowed first and
+        widened last. Where owner and label both change, nobody but root gets in meanwhile; see `closes`. Where no mode
+        is wanted it stays as it is throughout, so that a crash cannot lose it.
+
+        A file system without labels (ENOTSUP) is not an error: the label is missing from the answer.
+
+        Raises:
+            OSError: EPERM, EROFS and the like; what had been narrowed stays narrow.
+        """
+        want, mode, label = self.want, self.want.mode, self._change("label")
+        if mode is not None:
+            narrow = 0 if self.closes else self.found.mode & mode
+            if narrow != self.found.mode:
+                os.fchmod(self.fd, narrow)
+        done = list(self.changes)
+        if self._change("owner"):
+            linux.fchown(self.fd, -1 if want.uid is None else want.uid, -1 if want.gid is None else want.gid)
+        if label:
+            try:
+                write_label(self.fd, label.new)
+            except OSError as exc:
+                if exc.errno != UNSUPPORTED:
+                    raise
+                self.labels.found_unlabelled(self.found.device)
+                done.remove(label)
+        # Since chown(2) and fchmod(2) may both have touched it, the final mode is set whenever anything was.
+        if mode is not None and self.changes:
+            os.fchmod(self.fd, mode)
+        return done

@@ -1,4 +1,4 @@
-"""Removing a whole tree whose owner may be changing it."""
+"""The removal of a tree whose owner may be changing it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Final
 
 from ..errors import printable
 from ..host import fds
-from .walk import Outcome, why
+from .walk import Outcome, reason_of
 
-_DEEP: Final = 128  # levels that a removal goes down before it moves what is there up
+_LEVELS: Final = 128  # that a removal goes down; it moves what is deeper up
 
 
 def remove(root: int) -> Outcome:
     """Remove everything below *root*. A mount point inside, and what the kernel refuses, is left and reported.
 
-    By descriptor as a pass is, and interrupted at any point it can be begun again. What is deeper than a removal cares
-    to go down is moved up into *root* first, so that few descriptors are open whatever the depth.
+    A removal goes by descriptor, as a pass does, and can be interrupted and begun again at any point. It moves what is
+    too deep up into *root* first, so that few descriptors are open at any depth.
     """
     outcome = Outcome()
     while _remove(root, outcome):
@@ -25,14 +25,14 @@ def remove(root: int) -> Outcome:
 
 
 def _remove(root: int, outcome: Outcome) -> bool:
-    """One round of a removal; whether something was moved up, which makes another one necessary."""
+    """One round of a removal; True where something was moved up, which the next round removes."""
     moved = False
     stack = [(root, "", os.scandir(root))]
 
     def leave(name: str, exc: OSError) -> None:
         if exc.errno not in fds.CHANGED:
             path = "/".join([*(each[1] for each in stack[1:]), name])
-            outcome.leave(printable(path), why(exc))
+            outcome.leave(printable(path), reason_of(exc))
 
     try:
         while True:
@@ -53,7 +53,7 @@ def _remove(root: int, outcome: Outcome) -> bool:
                 if not entry.is_dir(follow_symlinks=False):
                     os.unlink(entry.name, dir_fd=here)
                     outcome.done += 1
-                elif len(stack) > _DEEP:
+                elif len(stack) > _LEVELS:
                     os.rename(entry.name, fds.temporary_name(), src_dir_fd=here, dst_dir_fd=root)
                     moved = True
                 else:

@@ -1,14 +1,15 @@
-"""The processes of one pass: a leader that begins alone, and others that it forks where there is much to do.
+"""The processes of one pass: a leader that begins alone, and workers that it forks where there is much to do.
 
-They share four kernel objects and nothing else:
+They share four kernel objects, made before the first fork, and nothing else:
 
-- `parts`, a pair of sockets that all send to and receive from: directories for whoever has nothing to do.
-- `hungry`, an eventfd(2): how many wait for a part. Whoever has directories still to enter looks at it now and then.
-- `unfinished`, an eventfd: how many parts are not walked to their end. Who brings it to zero was the last, and shuts
-  `parts`, by which everybody knows that it is over.
-- `told`, a pair of sockets: what each has done so far, to the leader.
+- `batches`, a pair of sockets: a process that has directories still to enter sends a batch of them, an idle one
+  receives it.
+- `idle`, a counter (eventfd(2)): how many processes wait for a batch. The others look at it now and then.
+- `unfinished`, a counter: how many batches are not walked to their end. The process that finishes the last one shuts
+  `batches`, which tells all of them that the pass is over.
+- `reports`, a pair of sockets: each worker tells the leader what it has done so far.
 
-The others end when the leader does, however it ends; one of them that ends before its time ends the pass.
+The workers end when the leader does, however it ends. A worker that ends too early ends the pass.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Final
 
 from ..host import linux
-from .walk import Count, Outcome, Part, Walk
+from .walk import Batch, Count, Outcome, Walk
 
-_ALONE: Final = 0.02  # seconds before others are forked
-_PROCESSES: Final = 2  # for each processor, since on a cold disk they wait; and at most
+_ALONE_SECONDS: Final = 0.02  # before workers are forked
+_PER_PROCESSOR: Final = 2  # processes for each processor, since they wait where the disk is cold; and at most
 _MOST_PROCESSES: Final = 16
-_TICK: Final = 0.25  # seconds between two reports
-_COUNTED_AFTER: Final = 2.0  # seconds before the tree is counted, for the time left
-_MESSAGE: Final = 131_072  # bytes
+_REPORT_SECONDS: Final = 0.25  # between two reports
+_COUNT_AFTER_SECONDS: Final = 2.0  # before the tree is counted, for the time left
+_MESSAGE_BYTES: Final = 131_072
 
 Report = Callable[[int, int | None], None]
 """Called some times a second with how many entries were looked at, and how many there are, None while unknown."""
@@ -41,98 +43,92 @@ MakeWalk = Callable[[type[Walk], Callable[[], None]], Walk]
 """Makes a walk of a kind; it calls the second argument often."""
 
 
-class Endless(Exception):
-    """More entries were met than the file system had when the pass began: somebody makes them as fast."""
+class TooManyEntries(Exception):
+    """The pass met more entries than the file system had when it began: somebody makes them as fast."""
 
 
-class Crew:
-    """The leader's view of a pass over the directory *root*."""
+class Leader:
+    """The first process of a pass over the directory *root*."""
 
-    def __init__(self, root: int, make: MakeWalk, report: Report) -> None:
+    def __init__(self, root: int, make_walk: MakeWalk, report: Report) -> None:
         self._root = root
-        self._make = make
+        self._make_walk = make_walk
         self._report = report
-        self._walk = make(Walk, self._tick)
+        self._walk = make_walk(Walk, self._tick)
         self._begun = time.monotonic()
-        self._next = self._begun + _TICK
-        self._most = _most(root)
-        self._table: _Table | None = None
+        self._next_report = self._begun + _REPORT_SECONDS
+        self._most_entries = _more_than_there_are(root)
         self._forked = False
-        self._others: set[int] = set()
+        self._workers: set[int] = set()
         self._counter = 0
-        self._told: dict[int, dict[str, Any]] = {}
+        self._done_by: dict[int, tuple[Outcome, float]] = {}
+        """By each worker, as it reported last: what it did, and the `extra_links` in it."""
         self._estimate: int | None = None
+        self._shared = _Shared()
 
-    def lead(self, *, alone: bool) -> Outcome:
-        """Walk the whole tree, with others unless *alone*. See tree.run for what it raises."""
-        walk, table = self._walk, None
+    def run(self) -> Outcome:
+        """Walk the whole tree. See process.run for what it raises."""
+        walk, shared = self._walk, self._shared
         with contextlib.ExitStack() as stack:
+            stack.callback(shared.close)
+            stack.callback(self._end_workers)
             stack.callback(walk.close)
             walk.begin(os.dup(self._root))
-            if not alone:
-                table = self._table = stack.enter_context(contextlib.closing(_Table()))
-                stack.callback(self._end_others)
-            while walk.step():
-                self._tick()
-                if table is not None:
-                    table.share(walk)
-            if table is not None:
-                table.finished()
-                while self._others:
-                    if (part := table.take(self._tick)) is None:
-                        break
-                    table.work(walk, part, self._tick)
-                while self._others:
-                    self._listen(wait=True)
-        for other in self._told.values():
-            walk.outcome.add(Outcome(other["done"], other["changed"], other["left"], other["examples"]))
+            shared.finish(walk, self._tick)
+            while self._workers and (batch := shared.take(self._tick)) is not None:
+                walk.go_on(batch)
+                shared.finish(walk, self._tick)
+            while self._workers:
+                self._listen(wait=True)
+        for outcome, _ in self._done_by.values():
+            walk.outcome.add(outcome)
         return walk.outcome
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if self._table is not None and not self._forked and now > self._begun + _ALONE:
+        if not self._forked and now > self._begun + _ALONE_SECONDS:
             self._forked = True
-            count = min(_PROCESSES * len(os.sched_getaffinity(0)), _MOST_PROCESSES)
+            count = min(_PER_PROCESSOR * len(os.sched_getaffinity(0)), _MOST_PROCESSES)
             with contextlib.suppress(OSError):  # no more processes may be started: those there are do it
                 for _ in range(count - 1):
-                    self._others.add(self._fork(self._help))
-        if now < self._next:
+                    self._workers.add(self._fork(self._work))
+        if now < self._next_report:
             return
-        self._next = now + _TICK
-        if self._table is not None:
-            self._listen(wait=False)
-            if not self._counter and now > self._begun + _COUNTED_AFTER:
-                with contextlib.suppress(OSError):
-                    self._counter = self._fork(self._count)
-        done = self._walk.outcome.done + sum(other["done"] for other in self._told.values())
-        again = self._walk.again + sum(other["again"] for other in self._told.values())
-        if done - again > self._most:
-            raise Endless(f"the tree grows as fast as it is gone over, {done:,} entries so far: stop what writes to it")
+        self._next_report = now + _REPORT_SECONDS
+        self._listen(wait=False)
+        if not self._counter and now > self._begun + _COUNT_AFTER_SECONDS:
+            with contextlib.suppress(OSError):
+                self._counter = self._fork(self._count)
+        done = self._walk.outcome.done + sum(outcome.done for outcome, _ in self._done_by.values())
+        extra_links = self._walk.extra_links + sum(extra for _, extra in self._done_by.values())
+        if done - extra_links > self._most_entries:
+            raise TooManyEntries(
+                f"the tree grows as fast as the pass goes through it, {done:,} entries so far: stop what writes to it"
+            )
         self._report(done, None if self._estimate is None else max(self._estimate, done))
 
     def _listen(self, *, wait: bool) -> None:
-        """Take note of what the others have done, and of those that have ended."""
-        assert self._table is not None  # noqa: S101  # the table is there before anybody shares it
-        for told in self._table.heard(_TICK if wait else 0):
-            if "counted" in told:
-                self._estimate = told["counted"]
+        """Note what the workers report, and which of them have ended."""
+        for message in self._shared.reports(_REPORT_SECONDS if wait else 0):
+            if "counted" in message:
+                self._estimate = message["counted"]
                 continue
-            self._told[told["pid"]] = told
-            if told["over"]:
-                os.waitpid(told["pid"], 0)
-                self._others.discard(told["pid"])
-        for pid in self._others:
+            self._done_by[message["pid"]] = Outcome(**message["outcome"]), message["extra_links"]
+            if message["last"]:
+                os.waitpid(message["pid"], 0)
+                self._workers.discard(message["pid"])
+        for pid in self._workers:
             if (ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_status:
-                raise ChildProcessError(f"a process of the pass ended before its time, by {ended.si_status}")
+                raise ChildProcessError(f"a process of the pass ended too early, by {ended.si_status}")
 
-    def _end_others(self) -> None:
-        for pid in (*self._others, *([self._counter] if self._counter else [])):
+    def _end_workers(self) -> None:
+        for pid in (*self._workers, *([self._counter] if self._counter else [])):
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-        self._others.clear()
+        self._workers.clear()
 
-    # -- the others --------------------------------------------------------------------------------------------------
+    # -- in the other processes ----------------------------------------------------------------------------------------
 
     def _fork(self, do: Callable[[], None]) -> int:
         leader = os.getpid()
@@ -151,133 +147,119 @@ class Crew:
         finally:
             os._exit(code)
 
-    def _help(self) -> None:
-        table, next_told = self._table, time.monotonic() + _TICK
-        assert table is not None  # noqa: S101  # as above
+    def _work(self) -> None:
+        shared, next_report = self._shared, time.monotonic() + _REPORT_SECONDS
 
         def tick() -> None:
-            nonlocal next_told
-            if time.monotonic() > next_told:
-                next_told = time.monotonic() + _TICK
-                tell()
+            nonlocal next_report
+            if time.monotonic() > next_report:
+                next_report = time.monotonic() + _REPORT_SECONDS
+                report(last=False)
 
-        def tell(*, over: bool = False) -> None:
-            outcome = walk.outcome
-            table.tell(
-                last=over,
-                pid=os.getpid(),
-                done=outcome.done,
-                changed=outcome.changed,
-                left=outcome.left,
-                examples=outcome.examples,
-                again=walk.again,
-                over=over,
-            )
+        def report(*, last: bool) -> None:
+            done = {"outcome": asdict(walk.outcome), "extra_links": walk.extra_links}
+            shared.report({"pid": os.getpid(), "last": last, **done}, wait=last)
 
-        walk = self._make(Walk, tick)
-        while (part := table.take(tick)) is not None:
-            table.work(walk, part, tick)
-        tell(over=True)
+        walk = self._make_walk(Walk, tick)
+        while (batch := shared.take(tick)) is not None:
+            walk.go_on(batch)
+            shared.finish(walk, tick)
+        report(last=True)
 
     def _count(self) -> None:
-        assert self._table is not None  # noqa: S101  # as above
         os.nice(10)
-        walk = self._make(Count, lambda: None)
+        walk = self._make_walk(Count, lambda: None)
         walk.begin(os.dup(self._root))
         while walk.step():
             pass
-        self._table.tell(counted=walk.outcome.done)
+        self._shared.report({"counted": walk.outcome.done}, wait=True)
 
 
-def _most(root: int) -> int:
-    """More entries than can be on the file system of *root* now, other names of one file not counted."""
+def _more_than_there_are(root: int) -> int:
+    """More entries than can be on the file system of *root* now; further hard links to a file are not counted."""
     disk = os.fstatvfs(root)
     used = disk.f_files - disk.f_ffree if disk.f_files else 1 << 28  # btrfs does not count them
     return 2 * used + 100_000
 
 
-class _Table:
-    """The four kernel objects, which forked processes share."""
+class _Shared:
+    """The four kernel objects that the processes share."""
 
     def __init__(self) -> None:
         kind = socket.SOCK_SEQPACKET
-        self._out, self._in = socket.socketpair(socket.AF_UNIX, kind)
-        self._out.settimeout(0)  # never wait: recv_fds does not heed flags
-        self._ear, self._mouth = socket.socketpair(socket.AF_UNIX, kind)
+        self._take_end, self._give_end = socket.socketpair(socket.AF_UNIX, kind)
+        self._take_end.settimeout(0)  # never wait: recv_fds ignores its flags
+        self._listen_end, self._report_end = socket.socketpair(socket.AF_UNIX, kind)
         flags = os.EFD_SEMAPHORE | os.EFD_NONBLOCK | os.EFD_CLOEXEC
-        self._hungry, self._unfinished = os.eventfd(0, flags), os.eventfd(1, flags)
-        self._asked = select.poll()
-        self._asked.register(self._hungry, select.POLLIN)
+        self._idle, self._unfinished = os.eventfd(0, flags), os.eventfd(1, flags)
+        self._any_idle = select.poll()
+        self._any_idle.register(self._idle, select.POLLIN)
 
     def close(self) -> None:
-        for end in (self._out, self._in, self._ear, self._mouth):
+        for end in (self._take_end, self._give_end, self._listen_end, self._report_end):
             end.close()
-        os.close(self._hungry)
+        os.close(self._idle)
         os.close(self._unfinished)
 
-    def work(self, walk: Walk, part: Part, tick: Callable[[], None]) -> None:
-        """Walk *part* to its end, and give of it to whoever is hungry."""
-        walk.go_on(part)
+    def finish(self, walk: Walk, tick: Callable[[], None]) -> None:
+        """Take a walk that has begun to its end, and give batches of it to idle processes."""
         while walk.step():
             tick()
-            self.share(walk)
-        self.finished()
+            self._give(walk)
+        os.eventfd_read(self._unfinished)
+        unfinished = select.poll()
+        unfinished.register(self._unfinished, select.POLLIN)
+        if not unfinished.poll(0):
+            self._give_end.shutdown(socket.SHUT_RDWR)
 
-    def share(self, walk: Walk) -> None:
-        """Give a part of what *walk* has still to enter, where there is any, to one who is hungry."""
-        if not self._asked.poll(0):
+    def _give(self, walk: Walk) -> None:
+        """Give an idle process, where there is one, a batch of what *walk* has still to enter, where there is any."""
+        if not self._any_idle.poll(0):
             return
         try:
-            os.eventfd_read(self._hungry)
-        except BlockingIOError:  # another was quicker to give
+            os.eventfd_read(self._idle)
+        except BlockingIOError:  # another process was quicker
             return
-        part = walk.give()
-        if part is None:
-            os.eventfd_write(self._hungry, 1)
+        batch = walk.give()
+        if batch is None:
+            os.eventfd_write(self._idle, 1)
             return
         os.eventfd_write(self._unfinished, 1)
-        message = b"\0".join([str(part.depth).encode(), part.path, *part.names])
-        socket.send_fds(self._in, [message], [part.fd])
+        message = b"\0".join([str(batch.level).encode(), batch.path, *batch.names])
+        socket.send_fds(self._give_end, [message], [batch.fd])
 
-    def finished(self) -> None:
-        """One part is walked to its end."""
-        os.eventfd_read(self._unfinished)
-        left = select.poll()
-        left.register(self._unfinished, select.POLLIN)
-        if not left.poll(0):
-            self._in.shutdown(socket.SHUT_RDWR)
-
-    def take(self, tick: Callable[[], None]) -> Part | None:
-        """Wait for a part; None when all is done."""
-        os.eventfd_write(self._hungry, 1)
+    def take(self, tick: Callable[[], None]) -> Batch | None:
+        """Wait for a batch, and call *tick* meanwhile; None when the pass is over."""
+        os.eventfd_write(self._idle, 1)
         given = select.poll()
-        given.register(self._out, select.POLLIN)
+        given.register(self._take_end, select.POLLIN)
         while True:
-            while not given.poll(int(_TICK * 1000)):
+            while not given.poll(int(_REPORT_SECONDS * 1000)):
                 tick()
-            # Another may be quicker to take it. A leader that waited here would hear nobody, until nobody could tell.
+            # Another process may take it first. A leader that waited for the next one would not listen meanwhile, until
+            # no worker could report.
             with contextlib.suppress(BlockingIOError):
-                message, received, _, _ = socket.recv_fds(self._out, _MESSAGE, 1)
+                message, received, _, _ = socket.recv_fds(self._take_end, _MESSAGE_BYTES, 1)
                 break
         if not message:
             return None
         if not received:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        depth, path, *names = message.split(b"\0")
-        return Part(received[0], path, int(depth), names)
+        level, path, *names = message.split(b"\0")
+        return Batch(received[0], path, int(level), names)
 
-    def tell(self, *, last: bool = True, **what: object) -> None:
-        """Tell the leader. What is not the *last* word may go unheard where the leader does not keep up."""
-        with contextlib.suppress(*(() if last else (BlockingIOError,))):
-            self._mouth.send(json.dumps(what).encode(), 0 if last else socket.MSG_DONTWAIT)
+    def report(self, message: dict[str, Any], *, wait: bool) -> None:
+        """Tell the leader; without *wait* the message is lost where the leader does not keep up."""
+        with contextlib.suppress(*(() if wait else (BlockingIOError,))):
+            self._report_end.send(json.dumps(message).encode(), 0 if wait else socket.MSG_DONTWAIT)
 
-    def heard(self, seconds: float) -> list[dict[str, Any]]:
-        """What was told since the last call, after waiting for something for so long."""
-        told = []
-        ear = select.poll()
-        ear.register(self._ear, select.POLLIN)
+    def reports(self, seconds: float) -> list[dict[str, Any]]:
+        """What was reported since the last call; at most *seconds* are waited for the first report."""
+        found = []
+        waiting = select.poll()
+        waiting.register(self._listen_end, select.POLLIN)
         wait = int(seconds * 1000)
-        while ear.poll(wait):
-            told.append(json.loads(self._ear.recv(_MESSAGE)))
+        while waiting.poll(wait):
+            found.append(json.loads(self._listen_end.recv(_MESSAGE_BYTES)))
             wait = 0
-        return told
+        return found

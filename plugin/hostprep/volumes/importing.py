@@ -1,4 +1,4 @@
-"""`hostprep import`: volumes that other drivers made become hostprep's, where they are or moved here, data and all."""
+"""`hostprep import`: volumes of other drivers become hostprep's, with their data, in place or moved here."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..errors import Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, NotReady, in_words, printable
 from ..host import fds, mountinfo
 from ..host.paths import is_engine_volume, overlap, system_directory
-from ..options import ALIAS, Options, check_name, differences, parse_path
-from ..tree.plan import Change, Found, Want, plan
+from ..options import ALIAS, Name, check_name, parse_path
+from ..tree.plan import Change, Plan, Want
+from .declaration import Declaration
 from .driver import Driver
-from .record import Record, rfc3339
-from .store import DATA, PATHS, RECORD, Store
+from .record import Record, no_repeats, rfc3339
+from .store import LockedName, Store
+from .volume import DATA, open_parent
 
 log = logging.getLogger("hostprep")
 
@@ -27,7 +29,7 @@ _LIMIT = 16 * 1024 * 1024  # bytes of a state file
 
 
 class Outcome(enum.Enum):
-    """What became of one volume of a state file, or would."""
+    """What happened to one volume of a state file, or would happen."""
 
     IMPORTED = "imported"
     THERE = "there already"
@@ -36,7 +38,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One volume of a state file. *why* says what was in the way."""
+    """One volume of a state file. *why* says what prevented it."""
 
     name: str
     path: str
@@ -46,11 +48,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A directory that became a volume's, or would, and what of it is not as declared."""
+    """A directory that became the data of a volume, or would, and how it differs from what is declared."""
 
     source: str
     place: str
-    changes: list[Change] = field(default_factory=list)
+    changes: tuple[Change, ...] = ()
 
 
 # -- local-persist -----------------------------------------------------------------------------------------------------
@@ -67,7 +69,7 @@ def read_local_persist(file: str) -> dict[str, str]:
         OSError: it cannot be read.
     """
     # O_NONBLOCK: a FIFO in its place must not hang the open.
-    with fds.held(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
+    with fds.closing(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise Invalid(f"{printable(file)} is not a file")
         with open(fd, "rb", closefd=False) as stream:
@@ -75,7 +77,7 @@ def read_local_persist(file: str) -> dict[str, str]:
     try:
         if len(text) > _LIMIT:
             raise ValueError(f"it is longer than {_LIMIT} bytes")
-        found = json.loads(text, object_pairs_hook=_no_repeats)
+        found = json.loads(text, object_pairs_hook=no_repeats)
         if not isinstance(found, dict) or found.keys() != {"state"}:
             raise ValueError('it is no object with "state" alone')
         state = {} if found["state"] is None else found["state"]
@@ -92,23 +94,23 @@ def read_local_persist(file: str) -> dict[str, str]:
 def from_local_persist(
     driver: Driver, state: Mapping[str, str], given: Mapping[str, str], deadline: Callable[[], float], *, dry_run: bool
 ) -> Iterator[Step]:
-    """Make a volume by `path` of each in *state*, all with the options *given*, and tell of each as it is done.
+    """Make each directory in *state* a volume by `path` with the options *given*, and yield each when it is done.
 
-    The directories stay where they are. What is in the way of one is in the way of no other.
+    The directories stay where they are. What prevents one prevents no other.
 
     Args:
-        deadline: the moment by which a Create that begins now is to have answered.
+        deadline: gives the moment by which a Create that begins now has to answer.
         dry_run: change nothing. The engine is not asked about an `image` then.
 
     Raises:
         Invalid: the options are malformed, or have a path of their own. Nothing has been touched.
     """
-    _check_options(driver, given)
+    _declare(driver, given)
     claimed: dict[str, str] = {}
     for name, path in sorted(state.items()):
         pairs = {**given, "path": path}
         try:
-            there = _look(driver, name, path, pairs, claimed)
+            there = _check(driver.store, check_name(name), path, Declaration(pairs), claimed)
             if not there and not dry_run:
                 driver.create(name, pairs, deadline())
         except (HostprepError, OSError) as exc:
@@ -118,39 +120,25 @@ def from_local_persist(
         yield Step(name, path, Outcome.THERE if there else Outcome.IMPORTED)
 
 
-def _look(driver: Driver, name: str, path: str, pairs: Mapping[str, str], claimed: Mapping[str, str]) -> bool:
-    """Whether the volume *name* is there already, just so; else check, changing nothing, that it could be."""
-    check_name(name)
-    Options.parse(pairs)
-    store = driver.store
-    try:
-        differing = differences(store.read(name).given, pairs)
-    except NoSuchVolume:
-        if name in store.names():
-            raise Conflict(f"a volume {name} is retained", hint="hostprep create takes it up again") from None
-    else:
-        if differing:
+def _check(store: Store, name: Name, path: str, declared: Declaration, claimed: Mapping[str, str]) -> bool:
+    """Whether the volume *name* is there already, as declared. Otherwise check that it could be made."""
+    if (existing := store.find(name)) is not None:
+        if differing := existing.declared.differences(declared.given):
             raise Conflict(f"volume {name} exists with other options: {'; '.join(differing)}")
         return True
-    store.check_claim(path, name=name)
+    if name in store.names():
+        raise Conflict(f"a volume {name} is retained", hint="hostprep create takes it up again")
+    store.check_claim(path, name)
     for other, owner in claimed.items():  # in a dry run they are no volumes yet
         if overlap(path, other):
             raise Conflict(f"{printable(path)} is, contains or lies in {printable(other)}, which is {owner}'s")
-    # Create makes a missing directory; here that would paper over an unmounted disk.
+    # Create makes a missing directory. Here that would hide an unmounted disk.
     try:
-        parent, last = store.open_parent(path, trusted=False)
-        with fds.held(parent):
+        with open_parent(store.settings, path) as (parent, last, _):
             os.close(fds.open_step(parent, last, path))
     except FileNotFoundError as exc:
         raise _missing(str(exc.filename)) from None
     return False
-
-
-def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
 
 
 def _one_spelling(path: str) -> str:
@@ -169,12 +157,12 @@ def _one_spelling(path: str) -> str:
 def from_directory(
     driver: Driver, name: str, directory: str, given: Mapping[str, str], deadline: float, *, dry_run: bool
 ) -> Move:
-    """Make *directory*, data and all, the volume *name*, by one rename.
+    """Make *directory*, with what is in it, the data of a new volume *name*, by one rename.
 
-    The record is made first, durably: a crash leaves the directory where it was, and a volume without data, which
-    the same import completes; or all of it. Nothing is copied. Owner, mode and label follow at the next Mount.
+    Nothing is copied. The record is made first, durably: a crash leaves all as it was, or all done, or a volume without
+    data beside the directory, which the same import completes. The next Mount sets owner, mode and label.
 
-    Who has the directory mounted is looked for in every process's mounts; see mountinfo.uses for what that misses.
+    Every process's mounts are searched for the directory; see mountinfo.uses for what that misses.
 
     Args:
         dry_run: change nothing. The engine is not asked about an `image` then.
@@ -185,59 +173,68 @@ def from_directory(
         NotAllowed: a system directory, a symlink on the way, a mount point, another file system, or below a directory
             in which somebody other than root could put another in its place.
         NotReady: it does not exist.
-        NoImage, Busy: as for Create.
+        NoEngine, NoImage, Busy: as for Create.
     """
-    check_name(name)
-    options = _check_options(driver, given)
+    name = check_name(name)
+    declared = _declare(driver, given)
     directory, store = parse_path(directory, key="from"), driver.store
     _check_place(directory, store.root)
-    resolved: Mapping[str, str] = {}
-    if not dry_run:
-        resolved = driver.resolve(options, deadline)
-        options = Options.parse({**resolved, **given})
+    place = f"{store.root}/volumes/{name}/{DATA}"
     with contextlib.ExitStack() as stack:
+        locked = None
         if not dry_run:
-            for lock in (f"create/{name}", name, PATHS):
-                stack.enter_context(store.lock(lock, deadline))
+            declared = driver.resolver.resolve(declared, deadline)
+            stack.enter_context(store.lock(f"create/{name}", deadline))
+            locked = stack.enter_context(store.name_lock(name, deadline))
         begun = _begun(store, name, given)
-        store.check_claim(directory, name=name)
+        if dry_run:
+            store.check_claim(directory, name)
+        else:
+            stack.enter_context(store.claim(directory, name, deadline))
         parent, last, data = _open(directory, stack)
         _check_movable(store, directory, parent, data)
-        found, want = Found.at(data, driver.labels), Want.of(options, driver.labels, adopted=False)
-        move = Move(directory, f"{store.root}/volumes/{name}/{DATA}", plan(found, want, driver.labels))
-        if dry_run:
+        move = Move(
+            directory,
+            place,
+            Plan.of(data, Want.of(declared.options, driver.labels, adopted=False), driver.labels).changes,
+        )
+        if locked is None:
             return move
         if not begun:
-            record = Record(name, dict(given), rfc3339(), imported=True, resolved=dict(resolved))
-            new, temporary = stack.enter_context(store.new(deadline))
-            fds.write_file(new, RECORD, record.to_json(), durable=True)
-            store.appear(temporary, name)
-        with store.volume(name) as volume:
-            try:
-                os.rename(last, DATA, src_dir_fd=parent, dst_dir_fd=volume)
-            except OSError as exc:
-                store.disappear(name)
-                if exc.errno == errno.EXDEV:  # XFS between project quotas, too
-                    raise _elsewhere(store, directory) from None
-                raise
-            os.fsync(volume)
-            os.fsync(parent)
-    log.info("moved %s to %s", printable(directory), move.place)
+            record = Record(name, declared, rfc3339(), imported=True)
+            with locked.new(record, deadline) as new:
+                new.write_record()
+                new.publish()
+        _move(store, locked, directory, parent, last)
+    log.info("moved %s to %s", printable(directory), place)
     return move
 
 
-def _check_options(driver: Driver, given: Mapping[str, str]) -> Options:
+def _move(store: Store, locked: LockedName, directory: str, parent: int, last: str) -> None:
+    with locked.open() as volume:
+        try:
+            os.rename(last, DATA, src_dir_fd=parent, dst_dir_fd=volume.fd)
+        except OSError as exc:
+            volume.withdraw()
+            if exc.errno == errno.EXDEV:  # XFS between project quotas, too
+                raise _elsewhere(store, directory) from None
+            raise
+        os.fsync(volume.fd)
+        os.fsync(parent)
+
+
+def _declare(driver: Driver, given: Mapping[str, str]) -> Declaration:
     for key in ("path", ALIAS):
         if key in given:
             raise Invalid(f"option {key} is what import finds out itself", hint=f"leave {key} out")
-    options = Options.parse(given)
-    if options.label is not None:
-        driver.labels.check(options.label)
-    return options
+    declared = Declaration(given)
+    if declared.options.label is not None:
+        driver.labels.check(declared.options.label)
+    return declared
 
 
 def _check_place(directory: str, root: str) -> None:
-    """Refuse what nobody can have meant: system directories, an engine's own, hostprep's root."""
+    """Refuse system directories, an engine's own, and hostprep's root."""
     if is_engine_volume(directory):
         touched = root if overlap(os.path.realpath(directory), root) else None
     else:
@@ -249,18 +246,17 @@ def _check_place(directory: str, root: str) -> None:
         )
 
 
-def _begun(store: Store, name: str, given: Mapping[str, str]) -> bool:
-    """Whether an import of *name* was interrupted before its data came; the record is there then.
+def _begun(store: Store, name: Name, given: Mapping[str, str]) -> bool:
+    """Whether an import of *name* was interrupted before its data came. Its record is there then.
 
     Raises:
         Conflict: there is another volume of that name.
     """
     if name not in store.names():
         return False
-    with contextlib.suppress(NoSuchVolume), store.volume(name) as volume:
-        record = store.record(volume, name)
-        if record.imported and not fds.exists(volume, DATA):
-            if differing := differences(record.given, given):
+    with contextlib.suppress(NoSuchVolume), store.open(name) as volume:
+        if volume.record.imported and not fds.exists(volume.fd, DATA):
+            if differing := volume.record.declared.differences(given):
                 raise Conflict(
                     f"an import of {name} was interrupted, with other options: {'; '.join(differing)}",
                     hint=f"give the same options, or hostprep rm {name} first",
@@ -270,12 +266,12 @@ def _begun(store: Store, name: str, given: Mapping[str, str]) -> bool:
 
 
 def _open(directory: str, stack: contextlib.ExitStack) -> tuple[int, str, int]:
-    """The directory above, open until *stack* ends, the last component, and the directory itself, likewise."""
+    """Open the directory above *directory*, and itself, until *stack* ends. Between the two: its last component."""
     above, last = os.path.split(directory)
     try:
         os.close(fds.walk(directory, trusted=True))
-        parent = stack.enter_context(fds.held(fds.walk(above, trusted=False)))
-        return parent, last, stack.enter_context(fds.held(fds.open_below(parent, last, directory=True)))
+        parent = stack.enter_context(fds.closing(fds.walk(above, trusted=False)))
+        return parent, last, stack.enter_context(fds.closing(fds.open_below(parent, last, directory=True)))
     except FileNotFoundError:
         raise _missing(directory) from None
     except OSError as exc:
@@ -291,10 +287,10 @@ def _check_movable(store: Store, directory: str, parent: int, data: int) -> None
     if os.path.basename(directory) == DATA and fds.exists(parent, "opts.json"):
         raise NotAllowed(
             f"the volume of {printable(directory)} was made with options of Docker's local driver",
-            hint="what it mounts there, or limits, would not come along: see docker volume inspect",
+            hint="its mounts and limits would be lost: see docker volume inspect",
         )
     with store.part("volumes") as volumes:
-        # rename(2) does not go from one mount to another either, though it be of the same file system.
+        # rename(2) refuses to go from one mount to another, even of the same file system.
         if os.fstat(data).st_dev != os.fstat(volumes).st_dev or fds.mount_id(parent) != fds.mount_id(volumes):
             raise _elsewhere(store, directory)
     if used := mountinfo.uses(data, directory):
@@ -304,7 +300,7 @@ def _check_movable(store: Store, directory: str, parent: int, data: int) -> None
 def _elsewhere(store: Store, directory: str) -> NotAllowed:
     return NotAllowed(
         f"{printable(directory)} and {store.root} are not on one file system, and import copies nothing",
-        hint="keep it where it is with path; or make a volume, and cp -a what is in it while nothing uses it",
+        hint="keep it where it is with path; or make a volume, and cp -a the contents while nothing uses them",
     )
 
 

@@ -1,20 +1,18 @@
-"""Passes over whole trees: each in a process of its own, one a volume, joined by whoever waits for it.
+"""Passes over whole trees: each in a process of its own, at most one for each volume, for which whoever needs it waits.
 
-`pass.json` in the volume's directory is there from before the first change until the root, last of all, is right:
-while it is there the tree is not, whatever the root looks like, and the next Mount begins the pass again.
+`pass.json`, the mark, is in the volume's directory from before the first change until the root, last of all, is right.
+While it is there the tree is not right, whatever the root looks like, and the next Mount begins the pass again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import subprocess
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Final
 
 from ..errors import Busy, HostprepError, NoSuchVolume, Unreadable, in_words, printable
@@ -22,38 +20,42 @@ from ..host import fds
 from ..host.locks import is_locked, open_lock_file, try_lock
 from ..tree.process import Progress, begin, follow
 from ..tree.walk import Order, Outcome
-from .record import LIMIT
 from .store import Store
+from .volume import LockedVolume, Volume, write_progress
 
 log = logging.getLogger("hostprep")
 
-MARK: Final = "pass.json"
 _WRITTEN_EVERY: Final = 1.0  # seconds between two progress reports on disk
-_ABSURD: Final = 2**53
+
+Finish = Callable[[Outcome], bool | None]
+"""What is done when every entry is right, with no lock held. Returns whether the root could not be made right."""
 
 
 class Pass:
-    """One pass. Whoever waits for it waits on `over`, and then looks at the volume again."""
+    """One pass. Whoever needs it waits for `over`, and then looks at the volume again."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, volume: Volume) -> None:
+        self.name = volume.name
+        self.identity = volume.identity
         self.progress = Progress()
         self.over = threading.Event()
         self.failure = ""
-        """Why it did not come to its end; empty while it runs and when it did."""
-        self._child: subprocess.Popen[str] | None = None
+        """Why it failed; empty while it runs, and when it ended or was cancelled."""
+        self.root_stays = False
+        """Whether its end found a root that cannot be made right, but is usable."""
         self.cancelled = threading.Event()
+        self._child: subprocess.Popen[str] | None = None
         self._guard = threading.Lock()
 
     def cancel(self) -> None:
-        """End it where it is; the mark stays."""
+        """End it now; the mark stays."""
         with self._guard:
             self.cancelled.set()
             if self._child is not None:
                 self._child.kill()
 
-    def work(self, data: int, order: Order, keep_open: int, report: Callable[[Progress], bool]) -> Outcome | None:
-        """Run the process to its end. Returns None where it was cancelled, also by *report* answering False.
+    def work(self, data: int, order: Order, keep_open: int, report: Callable[[Progress], None]) -> Outcome | None:
+        """Run the process to its end. Returns None where the pass was cancelled.
 
         Raises:
             HostprepError: it failed.
@@ -62,14 +64,8 @@ class Pass:
             if self.cancelled.is_set():
                 return None
             self._child = begin(data, order, keep_open=(keep_open,))
-
-        def told(progress: Progress) -> None:
-            self.progress = progress
-            if not report(progress):
-                self.cancel()
-
         try:
-            return follow(self._child, told)
+            return follow(self._child, report)
         except Unreadable as exc:
             if self.cancelled.is_set():
                 return None
@@ -89,30 +85,27 @@ class Passes:
         with self._guard:
             return self._running.get(name)
 
-    def start(self, volume: int, name: str, data: int, order: Order, finish: Callable[[Outcome], None]) -> Pass:
-        """Begin a pass, or join the one that runs. The volume's lock is held, and its mark is on disk.
-
-        Args:
-            volume, data: descriptors of the volume's directory and of the tree; copied.
-            finish: called at the end, with no lock held; what it raises is the pass's failure.
+    def start(self, volume: LockedVolume, data: int, order: Order, finish: Finish) -> Pass:
+        """Begin a pass over the tree *data*, or join the one that runs. The mark is on disk.
 
         Raises:
             Busy: the server is stopping, or no thread can be started.
             OSError: EMFILE and the like.
         """
+        name = volume.name
         with self._guard:
             if found := self._running.get(name):
                 return found
             if self._stopped:
                 raise Busy("hostprep is stopping", hint="the pass goes on when it is back; start again then")
-            begun = self._running[name] = Pass(name)
+            begun = self._running[name] = Pass(volume)
         try:
             with contextlib.ExitStack() as undo:
-                volume = os.dup(volume)
-                undo.callback(os.close, volume)
+                copy = Volume(volume.root, os.dup(volume.fd), volume.record)
+                undo.callback(os.close, copy.fd)
                 data = os.dup(data)
                 undo.callback(os.close, data)
-                arguments = (begun, volume, data, order, finish)
+                arguments = (begun, copy, data, order, finish)
                 threading.Thread(target=self._run, args=arguments, name=f"pass {name}", daemon=True).start()
                 undo.pop_all()
         except (OSError, RuntimeError) as exc:
@@ -121,13 +114,15 @@ class Passes:
             begun.failure = in_words(exc)
             begun.over.set()
             if isinstance(exc, RuntimeError):
-                raise Busy(f"preparing {name} cannot begin: {exc}", hint="its limit of processes is reached") from None
+                raise Busy(
+                    f"preparing {name} cannot begin: {exc}", hint="hostprep's limit of processes is reached"
+                ) from None
             raise
         return begun
 
     def runs_elsewhere(self, name: str) -> bool:
         """Whether another process has a pass over the volume."""
-        with self._store.part("locks") as locks, fds.held(open_lock_file(locks)) as held:
+        with self._store.part("locks") as locks, fds.closing(open_lock_file(locks)) as held:
             return is_locked(held, f"pass/{name}")
 
     def cancel(self, name: str) -> None:
@@ -135,37 +130,40 @@ class Passes:
             found.cancel()
 
     def stop(self) -> None:
-        """End every pass where it is, and begin no other: the server is going down. Whoever waits is woken."""
+        """End every pass now, and begin no other: the server is stopping. Whoever waits is woken."""
         with self._guard:
             self._stopped = True
             found = list(self._running.values())
         for each in found:
             each.cancel()
 
-    def _run(self, begun: Pass, volume: int, data: int, order: Order, finish: Callable[[Outcome], None]) -> None:
+    def _run(self, begun: Pass, volume: Volume, data: int, order: Order, finish: Finish) -> None:
         written = time.monotonic()
 
-        def report(progress: Progress) -> bool:
+        def report(progress: Progress) -> None:
             nonlocal written
-            if time.monotonic() - written < _WRITTEN_EVERY:
-                return True
-            written = time.monotonic()
-            return self._still(volume, begun.name) and write_mark(self._store, volume, progress)
+            begun.progress = progress
+            if time.monotonic() - written >= _WRITTEN_EVERY:
+                written = time.monotonic()
+                if self._is_current(volume):
+                    write_progress(volume, progress)
+                else:
+                    begun.cancel()
 
         try:
             with (
-                fds.held(volume),
-                fds.held(data),
+                fds.closing(volume.fd),
+                fds.closing(data),
                 self._store.part("locks") as locks,
-                fds.held(open_lock_file(locks)) as held,
+                fds.closing(open_lock_file(locks)) as held,
             ):
                 if not try_lock(held, f"pass/{begun.name}"):
                     self._follow(begun, volume, held)
-                # The process has the lock's descriptor too: an orphan's tree is not begun a second time.
+                # The process keeps the lock's descriptor, too: should it outlive the server, no second one is begun.
                 elif (outcome := begun.work(data, order, held, report)) is not None:
-                    finish(outcome)
+                    begun.root_stays = bool(finish(outcome))
         except NoSuchVolume:
-            log.info("pass over %s: it was removed meanwhile", begun.name)  # who waits sees so for himself
+            log.info("pass over %s: it was removed meanwhile", begun.name)  # whoever waits will see that it is gone
         except (HostprepError, OSError, ValueError) as exc:
             begun.failure = in_words(exc)
             log.error("pass over %s: %s", begun.name, printable(begun.failure))
@@ -174,37 +172,14 @@ class Passes:
                 del self._running[begun.name]
             begun.over.set()
 
-    def _follow(self, begun: Pass, volume: int, held: int) -> None:
+    def _follow(self, begun: Pass, volume: Volume, held: int) -> None:
         """Another process has the pass: wait for it to end, showing what it writes of its progress."""
         while not (try_lock(held, f"pass/{begun.name}") or self._stopped or begun.cancelled.is_set()):
-            begun.progress = read_mark(volume) or begun.progress
+            begun.progress = volume.pending() or begun.progress
             time.sleep(0.1)
 
-    def _still(self, volume: int, name: str) -> bool:
-        """Whether the volume is where it was: another process may have removed it."""
-        with contextlib.suppress(HostprepError, OSError), self._store.volume(name) as now:
-            return os.path.sameopenfile(volume, now)
+    def _is_current(self, volume: Volume) -> bool:
+        """Whether the name still leads to *volume*: another process may have removed it."""
+        with contextlib.suppress(HostprepError, OSError), self._store.open(volume.name) as now:
+            return os.path.sameopenfile(volume.fd, now.fd)
         return False
-
-
-def write_mark(store: Store, volume: int, progress: Progress, *, durable: bool = False) -> bool:
-    """Put the progress into the mark of a pending pass, or make the mark; always True."""
-    store.write(volume, MARK, json.dumps(asdict(progress)).encode() + b"\n", durable=durable)
-    return True
-
-
-def read_mark(volume: int) -> Progress | None:
-    """The progress of a pending pass, None where none is pending; progress that cannot be read counts as none made."""
-    try:
-        found = json.loads(fds.read_file(volume, MARK, limit=LIMIT))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError, Unreadable):
-        return Progress()
-    if not isinstance(found, dict) or found.keys() != Progress.__dataclass_fields__.keys():
-        return Progress()
-    numbers = [value for value in found.values() if value is not None]
-    if found["done"] is None or not all(type(n) in (int, float) and 0 <= n < _ABSURD for n in numbers):
-        return Progress()
-    left, estimate = found["seconds_left"], found["estimate"]
-    return Progress(int(found["done"]), None if estimate is None else int(estimate), float(found["rate"] or 0), left)

@@ -1,12 +1,12 @@
-"""Bind mounts that hold a verified directory fast, at <root>/mounts/<name>.
+"""Bind mounts at <root>/mounts/<name>, which lead to a verified directory whatever becomes of its path.
 
-An engine opens what it was answered by name, later, and follows links. Below a directory that is not root's alone
-somebody could put a link, or another directory, in the place of what was verified; a mount of the verified descriptor
-leads to it whatever becomes of the name.
+An engine opens what it was answered by name, later, and follows links. Where a directory on the way is not root's
+alone, somebody else could put a link, or another directory, in the place of what was verified. A mount of the verified
+descriptor cannot be redirected.
 
-There is at most one mount a name, made at the first Mount and kept until Remove: a restarted hostprep finds it, a
-reboot takes it, and the next Mount makes it anew. Callers hold the volume's lock. *mounts* is a descriptor of
-<root>/mounts, which root alone can change; *name* is one component of it.
+Each name has at most one mount. The first Mount makes it, and it stays until Remove: a restarted hostprep finds it;
+after a reboot the next Mount makes it anew. Callers hold the volume's lock. *mounts* is a descriptor of <root>/mounts,
+which only root can change; *name* is one component of it.
 """
 
 from __future__ import annotations
@@ -37,25 +37,26 @@ _REASONS: Final = {
 
 
 def pin(mounts: int, name: str, data: int, *, place: str, engine: int) -> None:
-    """Have the directory *data* mounted at *name*, and make sure that the engine sees it there.
+    """Mount the directory *data* at *name*, unless it is, and check that the engine sees it there.
 
-    One of another directory, which had the volume's path before, is replaced: the containers that run on it keep it.
+    A mount of another directory, which had the volume's path before, is replaced. Running containers keep what they
+    have.
 
     Args:
         place: the path that is answered to the engine.
         engine: the process that will open it; 0 where that process is in another pid namespace.
 
     Raises:
-        NotAllowed: this kernel, or hostprep's capabilities, do not allow it, or the engine would not see it.
+        NotAllowed: the kernel or hostprep's capabilities do not allow it, or the engine would not see it.
         NotReady: something was written where the mount belongs.
     """
     wanted = os.fstat(data)
     made = not _leads_to(mounts, name, wanted)
     if made:
-        with _in_words(), fds.held(_clone(data)) as tree:
+        with _refused_in_words(), fds.closing(_clone(data)) as tree:
             if _detach(mounts, name):
                 log.info("%s led to a directory that is no longer the volume's", place)
-            with fds.held(_mountpoint(mounts, name, place)) as mountpoint:
+            with fds.closing(_mountpoint(mounts, name, place)) as mountpoint:
                 linux.move_mount(tree, mountpoint)
     if not _is_seen(mounts, place, wanted, engine):
         if made:
@@ -73,18 +74,18 @@ def check(data: int) -> None:
     Raises:
         NotAllowed: see `pin`.
     """
-    with _in_words():
+    with _refused_in_words():
         os.close(_clone(data))
 
 
 def release(mounts: int, name: str) -> None:
-    """Take away the mount of *name* and the directory under it; what somebody wrote into that stays, and is reported.
+    """Take away the mount of *name* and the directory under it. Running containers keep what they have.
 
-    Containers that run keep what they have. Nothing that is mounted is gone into.
+    Where somebody wrote into that directory it stays, and that is logged. Nothing that is mounted is touched.
     """
     try:
         _detach(mounts, name)
-        with fds.held(_open_bare(mounts, name)) as mountpoint:
+        with fds.closing(_open_bare(mounts, name)) as mountpoint:
             _set_immutable(mountpoint, immutable=False)
         # A mount of it that only other namespaces have is detached there by the kernel (rmdir(2) since Linux 3.18).
         os.rmdir(name, dir_fd=mounts)
@@ -93,7 +94,7 @@ def release(mounts: int, name: str) -> None:
     except OSError as exc:
         if exc.errno != errno.ENOTEMPTY:
             raise
-        log.warning("mounts/%s is left as it is: something was written into it while nothing was mounted there", name)
+        log.warning("mounts/%s stays: something was written into it while nothing was mounted there", name)
 
 
 def _leads_to(mounts: int, name: str, wanted: os.stat_result) -> bool:
@@ -108,10 +109,10 @@ def _leads_to(mounts: int, name: str, wanted: os.stat_result) -> bool:
 
 
 def _clone(data: int) -> int:
-    """A bind mount of *data* that is nowhere yet, with what is mounted in it, as `docker run -v` makes one.
+    """A detached bind mount of *data*, with what is mounted in it, as `docker run -v` makes one.
 
-    It is a slave of what it was taken from: a disk that is mounted or unmounted there later, is here too. The other
-    way round nothing goes: else taking this mount away would unmount, with it, the disk there (mount_namespaces(7)).
+    It is a slave of the original (mount_namespaces(7)): a disk that is mounted or unmounted there later, is here too.
+    Nothing propagates the other way, or taking this mount away would unmount the disk there.
     """
     with contextlib.ExitStack() as undo:
         tree = linux.open_tree(data, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE)
@@ -124,8 +125,8 @@ def _clone(data: int) -> int:
 def _mountpoint(mounts: int, name: str, place: str) -> int:
     """Make the directory that is mounted over, and open it; one that an interrupted step left will do.
 
-    Whoever sees it without the mount must not take it for the volume: nobody may enter it and, where the file system
-    can have it so, nothing can be written into it, by root neither.
+    Nobody may take it for the volume while nothing is mounted there: nobody but root may enter it and, where the file
+    system has immutable directories, not even root can write into it.
     """
     with contextlib.suppress(FileExistsError):
         os.mkdir(fds.component(name), 0, dir_fd=mounts)
@@ -146,7 +147,7 @@ def _mountpoint(mounts: int, name: str, place: str) -> int:
 
 
 def _open_bare(mounts: int, name: str) -> int:
-    """Open the directory *name* itself, on which nothing may be mounted: what is done to it would befall that instead.
+    """Open the directory *name* itself. Were something mounted on it, that would be opened, and changed, instead.
 
     Raises:
         OSError: EBUSY where something is mounted there, again or still; ENOENT.
@@ -167,11 +168,11 @@ def _set_immutable(fd: int, *, immutable: bool) -> None:
 
 
 def _detach(mounts: int, name: str) -> bool:
-    """Take away whatever is mounted at *name*, should somebody have mounted more on it, too; whether there was any."""
+    """Take away whatever is mounted at *name*, in several layers too; return whether anything was."""
     found = False
     with contextlib.suppress(FileNotFoundError):
         while True:
-            with fds.held(os.open(fds.component(name), _PLACE, dir_fd=mounts)) as top:
+            with fds.closing(os.open(fds.component(name), _PLACE, dir_fd=mounts)) as top:
                 if fds.mount_id(top) == fds.mount_id(mounts):
                     break
                 linux.umount2(top, linux.MNT_DETACH)
@@ -184,11 +185,11 @@ def _is_seen(mounts: int, place: str, wanted: os.stat_result, engine: int) -> bo
     try:
         root = os.open(f"/proc/{engine}/root", os.O_PATH | os.O_CLOEXEC)
     except OSError:
-        # It cannot be looked at (another pid namespace, no CAP_SYS_PTRACE). What is mounted below a shared mount
-        # reaches the mount's peers; those of a slave are only copies of it, not what it was copied from.
+        # That process cannot be looked at (another pid namespace, no CAP_SYS_PTRACE). What is mounted below a shared
+        # mount reaches its peers, the engine's among them. From a slave it reaches only copies, never the original.
         under = fds.mount_id(mounts)
         return any(mount.shared and not mount.slave for mount in mount_table() if mount.id == under)
-    with fds.held(root):
+    with fds.closing(root):
         try:
             found = os.stat(place.lstrip("/"), dir_fd=root, follow_symlinks=False)
         except OSError:
@@ -197,8 +198,8 @@ def _is_seen(mounts: int, place: str, wanted: os.stat_result, engine: int) -> bo
 
 
 @contextlib.contextmanager
-def _in_words() -> Iterator[None]:
-    """Put into words what a mount was refused for."""
+def _refused_in_words() -> Iterator[None]:
+    """Turn the error of a refused mount into one that says what to do."""
     try:
         yield
     except OSError as exc:

@@ -1,12 +1,11 @@
-"""Making a volume right: its root at once, its contents by a pass first where they must follow.
+"""Making a volume right: its root at once; where the contents have to follow, a pass over them first.
 
-The order is what an interruption can rely on: the mark on disk, the contents, the root, the mark gone. So a root that
-is right, without a mark, means contents that are.
+The order is what an interruption can rely on: the mark on disk, the contents, the root, the mark removed. So if the
+root is right and there is no mark, the contents are right.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -16,20 +15,20 @@ from dataclasses import replace
 from typing import Final
 
 from ..errors import Busy, NotReady
-from ..host import fds
 from ..host.labels import Labels
-from ..options import Recurse
-from ..tree.plan import Change, Found, Want, apply, closes, plan, usable
-from ..tree.process import Progress
+from ..options import Name, Recurse
+from ..tree.plan import Plan, Want
 from ..tree.walk import Order, Outcome
-from .passes import MARK, Pass, Passes, write_mark
-from .record import Record
-from .store import RECORD, Store
+from .passes import Pass, Passes
+from .store import Store
+from .volume import Identity, LockedVolume, Volume
 
 log = logging.getLogger("hostprep")
 
-_WAITING: Final = 24  # requests that may wait for passes at once; the others are told to come back
-_OWED: Final = 600.0  # seconds for which a pass that its Mount did not wait for counts for the next one
+# Requests that may wait for passes at once; others are told to come back. Each keeps one of the server's 1,000
+# connections and a thread: most must stay for the volumes that are ready.
+_WAITING: Final = 200
+_UNSEEN: Final = 600.0  # seconds for which a pass that its Mount did not wait for counts for the next Mount
 
 
 class Readiness:
@@ -40,131 +39,129 @@ class Readiness:
         self.labels = labels
         self.passes = Passes(store)
         self._waiting = threading.BoundedSemaphore(_WAITING)
-        self._owed: dict[str, float] = {}
-        self._empty: set[str] = set()
-        """Volumes last seen empty: copy-up may put the first container's categories on them, so the level counts."""
-        self._as_is: set[str] = set()
-        """Volumes whose root could not be changed when last tried, but is usable."""
+        # What is remembered goes by the volume's directory: another volume of the same name begins with nothing.
+        self._given_up: dict[Identity, float] = {}
+        """When a Mount last gave up waiting for a pass, on the clock of time.monotonic()."""
+        self._empty: set[Identity] = set()
+        """Volumes that were empty when last looked at. Copy-up may then give what it brings the first container's
+        categories (`:Z`), so the level of the default label counts."""
 
-    def make(self, name: str, deadline: float, *, swept: bool = False, engine: int | None = None) -> str:
-        """See `Driver.mount`. *swept*: the contents are not to be gone over only because of `recurse=always`."""
-        owed = not swept
-        swept = swept or time.monotonic() - self._owed.pop(name, -_OWED) < _OWED
-        as_is = False
+    def ensure(self, name: Name, deadline: float, *, unmount: bool = False, engine: int | None = None) -> str:
+        """Make the volume right, and return its mountpoint; see `Driver.mount`.
+
+        Args:
+            unmount: begin no pass only because of `recurse=always`.
+        """
+        waited: Pass | None = None
         while True:
-            with self.store.lock(name, deadline), self.store.volume(name) as volume:
-                data, record = self.store.open_pinned(volume, self.store.record(volume, name))
-                with fds.held(data):
-                    running = None if as_is else self._mend(volume, record, data, swept=swept)
-                    if running is None:
-                        if engine is not None:
-                            self.store.pin(record, data, engine=engine)
-                        return self.store.mountpoint(record)
+            with self.store.locked(name, deadline) as volume, volume.open_data(as_mount=True) as data:
+                if waited is None or waited.identity != volume.identity:
+                    seen_through, root_stays = unmount or self._was_given_up(volume), False
+                else:
+                    seen_through, root_stays = True, waited.root_stays
+                # Where the root stays, to try again would only begin another pass.
+                running = None if root_stays else self._repair(volume, data, seen_through=seen_through)
+                if running is None:
+                    if engine is not None:
+                        volume.pin(data, engine=engine)
+                    return volume.mountpoint
             try:
                 self._wait(running, deadline)
             except Busy:
-                if owed:
-                    self._owed[name] = time.monotonic()
+                if not unmount:
+                    self._given_up[running.identity] = time.monotonic()
                 raise
-            as_is = name in self._as_is  # as the pass saw at its end: another look would only begin another pass
-            swept = True
+            waited = running
 
-    def _mend(self, volume: int, record: Record, data: int, *, swept: bool) -> Pass | None:
-        """Repair the root *data*, or begin the pass after which it will be; the volume's lock is held.
+    def forget(self, volume: Volume) -> None:
+        """Forget a volume that is being removed."""
+        self._given_up.pop(volume.identity, None)
+        self._empty.discard(volume.identity)
+
+    def _was_given_up(self, volume: Volume) -> bool:
+        """Whether a Mount gave up waiting for a pass lately; told once."""
+        return bool(self._given_up) and time.monotonic() - self._given_up.pop(volume.identity, -_UNSEEN) < _UNSEEN
+
+    def _repair(self, volume: LockedVolume, data: int, *, seen_through: bool) -> Pass | None:
+        """Repair the root *data*; where the contents have to follow, begin the pass which then does that at its end.
 
         Args:
-            swept: the caller has seen a pass through, so `recurse=always` asks for no other.
+            seen_through: a pass was waited for, so `recurse=always` asks for no other.
         """
-        want = self._want(record)
-        found = Found.at(data, self.labels)
-        changes = plan(found, want, self.labels)
-        pending = fds.exists(volume, MARK)
-        if want.recurse is Recurse.NEVER and pending:
-            os.unlink(MARK, dir_fd=volume)
-            pending = False
-        if pending or contents_follow(want, changes) or (want.recurse is Recurse.ALWAYS and not swept):
-            if not pending:
-                write_mark(self.store, volume, Progress(), durable=True)
-            order = Order(want.uid, want.gid, want.label, want.type_only, guarded=record.guarded)
-            if order.label is not None:
-                order = replace(order, label=self.labels.canonical(order.label))
-            tree_of = os.fstat(data)
-            self._as_is.discard(record.name)
-            return self.passes.start(
-                volume, record.name, data, order, lambda outcome: self._finish(record, tree_of, outcome)
-            )
-        self._repair(volume, record, data, changes, found, want)
-        if want.label is not None and record.options.label is None:
+        want = self._want(volume)
+        plan = Plan.of(data, want, self.labels)
+        marked = volume.pending() is not None
+        if want.recurse is Recurse.NEVER and marked:
+            volume.remove_mark()
+            marked = False
+        if marked or plan.contents_follow or (want.recurse is Recurse.ALWAYS and not seen_through):
+            if not marked:
+                volume.write_mark()
+            label = None if want.label is None else self.labels.canonical(want.label)
+            order = Order(want.uid, want.gid, label, want.type_only, guarded=volume.record.guarded)
+            record, identity, tree = volume.record, volume.identity, os.fstat(data)
+
+            def finish(outcome: Outcome) -> bool:
+                with self.store.locked(record.name, time.monotonic() + 60) as now:
+                    # Where another volume has the name by now, or the options or the directory are others, the mark
+                    # stays, and the next look at the volume begins anew.
+                    if now.identity != identity or now.record.options != record.options:
+                        return False
+                    with now.open_data(as_mount=True) as found:
+                        return os.path.samestat(os.fstat(found), tree) and self._finish(now, found, outcome)
+
+            return self.passes.start(volume, data, order, finish)
+        self._repair_root(volume, plan)
+        if want.label is not None and volume.record.options.label is None:
             with os.scandir(data) as entries:
-                (self._empty.discard if any(entries) else self._empty.add)(record.name)
+                (self._empty.discard if any(entries) else self._empty.add)(volume.identity)
         return None
 
-    def _want(self, record: Record) -> Want:
-        want = Want.of(record.options, self.labels, adopted=record.adopted, narrowed=record.narrowed)
-        return replace(want, type_only=False) if want.type_only and record.name in self._empty else want
+    def _want(self, volume: Volume) -> Want:
+        want = volume.want(self.labels)
+        return replace(want, type_only=False) if want.type_only and volume.identity in self._empty else want
 
-    def _repair(
-        self, volume: int, record: Record, data: int, changes: list[Change], found: Found, want: Want
-    ) -> Record:
-        """Mend the root *data*, and return the record as it is on disk then.
+    def _repair_root(self, volume: LockedVolume, plan: Plan) -> bool:
+        """Carry out *plan*, and return whether the root stays as it is all the same.
 
-        What cannot be changed (a read-only file system, an NFS server that does not heed root) stays as it is, where
-        the declared owner can use it so.
+        Where it cannot be changed (a read-only file system, an NFS server that does not heed root), it stays if the
+        declared owner can use it so.
         """
-        if want.mode is None and closes(changes):
-            record = replace(record, narrowed=found.mode)
-            self.store.write(volume, RECORD, record.to_json())
-            want = replace(want, mode=found.mode)
-        self._as_is.discard(record.name)
+        stays = False
+        if plan.want.mode is None and plan.closes:
+            volume.write(replace(volume.record, narrowed=plan.found.mode))
+            plan = replace(plan, want=replace(plan.want, mode=plan.found.mode))
         try:
-            for change in apply(data, changes, found, want, self.labels):
-                log.info("repaired %s: %s", record.name, change)
+            for change in plan.apply():
+                log.info("repaired %s: %s", volume.name, change)
         except OSError as exc:
             read_only = exc.errno == errno.EROFS
-            if not (read_only or exc.errno == errno.EPERM) or not usable(
-                Found.at(data, self.labels), want, self.labels, read_only=read_only
-            ):
+            now = Plan.of(plan.fd, plan.want, self.labels)
+            if not (read_only or exc.errno == errno.EPERM) or not now.usable(read_only=read_only):
                 raise
-            self._as_is.add(record.name)
-            log.warning("%s stays as it is: %s", record.name, exc.strerror)
-        if record.narrowed is not None:
-            os.fsync(data)
-            record = replace(record, narrowed=None)
-            self.store.write(volume, RECORD, record.to_json())
-        return record
+            stays = True
+            log.warning("%s stays as it is: %s", volume.name, exc.strerror)
+        if volume.record.narrowed is not None:
+            os.fsync(plan.fd)
+            volume.write(replace(volume.record, narrowed=None))
+        return stays
 
-    def _finish(self, record: Record, tree_of: os.stat_result, outcome: Outcome) -> None:
-        """The tree *tree_of* is right: now the root, last of all, and then the mark.
-
-        Unless the options were changed meanwhile, or another volume has the name: then the mark stays, and the next
-        look begins anew.
-        """
-        name = record.name
-        with self.store.lock(name, time.monotonic() + 60), self.store.volume(name) as volume:
-            now_recorded = self.store.record(volume, name)
-            if now_recorded.options != record.options:
-                return
-            with fds.held(self.store.open_data(volume, now_recorded)) as data:
-                if not os.path.samestat(os.fstat(data), tree_of):
-                    return
-                want = self._want(now_recorded)
-                found = Found.at(data, self.labels)
-                changes = plan(found, want, self.labels)
-                now_recorded = self._repair(volume, now_recorded, data, changes, found, want)
-                os.fsync(data)
-            if outcome.sentences() != now_recorded.left_alone:
-                now_recorded = replace(now_recorded, left_alone=outcome.sentences())
-                self.store.write(volume, RECORD, now_recorded.to_json())
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(MARK, dir_fd=volume)
-            os.fsync(volume)
+    def _finish(self, volume: LockedVolume, data: int, outcome: Outcome) -> bool:
+        """The contents are right: now the root, last of all, and then the mark. Returns what `_repair_root` does."""
+        stays = self._repair_root(volume, Plan.of(data, self._want(volume), self.labels))
+        os.fsync(data)
+        if outcome.sentences() != volume.record.entries_left_alone:
+            volume.write(replace(volume.record, entries_left_alone=outcome.sentences()))
+        volume.remove_mark()
+        os.fsync(volume.fd)
         log.info(
             "pass over %s: %d entries, %d changed, %d left alone",
-            name,
+            volume.name,
             outcome.done,
             outcome.changed,
             outcome.left,
         )
+        return stays
 
     def _wait(self, running: Pass, deadline: float) -> None:
         """Wait for a pass, holding nothing.
@@ -173,7 +170,6 @@ class Readiness:
             Busy: it is not over at *deadline*, or too many requests wait already.
             NotReady: it failed.
         """
-        # Waiting takes up a thread of the server: some must stay for the volumes that are ready.
         if self._waiting.acquire(blocking=False):
             try:
                 running.over.wait(max(0.0, deadline - time.monotonic()))
@@ -187,8 +183,3 @@ class Readiness:
             )
         if running.failure:
             raise NotReady(f"volume {running.name} could not be prepared: {running.failure}")
-
-
-def contents_follow(want: Want, changes: list[Change]) -> bool:
-    """Whether what is in a directory has to follow *changes* of it."""
-    return want.recurse is not Recurse.NEVER and any(change.what != "mode" for change in changes)

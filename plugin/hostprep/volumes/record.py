@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import json
 import re
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from dataclasses import dataclass, replace
 from typing import Final
 
-from ..errors import Invalid, Unreadable
-from ..options import Mode, Options, check_name
+from ..errors import Conflict, Invalid, Unreadable
+from ..options import Mode, Name, Options, check_name
+from .declaration import Declaration
 
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
-_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 LIMIT: Final = 65536  # bytes; a path and a label, the longest values, have at most 4096 and 1024
 
 
@@ -25,46 +23,60 @@ LIMIT: Final = 65536  # bytes; a path and a label, the longest values, have at m
 class Record:
     """What is known of a volume besides what its directory itself says."""
 
-    name: str
-    given: Mapping[str, str]
-    """The options as they were given."""
+    name: Name
+    declared: Declaration
     created_at: str
     """RFC 3339, in UTC."""
-    made: bool = False
-    """Whether hostprep made the `path` directory, rather than adopting one that was there."""
-    taken_up: str = ""
-    """When a retained volume was taken up again, RFC 3339; empty for any other."""
-    left_alone: tuple[str, ...] = ()
+    made_path: bool = False
+    """Whether hostprep made the `path` directory. Otherwise it was there, and was adopted."""
+    reused_at: str = ""
+    """When the data that a Remove had retained became this volume again, RFC 3339; empty where that never happened."""
+    entries_left_alone: tuple[str, ...] = ()
     """What the last pass over the tree could not or would not change, a sentence each."""
     narrowed: Mode | None = None
-    """The mode that is to come back: a repair has closed the directory, and is not over."""
+    """The mode to give back: a repair has closed the directory, and has not ended yet."""
     pinned: bool = False
-    """Whether a mount of the `path` directory is answered instead of its name, which others could redirect."""
+    """Whether a mount of the `path` directory is answered. Others could redirect its name."""
     imported: bool = False
     """Whether the data was another driver's, and came here by `hostprep import`."""
-    resolved: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    """What was found in the image that the options name, as further options; those given come first."""
-    options: Options = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        given, options = _parsed(tuple(self.given.items()), tuple(self.resolved.items()))
-        if self.resolved.keys() != (set() if options.image is None else {"uid", "gid"}):
-            raise Invalid("of an image, and of no other, uid and gid are resolved")
-        object.__setattr__(self, "given", given)
-        object.__setattr__(self, "options", options)
+        if self.declared.resolved.keys() != (set() if self.options.image is None else {"uid", "gid"}):
+            raise Invalid("uid and gid have to be resolved where image is given, and nowhere else")
+
+    @property
+    def options(self) -> Options:
+        return self.declared.options
+
+    @property
+    def given(self) -> Mapping[str, str]:
+        """The options as they were given."""
+        return self.declared.given
 
     @property
     def adopted(self) -> bool:
-        """Whether the directory was there before the volume, and keeps what is not declared."""
-        return self.options.path is not None and not self.made
+        """Whether the directory was there before the volume. What is not declared then stays as it is."""
+        return self.options.path is not None and not self.made_path
 
     @property
     def guarded(self) -> bool:
         """Whether somebody on the host could have put device nodes and hard links to files of others in the tree."""
         return self.options.path is not None or self.imported
 
-    def with_options(self, given: Mapping[str, str], resolved: Mapping[str, str]) -> Record:
-        return replace(self, given=dict(given), resolved=dict(resolved))
+    def changed(self, asked: Declaration, unset: tuple[str, ...] = ()) -> Record:
+        """The record with what is *asked* over its options, and without the options *unset*.
+
+        Raises:
+            Invalid: the options contradict each other then.
+            Conflict: the path would be another.
+        """
+        changed = replace(self, declared=self.declared.changed(asked, unset))
+        if changed.options.path != self.options.path:
+            raise Conflict(
+                f"the path of volume {self.name} cannot be changed",
+                hint="remove the volume (its path directory stays) and create it with the new path",
+            )
+        return changed
 
     def to_json(self) -> bytes:
         shown: dict[str, object] = {
@@ -72,44 +84,41 @@ class Record:
             "options": dict(self.given),
             "created_at": self.created_at,
         }
-        if self.made:
-            shown["made"] = True
-        if self.taken_up:
-            shown["taken_up"] = self.taken_up
-        if self.left_alone:
-            shown["left_alone"] = list(self.left_alone)
-        if self.narrowed is not None:
-            shown["narrowed"] = str(self.narrowed)
-        if self.pinned:
-            shown["pinned"] = True
-        if self.imported:
-            shown["imported"] = True
-        if self.resolved:
-            shown["resolved"] = dict(self.resolved)
+        optional: dict[str, object] = {
+            "made": self.made_path,
+            "taken_up": self.reused_at,
+            "left_alone": list(self.entries_left_alone),
+            "narrowed": "" if self.narrowed is None else str(self.narrowed),
+            "pinned": self.pinned,
+            "imported": self.imported,
+            "resolved": dict(self.declared.resolved),
+        }
+        shown |= {key: value for key, value in optional.items() if value}
         return json.dumps(shown, indent=2).encode() + b"\n"
 
     @classmethod
-    def from_json(cls, data: bytes, *, name: str | None) -> Record:
-        """Read a record of the volume *name* (None: of whatever name it says, as in the trash).
+    def from_json(cls, data: bytes, *, name: Name | None) -> Record:
+        """Read a record of the volume *name*; None for any name, as in the trash.
 
         Raises:
-            Unreadable: it is no record that hostprep could have written.
+            Unreadable: hostprep cannot have written it.
         """
         try:
-            found = json.loads(data, parse_constant=_refuse, object_pairs_hook=_no_repeats)
+            found = json.loads(data, parse_constant=_refuse, object_pairs_hook=no_repeats)
             if not isinstance(found, dict):
                 raise ValueError("not an object")
             record = cls(
                 name=check_name(_text(found, "name")),
-                given=_texts(found, "options"),
+                declared=Declaration(
+                    _texts(found, "options"), _texts(found, "resolved") if "resolved" in found else {}
+                ),
                 created_at=sys.intern(_time(found, "created_at")),
-                made=_flag(found, "made"),
-                taken_up=_time(found, "taken_up") if "taken_up" in found else "",
-                left_alone=_lines(found),
+                made_path=_flag(found, "made"),
+                reused_at=_time(found, "taken_up") if "taken_up" in found else "",
+                entries_left_alone=_lines(found),
                 narrowed=Mode.parse(_text(found, "narrowed")) if "narrowed" in found else None,
                 pinned=_flag(found, "pinned"),
                 imported=_flag(found, "imported"),
-                resolved=_texts(found, "resolved") if "resolved" in found else {},
             )
             if record.pinned and record.options.path is None:
                 raise ValueError("pinned stands without a path")
@@ -124,15 +133,6 @@ class Record:
         return record
 
 
-@functools.lru_cache(maxsize=1024)
-def _parsed(
-    given: tuple[tuple[str, str], ...], resolved: tuple[tuple[str, str], ...]
-) -> tuple[Mapping[str, str], Options]:
-    """Many volumes have the same options: they share them, and the work of parsing them."""
-    Options.parse(dict(given))  # what is given is right by itself
-    return MappingProxyType(dict(given)), Options.parse(dict(resolved) | dict(given))
-
-
 def rfc3339(at: float | None = None) -> str:
     """A time in seconds since the epoch, or now, as moby's CreatedAt wants it, in UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
@@ -142,7 +142,8 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON (object_pairs_hook), in which no key stands twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key stands twice")

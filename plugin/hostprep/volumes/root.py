@@ -1,10 +1,10 @@
-"""The root directory: whose it is, that it is still there, its parts and its locks.
+"""The root directory: who owns it, whether it is still there, its parts and its locks.
 
-<root>/hostprep.json  format version and id: this is hostprep's, and the disk is mounted
-       volumes/       one directory a volume (store.py)
+<root>/hostprep.json  format version and id: the directory is hostprep's, and its disk is mounted
+       volumes/       a directory for each volume (store.py)
        trash/         removed volumes (trash.py)
        locks/         the lock file, and files that are being written
-       mounts/
+       mounts/        bind mounts of `path` directories (pins.py)
 """
 
 from __future__ import annotations
@@ -26,23 +26,25 @@ from ..settings import Settings
 FORMAT: Final = 1
 MARKER: Final = "hostprep.json"
 PARTS: Final = ("locks", "mounts", "trash", "volumes")
+STEPS: Final = "/steps"  # a lock: held shared while something temporary is there; with a slash, so no volume's name
 _LIMIT: Final = 4096  # bytes of the marker
 
 
 class Root:
-    """The root directory. Made by `open`; one object serves every thread."""
+    """The root directory, made by `open_root`. One object serves every thread."""
 
     def __init__(self, settings: Settings, identity: str) -> None:
+        self.settings = settings
         self.root = settings.root
         self.identity = identity
         self._known: dict[str, tuple[int, int]] = {}
 
     @classmethod
-    def open(cls, settings: Settings, *, create: bool) -> Self:
-        """Open the root, with *create* making it where it is missing or empty.
+    def open_root(cls, settings: Settings, *, create: bool) -> Self:
+        """Open the root. With *create*, make it where it is missing or empty.
 
         Raises:
-            BadSetting: it is not there, not hostprep's, of another format, or not root's alone.
+            BadSetting: it is missing, not hostprep's, of another format, or not root's alone.
         """
         root = settings.root
         if os.geteuid() != 0:
@@ -60,7 +62,7 @@ class Root:
             raise BadSetting(f"HOSTPREP_ROOT: {exc.message}", hint=exc.hint) from None
         except OSError as exc:
             raise BadSetting(f"HOSTPREP_ROOT: {in_words(exc)}") from None
-        with fds.held(fd):
+        with fds.closing(fd):
             st = os.fstat(fd)
             if st.st_uid != 0:
                 raise BadSetting(
@@ -88,66 +90,68 @@ class Root:
         return opened
 
     def _verify(self, fd: int) -> None:
-        """Check that the root *fd* is still this store's, and remember its parts by device and inode."""
+        """Check that the directory *fd* is still this root, and remember its parts by device and inode."""
         if _identity(fd) != self.identity:
-            raise Unreadable(f"{self.root} is another hostprep's root now")
+            raise Unreadable(f"{self.root} is now the root of another hostprep")
         known = {}
         for part in PARTS:
             try:
-                with fds.held(fds.open_dir(fd, part)) as below:
-                    st = os.fstat(below)
+                with fds.closing(fds.open_dir(fd, part)) as below:
+                    known[part] = _device_and_inode(below)
             except OSError as exc:
-                hint = f"put it back: were it made anew, the engine would forget every volume ({in_words(exc)})"
+                hint = f"put it back; a new one is empty, and the engine would forget every volume ({in_words(exc)})"
                 raise Unreadable(f"{self.root}/{part} is missing or not a directory", hint=hint) from None
             # A disk that was mounted again may have another device number, but its directories are the same.
-            if part in self._known and self._known[part][1] != st.st_ino:
-                raise Unreadable(f"{self.root}/{part} was replaced", hint="if that was meant, start hostprep anew")
-            known[part] = (st.st_dev, st.st_ino)
+            if part in self._known and self._known[part][1] != known[part][1]:
+                raise Unreadable(f"{self.root}/{part} was replaced", hint="if that was intended, restart hostprep")
         self._known = known
 
     @contextlib.contextmanager
     def part(self, part: str) -> Iterator[int]:
         """Lend a descriptor of `volumes`, `trash`, `locks` or `mounts`.
 
-        Opened anew each time, so that a disk that went away is noticed and one that came back is used. By path, which
-        root alone can change: that was checked at start.
+        It is opened anew each time: so a disk that went away is noticed, and one that came back is used. It is opened
+        by path, which only root can change: that was checked at the start.
 
         Raises:
-            Unreadable: it cannot be opened, or is no longer what it was.
+            Unreadable: it cannot be opened, or another directory has its place.
         """
-        with fds.held(self._open_part(part)) as fd:
-            yield fd
-
-    def _open_part(self, part: str) -> int:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(f"{self.root}/{part}", flags)
+            fd = os.open(f"{self.root}/{part}", fds.DIRECTORY)
         except OSError as exc:
             raise _gone(exc) from exc
-        st = os.fstat(fd)
-        if (st.st_dev, st.st_ino) == self._known[part]:
-            return fd
-        try:
-            with fds.held(fds.walk(self.root, trusted=True)) as root:
-                self._verify(root)
-            if (st.st_dev, st.st_ino) != self._known[part]:
-                raise Unreadable(f"{self.root}/{part} was replaced while it was opened")
-        except BaseException as exc:
-            os.close(fd)
-            if isinstance(exc, OSError | NotAllowed):
-                raise _gone(exc) from exc
-            raise
-        return fd
+        with fds.closing(fd):
+            here = _device_and_inode(fd)
+            if here != self._known[part]:  # the disk went away, or was mounted again
+                try:
+                    with fds.closing(fds.walk(self.root, trusted=True)) as root:
+                        self._verify(root)
+                except (OSError, NotAllowed) as exc:
+                    raise _gone(exc) from exc
+                if here != self._known[part]:
+                    raise Unreadable(f"{self.root}/{part} was replaced while it was opened")
+            yield fd
 
     @contextlib.contextmanager
     def lock(self, what: str, deadline: float, *, shared: bool = False) -> Iterator[None]:
-        """Hold a lock of this root: a volume's, or one of the few others (store.py), whose names no volume can have.
+        """Hold a lock of this root: a volume's, or one of the few others, whose names no volume can have.
 
         Raises:
-            Busy: not to be had before *deadline*, on the clock of time.monotonic().
+            Busy: another had it until *deadline*, on the clock of time.monotonic().
         """
         with self.part("locks") as locks, locked(locks, what, deadline=deadline, shared=shared):
             yield
+
+    def write(self, directory: int, file: str, data: bytes, *, durable: bool = True) -> None:
+        """Replace one of hostprep's own files in *directory* by one rename."""
+        # The temporary file is not made in `volumes`, whose time of change tells whether volumes came or went.
+        with self.lock(STEPS, time.monotonic() + 10, shared=True), self.part("locks") as scratch:
+            fds.replace_file(directory, file, data, scratch=scratch, durable=durable)
+
+
+def _device_and_inode(directory: int) -> tuple[int, int]:
+    st = os.fstat(directory)
+    return st.st_dev, st.st_ino
 
 
 def _gone(exc: Exception) -> Exception:
@@ -174,10 +178,10 @@ def _identity(root: int) -> str:
 
 
 def _is_empty(root: int) -> bool:
-    """Whether *root* is empty, but for what a new file system has and an interrupted `_make_root` leaves."""
+    """Whether nothing is in *root* but what a new file system has, and what an interrupted `_make_root` leaves."""
     for name in os.listdir(root):
         if name in PARTS:
-            with fds.held(fds.open_dir(root, name)) as part:
+            with fds.closing(fds.open_dir(root, name)) as part:
                 if set(os.listdir(part)) - {"held"}:
                     return False
         elif name != "lost+found" and not fds.is_temporary(name):
@@ -190,12 +194,12 @@ def _make_root(root: int) -> None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(part, 0o700, dir_fd=root)
     with (
-        fds.held(fds.open_dir(root, "locks")) as locks,
+        fds.closing(fds.open_dir(root, "locks")) as locks,
         locked(locks, "init", deadline=time.monotonic() + 10),
     ):
         if not fds.exists(root, MARKER):
-            for left in filter(fds.is_temporary, os.listdir(root)):  # by one that was interrupted here
+            for left in filter(fds.is_temporary, os.listdir(root)):  # an interrupted _make_root left them
                 os.unlink(left, dir_fd=root)
-            os.fsync(root)  # on btrfs the marker would not bring the parts along
+            os.fsync(root)  # on btrfs, syncing the marker does not sync the parts
             marker = json.dumps({"format": FORMAT, "id": os.urandom(16).hex()}).encode() + b"\n"
             fds.replace_file(root, MARKER, marker, scratch=root, durable=True)

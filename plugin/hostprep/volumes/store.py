@@ -1,238 +1,151 @@
-"""Volumes on disk: one directory each, made, changed and taken away by one rename each.
+"""Volumes on disk: a directory each, which is made, changed and taken away by one rename each.
 
-    volumes/<name>/volume.json  the record; retained.json once it was removed with on_remove=retain; both: live
-    volumes/<name>/_data/       what the container sees
-    volumes/<name>/pass.json    a pass over the tree that is not finished
-    volumes/.new-*              what an interrupted step left; swept at start, as in locks/
+    volumes/<name>/volume.json    the record
+    volumes/<name>/retained.json  the record after a Remove with on_remove=retain; beside volume.json it means nothing
+    volumes/<name>/_data/         what the container sees
+    volumes/<name>/pass.json      a pass over the tree has not ended (passes.py)
+    volumes/.new-*                what an interrupted step left; removed at the next start, as in locks/
 
 The server and the command line work on one root at the same time, so nothing is remembered that a cheap look at the
-disk does not confirm. What is answered as done has been fsynced: a synced file or directory brings its own names along
-(ext4, XFS and btrfs), and a synced directory the renames in it; on ext4 and XFS, whose journal keeps the order of all
-changes, whatever was changed before, too. docs/reliability.md says how that is tried.
+disk does not confirm. What is answered as done has been synced. On ext4, XFS and btrfs a synced file or directory
+brings its own names along, and a synced directory the renames in it; on ext4 and XFS, whose journal keeps the order of
+all changes, whatever was changed before, too. docs/reliability.md says how that is tried.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Final
 
-from ..errors import Busy, Conflict, NoSuchVolume, NotAllowed, NotReady, Redirectable, Unreadable, printable
+from ..errors import Busy, Conflict, NoSuchVolume, Unreadable, printable
 from ..host import fds
-from ..host.paths import is_below, overlap
-from ..options import check_name, is_name
+from ..host.paths import overlap
+from ..options import Name, is_name
 from ..settings import Settings
 from . import pins
 from .record import LIMIT, Record
-from .root import Root
+from .root import STEPS, Root
+from .volume import RECORD, RETAINED, LockedVolume, NewVolume, RetainedVolume, Volume, clear
 
 log = logging.getLogger("hostprep")
 
-RECORD: Final = "volume.json"
-RETAINED: Final = "retained.json"
-DATA: Final = "_data"
-PATHS: Final = "/paths"  # the lock of those who look for a free path; with a slash, so no volume's name
-_STEPS: Final = "/steps"  # held, shared, while something temporary is there
+_PATHS: Final = "/paths"  # the lock of those who take a path; with a slash, so no volume's name
 _CACHED: Final = 20_000  # records, at about 0.5 kB each
-_EXACT: Final = 16  # records a List looks at again although the directory has not changed
 # Two changes within one tick of the file system's clock (at most 10 ms) leave one time stamp: what was read so soon
 # after a change is not kept.
-_SETTLED: Final = 50_000_000  # ns
+_TICK: Final = 50_000_000  # ns
 
-Listing = tuple[tuple[str, str | None], ...]
-"""Name and mountpoint of each volume; None where the record is damaged."""
-_Signature = tuple[int, int]
+Signature = tuple[int, int]
 """Inode and time of change (ctime) of a record: a replaced one has another inode, any other change another time."""
 
 
 class Store(Root):
-    """The volumes of a root. Made by `Store.open`; one object serves every thread."""
+    """The volumes of a root. Made by `Store.open_root`; one object serves every thread."""
 
     def __init__(self, settings: Settings, identity: str) -> None:
         super().__init__(settings, identity)
-        self.allow = settings.allow
-        self._managed = settings.managed
-        self._records: OrderedDict[str, tuple[_Signature, Record]] = OrderedDict()
-        self._listing: Listing = ()
-        self._listed: tuple[int, ...] = ()
-        self._signatures: dict[str, _Signature | None] = {}
-        self._order: list[str] = []
-        self._turn = 0
-        self._guard = threading.Lock()  # of the caches only; never held over a call that waits
-        self._reading = threading.Lock()  # of who reads all records, lest twenty do so at once
+        self._records: dict[Name, tuple[Signature, Record]] = {}
 
-    # -- volumes -------------------------------------------------------------------------------------------------
+    # -- to read ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def volume(self, name: str) -> Iterator[int]:
-        """Lend a descriptor of `volumes/<name>`, live or retained.
+    def open(self, name: Name) -> Iterator[Volume]:
+        """Lend the volume *name*, to be read.
 
         Raises:
-            NoSuchVolume: there is definitely none.
+            NoSuchVolume: there is definitely none. Retained data is no volume.
             Unreadable: in any doubt.
         """
+        with self.directory(name) as fd:
+            yield Volume(self, fd, self._read(fd, name))
+
+    def find(self, name: Name) -> Record | None:
+        """The record of the volume *name*; None where there is definitely none. Raises Unreadable as `open` does."""
+        with contextlib.suppress(NoSuchVolume), self.open(name) as volume:
+            return volume.record
+        return None
+
+    @contextlib.contextmanager
+    def retained(self, name: Name) -> Iterator[Volume]:
+        """Lend the retained data of the volume *name*, to be read; raises what `open` raises."""
+        with self.directory(name) as fd:
+            yield Volume(self, fd, _retained(fd, name))
+
+    @contextlib.contextmanager
+    def directory(self, name: Name) -> Iterator[int]:
+        """Lend a descriptor of `volumes/<name>`, a volume's or of retained data; raises what `open` raises."""
         with self.part("volumes") as volumes:
             try:
-                fd = fds.open_dir(volumes, check_name(name))
+                fd = fds.open_dir(volumes, name)
             except FileNotFoundError:
                 raise _no_such(name) from None
             except OSError as exc:
                 raise Unreadable(f"volume {name} cannot be read: {exc.strerror}") from exc
-            with fds.held(fd):
+            with fds.closing(fd):
                 yield fd
 
-    def read(self, name: str) -> Record:
-        """The record of the live volume *name*.
-
-        Raises:
-            NoSuchVolume: there is definitely none; a retained one is none either.
-            Unreadable: in any doubt.
-        """
-        with self.volume(name) as fd:
-            return self.record(fd, name)
-
-    def record(self, volume: int, name: str) -> Record:
-        """`read`, of a volume whose directory is open."""
+    def _read(self, fd: int, name: Name) -> Record:
         try:
-            found = _sign(volume)
-            with self._guard:
-                kept = self._records.get(name)
-                if kept and kept[0] == found:
-                    return kept[1]
-            record = Record.from_json(fds.read_file(volume, RECORD, limit=LIMIT), name=name)
+            found, kept = signature(fd, RECORD), self._records.get(name)
+            if kept and kept[0] == found:
+                return kept[1]
+            record = Record.from_json(fds.read_file(fd, RECORD, limit=LIMIT), name=name)
         except FileNotFoundError:
-            if fds.exists(volume, RETAINED):
-                raise _no_such(name) from None
-            if not _is_there(volume):  # removed while it was looked at
+            if fds.exists(fd, RETAINED) or os.fstat(fd).st_nlink == 0:  # it may have been removed since it was opened
                 raise _no_such(name) from None
             raise Unreadable(f"volume {name} has no {RECORD}") from None
         except Unreadable as exc:
             raise Unreadable(f"volume {name}: {exc.message}", hint=exc.hint) from None
         except OSError as exc:
             raise Unreadable(f"volume {name} cannot be read: {exc.strerror}") from exc
-        if _settled(found):
-            with self._guard:
-                self._records[name] = (found, record)
-                if len(self._records) > _CACHED:
-                    self._records.popitem(last=False)
+        if found and settled(found[1]):
+            if len(self._records) >= _CACHED:
+                self._records.clear()
+            self._records[name] = found, record
         return record
 
-    def retained(self, volume: int, name: str) -> Record | None:
-        """The record of a volume that was removed with on_remove=retain, or None."""
-        try:
-            return Record.from_json(fds.read_file(volume, RETAINED, limit=LIMIT), name=name)
-        except FileNotFoundError:
-            return None
-        except Unreadable as exc:
-            raise Unreadable(f"retained volume {name}: {exc.message}", hint=exc.hint) from None
-
-    def names(self) -> list[str]:
-        """Every directory that is a volume's, live, retained or damaged, sorted."""
+    def names(self) -> list[Name]:
+        """Every directory that is a volume's or holds retained data, damaged ones too, sorted."""
         with self.part("volumes") as volumes:
-            return _names(volumes)
+            return names_in(volumes)
 
-    def mountpoint(self, record: Record) -> str:
-        """What is answered to an engine: where the volume is, or where it will be mounted when one asks for it."""
-        return f"{self.root}/mounts/{record.name}" if record.pinned else self.place(record)
+    # -- to write --------------------------------------------------------------------------------------------------
 
-    def place(self, record: Record) -> str:
-        """Where the data is."""
-        return record.options.path or f"{self.root}/volumes/{record.name}/{DATA}"
-
-    def open_data(self, volume: int, record: Record) -> int:
-        """Open the directory that the container sees; the caller owns the descriptor.
+    @contextlib.contextmanager
+    def locked(self, name: Name, deadline: float) -> Iterator[LockedVolume]:
+        """Hold the lock of the volume *name* and lend it, to be written.
 
         Raises:
-            NotReady: it is not there. It is never made here: an unmounted disk must not be papered over.
-            NotAllowed: a `path` that is no longer below an allowed prefix, or leads over a symlink.
-            Redirectable: a `path` that others could redirect, where its name is what is answered.
+            NoSuchVolume, Unreadable: as for `open`.
+            Busy: another change of it had not ended at *deadline*.
         """
-        try:
-            if record.options.path is None:
-                return fds.open_dir(volume, DATA)
-            parent, name = self.open_parent(record.options.path, trusted=not record.pinned)
-            with fds.held(parent):
-                return fds.open_step(parent, name, record.options.path)
-        except OSError as exc:
-            if exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                raise
-            where = printable(self.place(record))
-            raise NotReady(
-                f"the data of volume {record.name} is not there: {where} does not exist or is no directory",
-                hint="is its disk mounted? hostprep does not make it anew, which would hide the loss",
-            ) from None
+        with self.lock(name, deadline), self.directory(name) as fd:
+            yield LockedVolume(self, fd, self._read(fd, name))
 
-    def open_pinned(self, volume: int, record: Record) -> tuple[int, Record]:
-        """`open_data`, and where others could redirect the name by now, answer a mount from now on, for good.
+    @contextlib.contextmanager
+    def name_lock(self, name: Name, deadline: float) -> Iterator[LockedName]:
+        """Hold the lock of *name*, which may be no volume's yet; raises Busy as `locked` does."""
+        with self.lock(name, deadline):
+            yield LockedName(self, name)
 
-        The volume's lock is held.
-        """
-        try:
-            return self.open_data(volume, record), record
-        except Redirectable as exc:
-            log.info("%s is answered as a mount from now on: %s", record.name, exc.message)
-        record = replace(record, pinned=True)
-        fd = self.open_data(volume, record)
-        try:
-            self.write(volume, RECORD, record.to_json())
-            with self.part("volumes") as volumes:
-                os.utime(volumes)  # what a List remembers is out of date
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd, record
-
-    def pin(self, record: Record, data: int, *, engine: int) -> None:
-        """Mount the open directory *data* where the record's volume is answered to be, if a mount is answered; see
-        pins.pin."""
-        if record.pinned:
-            with self.part("mounts") as places:
-                pins.pin(places, record.name, data, place=self.mountpoint(record), engine=engine)
-
-    def release(self, name: str) -> None:
-        """Take away the mount of the volume *name*, whose lock is held, if there is one; see pins.release."""
-        with self.part("mounts") as places:
-            pins.release(places, name)
-
-    def open_parent(self, path: str, *, trusted: bool) -> tuple[int, str]:
-        """Open the directory above a `path`, and tell the last component; the caller owns the descriptor.
+    @contextlib.contextmanager
+    def claim(self, path: str, name: Name, deadline: float) -> Iterator[None]:
+        """Check that *path* is free for the volume *name*, and let nobody else take a path until the end.
 
         Raises:
-            NotAllowed: it is not strictly below a prefix of HOSTPREP_ALLOW, or a directory above it is a symlink.
-            Redirectable: (trusted) a directory above it is one in which somebody other than root could put another
-                directory in its place: the engine opens the answered path by name, later, following links.
-            OSError: ENOENT and what else open(2) raises.
+            Conflict: as for `check_claim`.
+            Busy: another was still taking a path at *deadline*.
         """
-        if not any(is_below(path, prefix) for prefix in self.allow):
-            known = ":".join(self.allow)
-            if self._managed:
-                raise NotAllowed(
-                    f"path {printable(path)} is out of the managed plugin's reach",
-                    hint="install hostprep on the host: make install",
-                )
-            raise NotAllowed(
-                f"path {printable(path)} is not below a directory that HOSTPREP_ALLOW names",
-                hint=f"allowed is what lies in {known}"
-                if known
-                else "HOSTPREP_ALLOW is empty: the administrator sets it",
-            )
-        parent, name = os.path.split(path)
-        fd = fds.walk(parent, trusted=trusted)
-        st = os.fstat(fd)
-        if trusted and (st.st_uid != 0 or st.st_mode & 0o022):
-            os.close(fd)
-            raise fds.redirectable(path)
-        return fd, name
+        with self.lock(_PATHS, deadline):
+            self.check_claim(path, name)
+            yield
 
-    def check_claim(self, path: str, *, name: str) -> None:
-        """Check that no other volume has *path*, lies in it or contains it. Hold the lock PATHS until it is recorded.
+    def check_claim(self, path: str, name: Name) -> None:
+        """Check that no other volume than *name* has *path*, lies in it or contains it.
 
         Raises:
             Conflict: another does.
@@ -241,205 +154,115 @@ class Store(Root):
             if other == name:
                 continue
             try:
-                claimed = self.read(other).options.path
-            except NoSuchVolume:
-                continue
+                record = self.find(other)
             except Unreadable as exc:
-                raise Conflict(f"whether path {printable(path)} is free cannot be told: {exc.message}") from None
+                raise Conflict(f"cannot tell whether path {printable(path)} is free: {exc.message}") from None
+            claimed = record.options.path if record else None
             if claimed is not None and overlap(path, claimed):
                 raise Conflict(
                     f"path {printable(path)} is, contains or lies in {printable(claimed)}, which is volume {other}'s",
                     hint="two volumes would repair each other's owner and label",
                 )
 
-    # -- steps ---------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def new(self, deadline: float) -> Iterator[tuple[int, str]]:
-        """Lend a directory of `volumes` that is no volume yet, open and by name, for `appear` to rename.
-
-        What is left of it at the end is removed; after a crash, by the next start.
-        """
-        temporary = fds.temporary_name()
-        with (
-            self.lock(_STEPS, deadline, shared=True),
-            self.part("volumes") as volumes,
-            fds.held(fds.make_dir(volumes, temporary)) as fd,
-        ):
-            try:
-                yield fd, temporary
-            finally:
-                _clear(volumes, temporary)
-
-    def appear(self, temporary: str, name: str) -> None:
-        """Make a finished directory the volume *name*, durably. Its record has been synced."""
-        with self.part("volumes") as volumes:
-            os.rename(temporary, name, src_dir_fd=volumes, dst_dir_fd=volumes)
-            os.fsync(volumes)
-
-    def sync(self, name: str) -> None:
-        """Have on disk how things are with *name*, before what somebody did who may have been killed is confirmed."""
+    def sync(self, name: Name) -> None:
+        """Sync what there is of *name*. Whoever made or removed it may have been killed before it was synced."""
         for part in ("trash", "volumes"):
             with self.part(part) as directory:
                 os.fsync(directory)
-        with contextlib.suppress(NoSuchVolume), self.volume(name) as volume:
-            os.fsync(volume)
+        with contextlib.suppress(NoSuchVolume), self.directory(name) as fd:
+            os.fsync(fd)
 
-    def disappear(self, name: str) -> None:
-        """Take back a volume that was made a moment ago and holds nothing of its own (`path`), leaving no trace."""
-        with self.lock(_STEPS, time.monotonic() + 10, shared=True), self.part("volumes") as volumes:
-            temporary = fds.temporary_name()
-            os.rename(name, temporary, src_dir_fd=volumes, dst_dir_fd=volumes)
-            _clear(volumes, temporary)
+    def remove_leftovers(self) -> None:
+        """Remove what interrupted steps left, and the mounts of volumes that are gone.
 
-    def write(self, volume: int, file: str, data: bytes, *, durable: bool = True) -> None:
-        """Replace one of the files of a volume."""
-        # Not made in `volumes`, whose time of change tells whether volumes came or went.
-        with self.lock(_STEPS, time.monotonic() + 10, shared=True), self.part("locks") as scratch:
-            fds.replace_file(volume, file, data, scratch=scratch, durable=durable)
-
-    def sweep(self) -> None:
-        """Remove what interrupted steps left, unless one is under way (of another process): then the next start does.
-
-        Never a `_data` that holds anything. Mounts go whose volume is gone.
+        While another process is at a step, nothing temporary is removed. A `_data` that holds anything never is.
         """
-        with contextlib.suppress(Busy), self.lock(_STEPS, time.monotonic()):
+        with contextlib.suppress(Busy), self.lock(STEPS, time.monotonic()):
             for part in ("volumes", "locks"):
-                with self.part(part) as where:
-                    for left in os.listdir(where):
+                with self.part(part) as directory:
+                    for left in os.listdir(directory):
                         if left.startswith(fds.TEMPORARY):
                             log.info("removing %s, which an interrupted step left", left)
-                            _clear(where, left)
-        with self.part("mounts") as places:
-            for name in _names(places):
+                            clear(directory, left)
+        with self.part("mounts") as mounts:
+            for name in names_in(mounts):
                 with contextlib.suppress(Busy, Unreadable), self.lock(name, time.monotonic()):
-                    self._sweep_mount(name)
+                    if self.find(name) is None:
+                        log.info("removing the mount of %s, which is gone", name)
+                        try:
+                            pins.release(mounts, name)
+                        except OSError as exc:
+                            log.warning("the mount of %s stays: %s", name, exc.strerror)
 
-    def _sweep_mount(self, name: str) -> None:
-        try:
-            self.read(name)
-        except NoSuchVolume:
-            log.info("removing the mount of %s, which is gone", name)
-            try:
-                self.release(name)
-            except OSError as exc:
-                log.warning("the mount of %s stays: %s", name, exc.strerror)
 
-    # -- List ----------------------------------------------------------------------------------------------------
+class LockedName:
+    """A name whose lock is held: a volume's, that of retained data, or nobody's yet."""
 
-    def listing(self) -> Listing:
-        """Every live volume with its mountpoint; the same object as before while nothing has changed.
+    def __init__(self, store: Store, name: Name) -> None:
+        self._store = store
+        self.name = name
 
-        Volumes that come or go change `volumes/` itself. A record damaged by another hand does not: up to 16 volumes
-        every record is looked at again each time, of more 16 at a time, in turn.
+    @contextlib.contextmanager
+    def open(self) -> Iterator[LockedVolume]:
+        """Lend the volume, to be written; raises what `Store.open` raises."""
+        with self._store.open(self.name) as volume:
+            yield LockedVolume(self._store, volume.fd, volume.record)
+
+    @contextlib.contextmanager
+    def retained(self) -> Iterator[RetainedVolume]:
+        """Lend the retained data, to make it a volume again; raises what `Store.retained` raises."""
+        with self._store.retained(self.name) as volume:
+            yield RetainedVolume(self._store, volume.fd, volume.record)
+
+    @contextlib.contextmanager
+    def new(self, record: Record, deadline: float) -> Iterator[NewVolume]:
+        """Lend an empty directory in which a volume is made; `NewVolume.publish` then gives it the name.
+
+        Otherwise it is removed at the end, or at the next start after a crash.
 
         Raises:
-            Unreadable: the root cannot be read.
+            Busy: leftovers were still being removed at *deadline*.
         """
-        with self.part("volumes") as volumes:
-            if (kept := self._kept(volumes)) is not None:
-                return kept
-            with self._reading:
-                return self._list(volumes)
-
-    def _kept(self, volumes: int) -> Listing | None:
-        """The last listing, if it is still true."""
-        now = _stamp(os.fstat(volumes))
-        with self._guard:
-            if now == self._listed and not self._changed(volumes):
-                return self._listing
-            self._listed = ()  # or the next look, at other volumes, would find nothing changed
-            return None
-
-    def _list(self, volumes: int) -> Listing:
-        if (kept := self._kept(volumes)) is not None:  # another has read them meanwhile
-            return kept
-        st = os.fstat(volumes)
-        settled = time.time_ns() - st.st_mtime_ns > _SETTLED
-        signatures: dict[str, _Signature | None] = {}
-        listing: list[tuple[str, str | None]] = []
-        for name in _names(volumes):
-            signatures[name] = signature = _sign_in(volumes, name)
-            settled = settled and (signature is None or _settled(signature))
-            with contextlib.suppress(NoSuchVolume):
-                try:
-                    listing.append((name, self.mountpoint(self.read(name))))
-                except Unreadable as exc:
-                    log.warning("%s", printable(str(exc)))
-                    listing.append((name, None))
-        with self._guard:
-            self._listing, self._signatures, self._order = tuple(listing), signatures, list(signatures)
-            self._turn = 0
-            self._listed = _stamp(st) if settled else ()
-            return self._listing
-
-    def _changed(self, volumes: int) -> bool:
-        looked = self._order[self._turn : self._turn + _EXACT]
-        self._turn = 0 if self._turn + _EXACT >= len(self._order) else self._turn + _EXACT
-        return any(_sign_in(volumes, name) != self._signatures[name] for name in looked)
+        temporary = fds.temporary_name()
+        with (
+            self._store.lock(STEPS, deadline, shared=True),
+            self._store.part("volumes") as volumes,
+            fds.closing(fds.make_dir(volumes, temporary)) as fd,
+        ):
+            try:
+                yield NewVolume(self._store, fd, record, temporary)
+            finally:
+                clear(volumes, temporary)
 
 
-def _stamp(st: os.stat_result) -> tuple[int, ...]:
-    return (st.st_dev, st.st_ino, st.st_mtime_ns, st.st_ctime_ns)
+def signature(directory: int, file: str) -> Signature | None:
+    """The signature of the record *file*. Two components are good enough here: it only says whether to read it."""
+    with contextlib.suppress(OSError):
+        st = os.stat(file, dir_fd=directory, follow_symlinks=False)
+        return st.st_ino, st.st_ctime_ns
+    return None
 
 
-def _sign(volume: int) -> _Signature:
-    st = os.stat(RECORD, dir_fd=volume, follow_symlinks=False)
-    return (st.st_ino, st.st_ctime_ns)
+def settled(changed: int) -> bool:
+    """Whether a change now would leave another time stamp than *changed*, in nanoseconds."""
+    return time.time_ns() - changed > _TICK
 
 
-def _sign_in(volumes: int, name: str) -> _Signature | None:
-    # Two components at once: what is seen here only says whether to look properly, and `volumes` is root's alone.
+def names_in(directory: int) -> list[Name]:
+    """The entries that can be volumes, sorted. Not lost+found and the like."""
+    return sorted(name for name in os.listdir(directory) if is_name(name))
+
+
+def _retained(fd: int, name: Name) -> Record:
     try:
-        st = os.stat(f"{name}/{RECORD}", dir_fd=volumes, follow_symlinks=False)
-    except OSError:
-        return None
-    return (st.st_ino, st.st_ctime_ns)
+        if fds.exists(fd, RECORD):
+            raise FileNotFoundError
+        return Record.from_json(fds.read_file(fd, RETAINED, limit=LIMIT), name=name)
+    except FileNotFoundError:
+        raise NoSuchVolume(f"no retained volume {name}", hint="hostprep ls --retained shows them") from None
+    except Unreadable as exc:
+        raise Unreadable(f"retained volume {name}: {exc.message}", hint=exc.hint) from None
 
 
-def _settled(signature: _Signature) -> bool:
-    return time.time_ns() - signature[1] > _SETTLED
-
-
-def _names(volumes: int) -> list[str]:
-    """Of what is there, lost+found and the like left out, what can be a volume."""
-    return sorted(name for name in os.listdir(volumes) if is_name(name))
-
-
-def _is_there(volume: int) -> bool:
-    return os.fstat(volume).st_nlink > 0
-
-
-def _no_such(name: str) -> NoSuchVolume:
+def _no_such(name: Name) -> NoSuchVolume:
     return NoSuchVolume(f"no volume {name}", hint="hostprep ls shows those there are, hostprep ls --trash the removed")
-
-
-def _clear(volumes: int, temporary: str) -> None:
-    """Remove a directory that never became a volume, or a temporary file; a `_data` that holds anything stays."""
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            fd = fds.open_dir(volumes, temporary)
-        except NotADirectoryError:
-            os.unlink(temporary, dir_fd=volumes)
-            return
-        with fds.held(fd):
-            _unmake(fd)
-            for name in os.listdir(fd):
-                with contextlib.suppress(OSError):
-                    os.rmdir(name, dir_fd=fd) if name == DATA else os.unlink(name, dir_fd=fd)
-        try:
-            os.rmdir(temporary, dir_fd=volumes)
-        except OSError as exc:
-            log.warning("%s is left as it is: %s", temporary, exc.strerror)
-
-
-def _unmake(temporary: int) -> None:
-    """Take away the `path` directory that an interrupted Create had made; rmdir(2) takes only an empty one."""
-    try:
-        record = Record.from_json(fds.read_file(temporary, RECORD, limit=LIMIT), name=None)
-        if record.made and record.options.path:
-            parent, name = os.path.split(record.options.path)
-            with fds.held(fds.walk(parent, trusted=not record.pinned)) as above:
-                os.rmdir(name, dir_fd=above)
-    except (OSError, Unreadable, NotAllowed):
-        return

@@ -1,6 +1,6 @@
-"""Removed volumes: kept for HOSTPREP_TRASH_KEEP, restorable, then purged.
+"""Removed volumes: for HOSTPREP_TRASH_KEEP they can be restored, then they are purged.
 
-Why at all: `podman volume prune` removes every volume that List names, `docker compose down -v` the project's.
+Why there is a trash: `podman volume prune` removes every volume that List names, `docker compose down -v` a project's.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from typing import Final
 
 from ..errors import Busy, Conflict, Invalid, NoSuchVolume, NotAllowed, Unreadable, printable
 from ..host import fds, mountinfo
+from ..options import Name
 from ..tree import removal
 from .record import LIMIT, Record
-from .store import PATHS, RECORD, RETAINED, Store
+from .store import Store
+from .volume import RECORD, RETAINED, LockedVolume, RetainedVolume
 
 log = logging.getLogger("hostprep")
 
 PURGED: Final = ".purge-"
-"""What a purge has begun to delete is renamed so first; nothing restores it."""
+"""What a purge deletes gets this before its name first; nothing restores it then."""
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}", re.ASCII)
 _STAMP: Final = 16  # characters of an id that are its time
-_RECENT: Final = 60  # seconds in which a repeated Remove succeeds
+RECENT: Final = 60  # seconds in which a repeated Remove succeeds
 _YOUNG: Final = 3600  # seconds before which lack of space purges nothing
 _FULL: Final = 0.1  # of the file system free
 
@@ -45,13 +47,12 @@ class Removed:
         return f"{i[:4]}-{i[4:6]}-{i[6:8]}T{i[9:11]}:{i[11:13]}:{i[13:15]}Z"
 
 
-def discard(store: Store, name: str) -> str:
-    """Move the volume *name*, whose lock is held, to the trash, durably, and return the entry's id."""
-    with store.part("volumes") as volumes, store.part("trash") as trash:
-        with fds.held(fds.open_dir(volumes, name)) as volume:
-            if fds.exists(volume, RECORD):
-                _forget_retained(volume)
-        entry = _rename(volumes, name, trash)
+def discard(volume: LockedVolume | RetainedVolume) -> str:
+    """Move a volume, or retained data, to the trash, durably, and return the entry's id."""
+    with volume.root.part("volumes") as volumes, volume.root.part("trash") as trash:
+        if isinstance(volume, LockedVolume):
+            _forget_retained(volume.fd)
+        entry = _rename(volumes, volume.name, trash)
         os.fsync(trash)
         os.fsync(volumes)
     return entry
@@ -63,7 +64,7 @@ def _rename(volumes: int, name: str, trash: int) -> str:
         try:
             os.rename(name, entry, src_dir_fd=volumes, dst_dir_fd=trash)
         except OSError as exc:
-            if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another was removed at this moment
+            if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another removal took the id at this moment
                 raise
         else:
             return entry
@@ -71,9 +72,9 @@ def _rename(volumes: int, name: str, trash: int) -> str:
 
 
 def _next_id(trash: int) -> str:
-    """An id after all those there are, even if the clock went back: restore takes the newest.
+    """An id that sorts after all others, even if the clock went back: restore takes the newest.
 
-    The eight digits are the nanoseconds: ids sort by time within a second, too.
+    Its eight digits are the nanoseconds, so that ids sort by time within a second, too.
     """
     now = time.time_ns()
     entry, last = f"{_stamp(now // 10**9)}-{now % 10**9:08x}", max(_ids(trash), default="")
@@ -92,66 +93,77 @@ def entries(store: Store) -> list[Removed]:
     return found
 
 
-def removed_lately(store: Store, name: str) -> bool:
-    """Whether hostprep removed *name* within the last minute: the engine retries what it got no answer to."""
-    since = time.time() - _RECENT
+def removed_lately(store: Store, name: Name) -> bool:
+    """Whether hostprep removed *name* within the last minute: the engine repeats what it got no answer to."""
+    since = time.time() - RECENT
     with store.part("trash") as trash:
         for entry in os.listdir(trash):
             if entry.removeprefix(PURGED) >= _stamp(since):
                 with contextlib.suppress(OSError):
                     if (record := _record(trash, entry)) and record.name == name:
                         return True
-    with contextlib.suppress(NoSuchVolume, FileNotFoundError), store.volume(name) as volume:
-        return os.stat(RETAINED, dir_fd=volume, follow_symlinks=False).st_ctime >= since
+    with contextlib.suppress(NoSuchVolume, FileNotFoundError), store.directory(name) as directory:
+        return os.stat(RETAINED, dir_fd=directory, follow_symlinks=False).st_ctime >= since
     return False
 
 
-def restore(store: Store, name: str, *, entry: str | None, new_name: str, deadline: float) -> Record:
-    """Bring the newest removed volume *name*, or that of the given id, back under *new_name*.
+def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, deadline: float) -> Record:
+    """Bring the removed volume *name* back under *new_name*: the newest, or the one with the id *entry*.
 
     Raises:
         NoSuchVolume: there is none.
-        Conflict: a volume of the new name exists, live or retained, or its path is taken by now.
+        Conflict: a volume or retained data has the new name, or another volume its path.
         Unreadable: its record is damaged.
     """
-    with store.lock(new_name, deadline), store.lock(PATHS, deadline):
+    with store.name_lock(new_name, deadline), contextlib.ExitStack() as claim:
         if new_name in store.names():
             raise Conflict(f"volume {new_name} exists", hint="restore it under another name with --as")
-        found = [r for r in entries(store) if (entry is None or r.id == entry) and r.record and r.record.name == name]
+        found = [
+            (each.id, each.record)
+            for each in entries(store)
+            if (entry is None or each.id == entry) and each.record and each.record.name == name
+        ]
         if not found:
             which = f"removed volume {name}" if entry is None else f"trash entry {printable(entry)} of volume {name}"
             raise NoSuchVolume(f"no {which}", hint="hostprep ls --trash shows what there is")
-        chosen, record = found[0].id, found[0].record
-        assert record is not None  # noqa: S101  # chosen for its name, above
+        chosen, record = found[0]
         if record.options.path is not None:
-            store.check_claim(record.options.path, name=new_name)
-        with store.part("trash") as trash, store.part("volumes") as volumes:
-            record = replace(record, name=new_name)
-            with fds.held(fds.open_dir(trash, chosen)) as volume:
-                if new_name != name or fds.exists(volume, RETAINED):  # it was retained before it came here
-                    # Until it has left the trash the entry goes by its old record: an interruption changes nothing.
-                    if not fds.exists(volume, RETAINED):
-                        os.rename(RECORD, RETAINED, src_dir_fd=volume, dst_dir_fd=volume)
-                    store.write(volume, RECORD, record.to_json())
+            claim.enter_context(store.claim(record.options.path, new_name, deadline))
+        record = replace(record, name=new_name)
+        try:
+            with (
+                store.part("trash") as trash,
+                store.part("volumes") as volumes,
+                fds.closing(fds.open_dir(trash, chosen)) as directory,
+            ):
+                if new_name != name or fds.exists(directory, RETAINED):  # it was retained before it was removed
+                    # While it is in the trash RETAINED counts. So an interruption here changes nothing.
+                    if not fds.exists(directory, RETAINED):
+                        os.rename(RECORD, RETAINED, src_dir_fd=directory, dst_dir_fd=directory)
+                    store.write(directory, RECORD, record.to_json())
                 os.rename(chosen, new_name, src_dir_fd=trash, dst_dir_fd=volumes)
                 os.fsync(volumes)
                 os.fsync(trash)
-                _forget_retained(volume)
+                _forget_retained(directory)
+        except FileNotFoundError:
+            raise NoSuchVolume(
+                f"removed volume {name} was purged a moment ago", hint="hostprep ls --trash shows what is left"
+            ) from None
     return record
 
 
 def purge(store: Store, chosen: list[str], *, insist: bool = True) -> int:
-    """Delete the entries with the ids *chosen*, and return how many are gone; what is in the way is in the log.
+    """Delete the entries with the ids *chosen*, and return how many are gone. What stays is logged, with the reason.
 
-    What a container that runs has mounted stays: an engine removes no volume in use, but other clients do (`podman
-    volume prune` after a reload removes Docker's).
+    What a running container has mounted stays. An engine removes no volume that it uses, but other clients do: `podman
+    volume prune` removes Docker's.
 
     Args:
-        insist: each has to be there; otherwise another process may have restored or purged it since it was chosen.
+        insist: an entry that is missing is an error. Another process may have restored or purged it since.
 
     Raises:
-        Invalid: something that is no id. Nothing has been deleted.
-        NoSuchVolume: an id that the trash does not have. Nothing has been deleted.
+        Invalid: something is no id. Nothing has been deleted.
+        NoSuchVolume: the trash has no such id. Nothing has been deleted.
     """
     with store.part("trash") as trash:
         for entry in chosen:
@@ -172,15 +184,17 @@ def purge(store: Store, chosen: list[str], *, insist: bool = True) -> int:
 
 
 def end_purges(store: Store) -> int:
-    """Go on with what interrupted purges began, and return how many entries are gone."""
+    """Finish the purges that were interrupted, and return how many entries are gone."""
     with store.part("trash") as trash:
         return sum(_delete(trash, entry) for entry in os.listdir(trash) if entry.startswith(PURGED))
 
 
 def due(store: Store, keep: int) -> list[str]:
-    """The ids of what is older than *keep* seconds; where the file system is nearly full and nothing else is due, of
-    the oldest, unless it is younger than an hour. Nothing that is in use; empty, too, where only an interrupted purge
-    is to be ended."""
+    """The ids of what is to be purged now: whatever is older than *keep* seconds.
+
+    Where the file system is nearly full and nothing is that old, it is the oldest entry, if it is older than an hour.
+    What is in use is never due.
+    """
     with store.part("trash") as trash:
         ids, disk = _ids(trash), os.fstatvfs(trash)
         full = disk.f_bavail < disk.f_blocks * _FULL
@@ -193,13 +207,13 @@ def due(store: Store, keep: int) -> list[str]:
 
 
 def interrupted(store: Store) -> bool:
-    """Whether a purge was begun and not finished."""
+    """Whether a purge has begun and not ended."""
     with store.part("trash") as trash:
         return any(entry.startswith(PURGED) for entry in os.listdir(trash))
 
 
 def _stamp(at: float) -> str:
-    """A time as ids begin with: they sort by it, as text."""
+    """A time in seconds since the epoch as ids begin with it: sorted as text, they are sorted by time."""
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(max(at, 0)))
 
 
@@ -209,15 +223,15 @@ def _ids(trash: int) -> list[str]:
 
 
 def _record(trash: int, entry: str) -> Record | None:
-    with contextlib.suppress(NotADirectoryError), fds.held(fds.open_dir(trash, entry)) as volume:
-        for file in (RETAINED, RECORD):  # both: a restore under another name was interrupted
+    with contextlib.suppress(NotADirectoryError), fds.closing(fds.open_dir(trash, entry)) as volume:
+        for file in (RETAINED, RECORD):  # both are there where a restore under another name was interrupted
             with contextlib.suppress(Unreadable, FileNotFoundError):
                 return Record.from_json(fds.read_file(volume, file, limit=LIMIT), name=None)
     return None
 
 
 def _in_use(trash: int) -> dict[str, str]:
-    """The entries that somebody has mounted, and who, as far as mountinfo.holders can tell."""
+    """Which entries are mounted, and by whom, as far as mountinfo.holders can tell."""
     with contextlib.suppress(NotAllowed):
         found = mountinfo.holders(trash, os.readlink(f"/proc/self/fd/{trash}"))
         return {place.partition("/")[0]: who for who, place in found if place}
@@ -225,7 +239,7 @@ def _in_use(trash: int) -> dict[str, str]:
 
 
 def _forget_retained(volume: int) -> None:
-    """Remove what an interrupted step left beside the record: in the trash, unlike among volumes, it would count."""
+    """Remove a RETAINED that an interrupted step left beside the record: in the trash it would count."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(RETAINED, dir_fd=volume)
 
@@ -233,10 +247,10 @@ def _forget_retained(volume: int) -> None:
 def _delete(trash: int, entry: str) -> bool:
     try:
         record = _record(trash, entry)
-        with fds.held(fds.open_dir(trash, entry)) as root:
+        with fds.closing(fds.open_dir(trash, entry)) as root:
             outcome = removal.remove(root)
         os.rmdir(entry, dir_fd=trash)
-    except FileNotFoundError:  # another process's purge was faster
+    except FileNotFoundError:  # another process has purged it
         return False
     except OSError as exc:
         log.error("purge of %s is not finished: %s", entry, exc.strerror)

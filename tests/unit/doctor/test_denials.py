@@ -94,7 +94,7 @@ def test_concerning(tmp_path: Path) -> None:
     (tmp_path / "a/b/file").touch()
     os.setxattr(tmp_path / "a/b/file", "security.selinux", TARGET.encode())
     inode = (tmp_path / "a/b/file").stat().st_ino
-    with fds.held(os.open(tmp_path, fds.DIRECTORY)) as data:
+    with fds.closing(os.open(tmp_path, fds.DIRECTORY)) as data:
         mount = mount_of(data)
         assert mount is not None
         device = os.path.basename(mount.source)

@@ -1,4 +1,4 @@
-"""Opening, reading, replacing and locking, by descriptor and one component at a time."""
+"""Opening, reading and replacing, by descriptor and one component at a time."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import errno
 import os
 import socket
 import stat
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from hostprep.errors import Busy, NotAllowed, Unreadable
-from hostprep.host import fds, linux, locks
-from hostprep.host.fds import held
-from tests.support.host import REPOSITORY, mode, mounted, soon
+from hostprep.errors import NotAllowed, Unreadable
+from hostprep.host import fds, linux
+from hostprep.host.fds import closing
+from tests.support.host import mode, mounted
 from tests.support.trees import make_tree
 
 pytestmark = pytest.mark.root
@@ -27,7 +23,7 @@ pytestmark = pytest.mark.root
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[int]:
     """A descriptor of the test's own directory."""
-    with held(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+    with closing(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)) as fd:
         yield fd
 
 
@@ -70,7 +66,7 @@ class TestOpenDir:
 
     def test_a_new_directory_is_closed_to_others(self, here: int, tmp_path: Path) -> None:
         """A directory is made 0700, and given its mode by the caller."""
-        with held(fds.make_dir(here, "new")) as fd:
+        with closing(fds.make_dir(here, "new")) as fd:
             assert os.fstat(fd).st_ino == (tmp_path / "new").stat().st_ino
         assert mode(tmp_path / "new") == "0700"
 
@@ -86,7 +82,7 @@ class TestOpenBelow:
     def test_a_directory(self, here: int, tmp_path: Path) -> None:
         """A directory is opened for reading."""
         (tmp_path / "a" / "b").mkdir(parents=True)
-        with held(fds.open_below(here, "a", directory=True)) as fd:
+        with closing(fds.open_below(here, "a", directory=True)) as fd:
             assert os.listdir(fd) == ["b"]
 
     @pytest.mark.parametrize("directory", [True, False])
@@ -98,13 +94,13 @@ class TestOpenBelow:
                 fds.open_below(here, "link", directory=True)
             assert caught.value.errno in (errno.ELOOP, errno.ENOTDIR)
         else:
-            with held(fds.open_below(here, "link", directory=False)) as fd:
+            with closing(fds.open_below(here, "link", directory=False)) as fd:
                 assert stat.S_ISLNK(os.fstat(fd).st_mode)
 
     def test_a_fifo_is_not_opened(self, here: int, tmp_path: Path) -> None:
         """A FIFO is pinned without being opened: its other end notices nothing, and nobody waits."""
         os.mkfifo(tmp_path / "fifo")
-        with held(fds.open_below(here, "fifo", directory=False)):
+        with closing(fds.open_below(here, "fifo", directory=False)):
             with pytest.raises(OSError, match="fifo") as caught:
                 os.open(tmp_path / "fifo", os.O_WRONLY | os.O_NONBLOCK)
             assert caught.value.errno == errno.ENXIO
@@ -148,7 +144,7 @@ class TestWalk:
     def test_a_plain_path(self, tmp_path: Path) -> None:
         """Every component is opened, and the last is what is returned."""
         (tmp_path / "a" / "b").mkdir(parents=True)
-        with held(fds.walk(f"{tmp_path}/a/b", trusted=True)) as fd:
+        with closing(fds.walk(f"{tmp_path}/a/b", trusted=True)) as fd:
             assert os.fstat(fd).st_ino == (tmp_path / "a" / "b").stat().st_ino
 
     @pytest.mark.parametrize("where", ["link/b", "a/link"], ids=["on-the-way", "at-the-end"])
@@ -208,6 +204,18 @@ class TestWalk:
         else:
             with pytest.raises(NotAllowed, match="somebody other than root could put another directory in the place"):
                 fds.walk(path, trusted=True)
+
+    def test_what_could_be_swapped(self, tmp_path: Path) -> None:
+        """A walk names the first directory that somebody other than root could replace, or none."""
+        (tmp_path / "above" / "below" / "last").mkdir(parents=True)
+        path = f"{tmp_path}/above/below/last"
+        for bits, named in ((0o755, ""), (0o757, f"{tmp_path}/above/below")):
+            os.chmod(tmp_path / "above", bits)
+            os.chmod(tmp_path / "above" / "below", bits)
+            fd, replaceable = fds.walk_and_tell(path)
+            with closing(fd):
+                assert os.path.samestat(os.fstat(fd), os.stat(path))
+            assert replaceable == named
 
 
 class TestReadFile:
@@ -299,66 +307,6 @@ class TestReplaceFile:
         assert not (tmp_path / "elsewhere").exists()
 
 
-class TestLocks:
-    def test_another_thread_waits(self, here: int) -> None:
-        """A lock is held against the threads of the same process."""
-        order: list[str] = []
-
-        def other() -> None:
-            with locks.locked(here, "mongo", deadline=soon()):
-                order.append("other")
-
-        thread = threading.Thread(target=other)
-        with locks.locked(here, "mongo", deadline=soon()):
-            thread.start()
-            time.sleep(0.1)
-            order.append("first")
-        thread.join()
-        assert order == ["first", "other"]
-
-    def test_another_process_waits(self, here: int, tmp_path: Path) -> None:
-        """A lock is held against other processes, and a killed one lets go of it."""
-        script = (
-            "import os, sys, time; from hostprep.host import fds, locks\n"
-            "with locks.locked(os.open(sys.argv[1], os.O_RDONLY), 'mongo', deadline=time.monotonic() + 9):\n"
-            "    print(1, flush=True); time.sleep(60)"
-        )
-        command = [sys.executable, "-c", script, str(tmp_path)]
-        with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"1\n"
-            with pytest.raises(Busy), locks.locked(here, "mongo", deadline=soon(0.1)):
-                pass
-            process.kill()
-        with locks.locked(here, "mongo", deadline=soon(5)):
-            pass
-
-    def test_other_names_are_free(self, here: int) -> None:
-        """A lock of one name keeps no other waiting."""
-        with locks.locked(here, "a", deadline=soon()), locks.locked(here, "b", deadline=0):
-            pass
-
-    def test_shared_locks(self, here: int) -> None:
-        """Shared holders keep out an exclusive one, not each other."""
-        with locks.locked(here, "steps", deadline=0, shared=True), locks.locked(here, "steps", deadline=0, shared=True):
-            with pytest.raises(Busy), locks.locked(here, "steps", deadline=0):
-                pass
-        with locks.locked(here, "steps", deadline=0):
-            pass
-
-    def test_one_attempt_is_always_made(self, here: int) -> None:
-        """A deadline that is over still lets a free lock be taken."""
-        with locks.locked(here, "a", deadline=0):
-            pass
-
-    def test_nothing_is_left_behind(self, here: int, tmp_path: Path) -> None:
-        """However many names are locked, there is one file."""
-        for number in range(20):
-            with locks.locked(here, f"volume{number}", deadline=0):
-                pass
-        assert os.listdir(tmp_path) == ["held"]
-
-
 def test_a_mount_that_cannot_be_told(here: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no descriptor is left to find out which mount an entry is on, none is lost either (see nothing_left)."""
 
@@ -375,5 +323,8 @@ def test_a_mount_that_cannot_be_told(here: int, tmp_path: Path, monkeypatch: pyt
 def test_mount_ids_tell_bind_mounts_apart(tmp_path: Path) -> None:
     """Two mounts of one directory have different ids."""
     with mounted("--bind", str(tmp_path), str(tmp_path)):
-        with held(os.open(tmp_path, os.O_RDONLY)) as inside, held(os.open(tmp_path.parent, os.O_RDONLY)) as outside:
+        with (
+            closing(os.open(tmp_path, os.O_RDONLY)) as inside,
+            closing(os.open(tmp_path.parent, os.O_RDONLY)) as outside,
+        ):
             assert fds.mount_id(inside) != fds.mount_id(outside)

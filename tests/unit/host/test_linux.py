@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hostprep.host import linux
-from hostprep.host.fds import held
+from hostprep.host.fds import closing
 from tests.support.host import mounted, owner
 
 pytestmark = pytest.mark.root
@@ -33,7 +33,7 @@ def test_openat2_raises_plain_oserror(tmp_path: Path, name: str, resolve: int, e
     """A failure is an OSError with the number and the name, as from os.open."""
     (tmp_path / "link").symlink_to("/etc")
     (tmp_path / "file").touch()
-    with held(os.open(tmp_path, _DIRECTORY)) as fd, pytest.raises(OSError, match=name) as caught:
+    with closing(os.open(tmp_path, _DIRECTORY)) as fd, pytest.raises(OSError, match=name) as caught:
         linux.openat2(fd, name, _DIRECTORY, resolve)
     assert caught.value.errno == expected
     assert caught.value.filename == name
@@ -42,7 +42,7 @@ def test_openat2_raises_plain_oserror(tmp_path: Path, name: str, resolve: int, e
 def test_openat2_opens_and_closes_on_exec(tmp_path: Path) -> None:
     """What is opened is the directory asked for, and no child process inherits it."""
     (tmp_path / "a").mkdir()
-    with held(os.open(tmp_path, _DIRECTORY)) as above, held(linux.openat2(above, "a", _DIRECTORY, _ONE)) as fd:
+    with closing(os.open(tmp_path, _DIRECTORY)) as above, closing(linux.openat2(above, "a", _DIRECTORY, _ONE)) as fd:
         assert os.path.sameopenfile(fd, fd)
         assert os.fstat(fd).st_ino == (tmp_path / "a").stat().st_ino
         assert not os.get_inheritable(fd)
@@ -54,7 +54,7 @@ def test_openat2_sees_a_bind_mount_of_the_same_file_system(tmp_path: Path) -> No
     (tmp_path / "b").mkdir()
     with (
         mounted("--bind", str(tmp_path / "b"), str(tmp_path / "a")),
-        held(os.open(tmp_path, _DIRECTORY)) as fd,
+        closing(os.open(tmp_path, _DIRECTORY)) as fd,
         pytest.raises(OSError, match="a") as caught,
     ):
         linux.openat2(fd, "a", _DIRECTORY, _ONE)
@@ -72,7 +72,7 @@ def test_fchown_takes_a_pinned_descriptor(tmp_path: Path, kind: str) -> None:
         "symlink": lambda: path.symlink_to("/etc/passwd"),
     }
     make[kind]()
-    with held(os.open(path, os.O_PATH | os.O_NOFOLLOW)) as fd:
+    with closing(os.open(path, os.O_PATH | os.O_NOFOLLOW)) as fd:
         linux.fchown(fd, 1000, 4294967294)
     assert owner(path) == (1000, 4294967294)
     assert owner(Path("/etc/passwd")) == (0, 0)
@@ -80,7 +80,7 @@ def test_fchown_takes_a_pinned_descriptor(tmp_path: Path, kind: str) -> None:
 
 def test_fchown_leaves_minus_one_alone(tmp_path: Path) -> None:
     """-1 leaves an id as it is."""
-    with held(os.open(tmp_path, _DIRECTORY)) as fd:
+    with closing(os.open(tmp_path, _DIRECTORY)) as fd:
         linux.fchown(fd, 1000, -1)
         linux.fchown(fd, -1, 2000)
     assert owner(tmp_path) == (1000, 2000)

@@ -674,7 +674,7 @@ class TestList:
             assert (docker.names(), docker.knows("mongo")) == ([], False)
             open_driver().restore("mongo", entry=None, new_name="redis", deadline=time.monotonic() + 5)
             assert (docker.names(), docker.knows("mongo"), docker.knows("redis")) == (["redis"], False, True)
-            open_driver().change("redis", {"on_remove": "delete"}, (), time.monotonic() + 5)
+            open_driver().apply("redis", {"on_remove": "delete"}, (), time.monotonic() + 5)
             assert docker.status("redis")["options"]["on_remove"] == "delete"
             other.remove("redis")
             assert (docker.names(), docker.knows("redis")) == ([], False)
@@ -698,8 +698,8 @@ class TestList:
             docker.created(f"v{number}")
         time.sleep(0.1)
         reads: list[str] = []
-        read = driver.store.read
-        monkeypatch.setattr(driver.store, "read", lambda name: (reads.append(name), time.sleep(0.001), read(name))[2])
+        read = driver.store.open
+        monkeypatch.setattr(driver.store, "open", lambda name: (reads.append(name), time.sleep(0.001), read(name))[2])
         assert in_parallel(8, lambda _: docker("List")) == [docker("List")] * 8
         assert len(reads) == 20
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from hostprep.host import linux
-from hostprep.host.fds import held
+from hostprep.host.fds import closing
 from hostprep.host.labels import Labels, SELinux
 from hostprep.options import Mode, Options
 from hostprep.tree import plan as planning
-from hostprep.tree.plan import Found, Want, apply, plan
+from hostprep.tree.plan import Plan, Want
 from tests.support.host import LABEL, label, mode, mounted, owner, set_label
 
 pytestmark = pytest.mark.root
@@ -41,7 +41,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def fd(data: Path) -> Iterator[int]:
     """Its descriptor."""
-    with held(os.open(data, os.O_RDONLY | os.O_DIRECTORY)) as fd:
+    with closing(os.open(data, os.O_RDONLY | os.O_DIRECTORY)) as fd:
         yield fd
 
 
@@ -69,8 +69,7 @@ def states_while(fd: int, data: Path, labels: Labels, want: Want, monkeypatch: p
         patch.setattr(os, "fchmod", noting(os.fchmod))
         patch.setattr(linux, "fchown", noting(linux.fchown))
         patch.setattr(planning, "write_label", noting(planning.write_label))
-        found = Found.at(fd, labels)
-        apply(fd, plan(found, want, labels), found, want, labels)
+        Plan.of(fd, want, labels).apply()
     return seen
 
 
@@ -78,16 +77,16 @@ def test_a_directory_that_is_right(fd: int, data: Path, labels: Labels) -> None:
     """Where nothing differs nothing is planned, and nothing is called."""
     set_label(data, LABEL)
     before = os.stat(data).st_ctime_ns
-    found, want = Found.at(fd, labels), Want(0, 0, Mode(0o755), LABEL)
-    assert plan(found, want, labels) == []
-    assert apply(fd, [], found, want, labels) == []
+    plan = Plan.of(fd, Want(0, 0, Mode(0o755), LABEL), labels)
+    assert plan.changes == ()
+    assert plan.apply() == []
     assert os.stat(data).st_ctime_ns == before
 
 
 def test_the_plan_names_old_and_new(fd: int, data: Path, labels: Labels) -> None:
     """Each change reads as old -> new, and they come in the order in which they are made."""
     set_label(data, OTHER)
-    changes = plan(Found.at(fd, labels), Want(184, 998, Mode(0o2770), LABEL), labels)
+    changes = Plan.of(fd, Want(184, 998, Mode(0o2770), LABEL), labels).changes
     assert [str(change) for change in changes] == [
         "owner 0:0 -> 184:998",
         f"label {OTHER} -> {LABEL}",
@@ -99,7 +98,7 @@ def test_what_is_not_declared_is_left_alone(fd: int, data: Path, labels: Labels)
     """Nothing declared, nothing planned, whatever is there."""
     os.chown(data, 55, 66)
     set_label(data, OTHER)
-    assert plan(Found.at(fd, labels), Want(), labels) == []
+    assert Plan.of(fd, Want(), labels).changes == ()
 
 
 @pytest.mark.parametrize("bits", [0o0, 0o750, 0o755, 0o1777, 0o2770, 0o4711, 0o7777])
@@ -107,19 +106,17 @@ def test_what_is_not_declared_is_left_alone(fd: int, data: Path, labels: Labels)
 def test_every_bit_is_set(fd: int, data: Path, labels: Labels, ids: tuple[int | None, int | None], bits: int) -> None:
     """The declared mode is there in full afterwards, setuid, setgid and sticky too, whatever chown strips."""
     want = Want(*ids, Mode(bits))
-    found = Found.at(fd, labels)
-    apply(fd, plan(found, want, labels), found, want, labels)
+    Plan.of(fd, want, labels).apply()
     assert mode(data) == f"{bits:04o}"
     assert owner(data) == (ids[0] or 0, ids[1] or 0)
-    assert plan(Found.at(fd, labels), want, labels) == []
+    assert Plan.of(fd, want, labels).changes == ()
 
 
 @pytest.mark.parametrize("bits", [0o755, 0o700, 0o2775, 0o1777, 0o6755])
 def test_an_undeclared_mode_survives_a_change_of_owner(fd: int, data: Path, labels: Labels, bits: int) -> None:
     """A change of owner alone leaves every bit of the mode."""
     os.chmod(data, bits)
-    found, want = Found.at(fd, labels), Want(184, 998)
-    apply(fd, plan(found, want, labels), found, want, labels)
+    Plan.of(fd, Want(184, 998), labels).apply()
     assert (mode(data), owner(data)) == (f"{bits:04o}", (184, 998))
 
 
@@ -180,9 +177,9 @@ def test_a_failure_leaves_it_narrow(fd: int, data: Path, labels: Labels, monkeyp
 
     monkeypatch.setattr(linux, "fchown", fail)
     os.chmod(data, 0o777)
-    found, want = Found.at(fd, labels), Want(184, 998, Mode(0o750))
+    plan = Plan.of(fd, Want(184, 998, Mode(0o750)), labels)
     with pytest.raises(PermissionError):
-        apply(fd, plan(found, want, labels), found, want, labels)
+        plan.apply()
     assert mode(data) == "0750"
 
 
@@ -191,13 +188,13 @@ class TestLabels:
         """Without SELinux a label is neither set nor compared."""
         labels = Labels.open(SELinux.OFF)
         want = Want.of(Options.parse({"label": "container_file_t"}), labels, adopted=False)
-        assert plan(Found.at(fd, labels), want, labels) == []
+        assert Plan.of(fd, want, labels).changes == ()
 
     def test_none(self, fd: int, data: Path, labels: Labels) -> None:
         """The word none sets and checks nothing."""
         set_label(data, OTHER)
         want = Want.of(Options.parse({"label": "none"}), labels, adopted=False)
-        assert plan(Found.at(fd, labels), want, labels) == []
+        assert Plan.of(fd, want, labels).changes == ()
 
     def test_force_has_no_default(self, labels: Labels) -> None:
         """With HOSTPREP_SELINUX=force there is no default label."""
@@ -206,23 +203,23 @@ class TestLabels:
     def test_only_the_type(self, fd: int, data: Path, labels: Labels) -> None:
         """Of the default label only the type is kept: a :Z may have set categories."""
         set_label(data, LABEL + ":c1,c2")
-        assert plan(Found.at(fd, labels), Want(label=LABEL, type_only=True), labels) == []
-        assert len(plan(Found.at(fd, labels), Want(label=LABEL), labels)) == 1
+        assert Plan.of(fd, Want(label=LABEL, type_only=True), labels).changes == ()
+        assert len(Plan.of(fd, Want(label=LABEL), labels).changes) == 1
         set_label(data, OTHER)
-        assert len(plan(Found.at(fd, labels), Want(label=LABEL, type_only=True), labels)) == 1
+        assert len(Plan.of(fd, Want(label=LABEL, type_only=True), labels).changes) == 1
 
     def test_a_file_system_without_labels(self, tmp_path: Path, labels: Labels) -> None:
         """Where the file system keeps no labels that is no error, and is said in what was done."""
         (tmp_path / "proc").mkdir()
         with (
             mounted("-t", "ramfs", "none", str(tmp_path / "proc")),
-            held(os.open(tmp_path / "proc", os.O_RDONLY | os.O_DIRECTORY)) as fd,
+            closing(os.open(tmp_path / "proc", os.O_RDONLY | os.O_DIRECTORY)) as fd,
         ):
-            found, want = Found.at(fd, labels), Want(184, 998, Mode(0o700), LABEL)
-            done = apply(fd, plan(found, want, labels), found, want, labels)
+            want = Want(184, 998, Mode(0o700), LABEL)
+            done = Plan.of(fd, want, labels).apply()
             assert [change.what for change in done] == ["owner", "mode"]
             assert (owner(tmp_path / "proc"), mode(tmp_path / "proc")) == ((184, 998), "0700")
-            assert plan(Found.at(fd, labels), want, labels) == []
+            assert Plan.of(fd, want, labels).changes == ()
 
 
 def test_what_hostprep_makes() -> None:

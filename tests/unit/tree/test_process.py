@@ -1,25 +1,27 @@
-"""Passes over a tree, and its removal: nothing outside is reached, and what is left alone is told."""
+"""Passes over a tree: nothing outside is reached, and what is left alone is reported."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import math
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hostprep.host import fds, linux
-from hostprep.host.fds import held
-from hostprep.host.process import raise_open_files
-from hostprep.tree import process, removal, walk, workers
+from hostprep.host.fds import closing
+from hostprep.tree import process, walk, workers
 from hostprep.tree.walk import Order, Outcome
-from hostprep.tree.workers import Endless
+from hostprep.tree.workers import TooManyEntries
 from tests.support.host import LABEL, REPOSITORY, label, mode, mounted, owner, set_label
 from tests.support.trees import make_tree, owners
 
@@ -34,6 +36,13 @@ def any_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(linux, "SYS_MOUNT_SETATTR", 100_000)  # no kernel knows it: ENOSYS
     if request.param == "before Linux 5.6":
         monkeypatch.setattr(linux, "SYS_OPENAT2", 100_000)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other process is forked: what a test replaces counts, and what it counts is all there is."""
+    monkeypatch.setattr(workers, "_MOST_PROCESSES", 1)
+    monkeypatch.setattr(workers, "_COUNT_AFTER_SECONDS", math.inf)
 
 
 @pytest.fixture
@@ -58,14 +67,9 @@ def outside(tmp_path: Path) -> Iterator[Path]:
     assert label(directory / "file") is None
 
 
-def over(root: Path, order: Order = MONGO) -> Outcome:
-    with held(os.open(root, os.O_RDONLY | os.O_DIRECTORY)) as fd:
-        return process.run(fd, order)
-
-
-def removed(root: Path) -> Outcome:
-    with held(os.open(root, os.O_RDONLY | os.O_DIRECTORY)) as fd:
-        return removal.remove(fd)
+def over(root: Path, order: Order = MONGO, report: workers.Report = lambda done, estimate: None) -> Outcome:
+    with closing(os.open(root, os.O_RDONLY | os.O_DIRECTORY)) as fd, contextlib.chdir("/"):
+        return process.run(fd, order, report)
 
 
 class TestPass:
@@ -244,16 +248,13 @@ class TestPass:
         assert os.fstat(here).st_uid == 184
         os.close(here)
         assert (outcome.done, outcome.changed, outcome.left) == (300, 300, 0)
-        assert removed(root).left == 0
-        assert os.listdir(root) == []
 
     def test_progress(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is told how many entries were looked at."""
         make_tree(root, *(f"file {number}" for number in range(200)))
-        monkeypatch.setattr(workers, "_TICK", 0.0)
+        monkeypatch.setattr(workers, "_REPORT_SECONDS", 0.0)
         told: list[tuple[int, int | None]] = []
-        with held(os.open(root, os.O_RDONLY)) as fd:
-            process.run(fd, MONGO, lambda done, estimate: told.append((done, estimate)))
+        over(root, MONGO, lambda done, estimate: told.append((done, estimate)))
         assert told
         assert told == sorted(told)
         assert told[-1] == (200, None)
@@ -275,7 +276,7 @@ class TestRaces:
             call = getattr(module, name)
 
             def swap(*args: Any, **kwargs: Any) -> Any:
-                if args[-1 if module is walk.Walk else 1 if name == "open_below" else 0] in ("a", b"a") and not swapped:
+                if args[1 if name == "open_below" else 0] in ("a", b"a") and not swapped:
                     swapped.append(name)
                     (root / "a").rename(root.parent / "moved")
                     if what == "symlink":
@@ -286,7 +287,7 @@ class TestRaces:
 
             monkeypatch.setattr(module, name, swap)
 
-        swapping(walk.Walk, "_open")
+        swapping(os, "open")
         swapping(fds, "open_below")
         swapping(os, "lchown")
         outcome = over(root)
@@ -295,111 +296,66 @@ class TestRaces:
 
 
 class TestDepth:
-    """However deep a tree is, few directories are open, and those closed meanwhile are found again or told of."""
+    """However deep a tree is, and however many entries it has, a pass ends, and says what it has left alone."""
 
-    def comb(self, root: Path, levels: int) -> None:
-        """A chain of directories, each with a second directory and a file beside the one that goes on."""
-        for level in range(levels):
+    def test_a_comb(self, root: Path) -> None:
+        """All entries are changed in a deep tree that has another directory and a file at each level."""
+        for level in range(60):
             chain = "/".join("d" * (level + 1))
             make_tree(root, f"dir {chain}", f"dir {chain}/e", f"file {chain}/e/f", f"file {chain}/g")
-
-    @pytest.fixture
-    def few(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Only four directories may be open."""
-        monkeypatch.setattr(walk, "_OPEN", 4)
-
-    @pytest.mark.usefixtures("few")
-    def test_a_comb(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """All entries of a deep tree that forks at each level are mended, with few descriptors."""
-        self.comb(root, 60)
-        most = 0
-        enter = walk.Walk._enter
-
-        def counting(*args: Any) -> None:
-            nonlocal most
-            enter(*args)
-            most = max(most, len(os.listdir("/proc/self/fd")))
-
-        monkeypatch.setattr(walk.Walk, "_enter", counting)
-        before = len(os.listdir("/proc/self/fd"))
         outcome = over(root)
         assert set(owners(root).values()) == {(184, 998)}
         assert (outcome.done, outcome.changed, outcome.left) == (240, 240, 0)
-        assert most - before < 20
 
-    @pytest.mark.usefixtures("few")
-    def test_moved_while_closed(self, root: Path, outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A directory that is not where it was when it is to be opened again is told of, and nothing else is opened."""
-        self.comb(root, 20)
-        enter = walk.Walk._enter
-
-        def moving(each: walk.Walk, above: Any, name: bytes) -> None:
-            enter(each, above, name)
-            if above.depth == 18 and not (root / "moved").exists():
-                (root / "d/d/d").rename(root / "moved")
-                (root / "d/d/d").symlink_to(outside)
-
-        monkeypatch.setattr(walk.Walk, "_enter", moving)
-        outcome = over(root)
-        assert outcome.left > 0
-        assert "d/d/d: was moved while the pass was in it" in outcome.examples or outcome.left > len(outcome.examples)
+    def test_more_levels_than_descriptors(self, root: Path) -> None:
+        """What is so deep that no descriptor is left for it is left alone and reported; the rest is right."""
+        make_tree(root, *(f"dir {'/'.join('d' * (level + 1))}" for level in range(100)), "dir e/f", "file e/f/g")
+        done = run_as_process(root, asdict(MONGO), files=64)
+        assert (done.returncode, done.stderr) == (0, "")
+        outcome = Outcome(**json.loads(done.stdout.splitlines()[-1]))
+        assert (outcome.left, outcome.examples[0].rpartition(": ")[2]) == (1, "Too many open files")
+        found = owners(root)
+        assert sum(ids == (184, 998) for ids in found.values()) == outcome.changed > 40
+        assert found["e/f/g"] == (184, 998)
 
     def test_too_deep(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """There is an end to it: what is deeper is told of."""
-        monkeypatch.setattr(walk, "_DEEPEST", 3)
+        """Below the deepest level that a path can reach nothing is looked at, and that is reported."""
+        monkeypatch.setattr(walk, "_MAX_LEVELS", 3)
         make_tree(root, "dir d/d/d/d/d")
         outcome = over(root)
-        assert outcome.sentences() == ("d/d/d/d: is 3 levels deep, what is in it was not looked at",)
+        assert outcome.sentences() == ("d/d/d/d: is more than 3 levels deep, what is in it was not looked at",)
 
     def test_many_directories_in_one(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A directory is read on after some of those in it were entered."""
-        monkeypatch.setattr(walk, "_PENDING", 3)
+        monkeypatch.setattr(walk, "_MAX_PENDING", 3)
         make_tree(root, *(f"dir {n}/{m}" for n in range(10) for m in range(10)))
         assert over(root).done == 110
         assert set(owners(root).values()) == {(184, 998)}
 
-    def test_endless(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_too_many_entries(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A pass that has met more entries than the file system had when it began gives up, in words."""
         make_tree(root, *(f"file {n}" for n in range(600)))
-        monkeypatch.setattr(workers, "_TICK", 0.0)
-        monkeypatch.setattr(workers, "_most", lambda _: 300)
-        with pytest.raises(Endless, match="stop what writes to it"):
+        monkeypatch.setattr(workers, "_REPORT_SECONDS", 0.0)
+        monkeypatch.setattr(workers, "_more_than_there_are", lambda _: 300)
+        with pytest.raises(TooManyEntries, match="stop what writes to it"):
             over(root)
 
     def test_more_names_than_files(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Another name of a file is not another file: trees with many hard links are no endless ones."""
         make_tree(root, "file a", *(f"link l{n} a" for n in range(600)))
-        monkeypatch.setattr(workers, "_TICK", 0.0)
-        monkeypatch.setattr(workers, "_most", lambda _: 300)
+        monkeypatch.setattr(workers, "_REPORT_SECONDS", 0.0)
+        monkeypatch.setattr(workers, "_more_than_there_are", lambda _: 300)
         assert over(root).done == 601
 
 
-class TestRemove:
-    def test_everything_below_goes(self, root: Path, outside: Path) -> None:
-        """Every entry goes, whatever its mode and kind; where a symlink leads stays."""
-        make_tree(root, "dir a 1:1 0", "dir b/c/d", "file b/x 1:1 0", f"symlink l {outside}", "fifo f", "device v")
-        outcome = removed(root)
-        assert os.listdir(root) == []
-        assert (outcome.done, outcome.left) == (8, 0)
+def run_as_process(root: Path, order: dict[str, Any], *, files: int | None = None) -> subprocess.CompletedProcess[str]:
+    """A pass as a process of its own, for which only so many *files* may be open."""
 
-    def test_mounts_inside_stay(self, root: Path, outside: Path) -> None:
-        """What is mounted inside is not emptied: it is left, and reported."""
-        make_tree(root, "dir a/b", "file c", "file d")
-        with mounted("--bind", str(outside), f"{root}/a/b"), mounted("--bind", f"{outside}/file", f"{root}/c"):
-            outcome = removed(root)
-            assert sorted(os.listdir(outside)) == ["dir", "file"]
-        assert "a/b: is a mount point" in outcome.sentences()
-        assert sorted(os.listdir(root)) == ["a", "c"]
+    def limit() -> None:
+        if files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
-    def test_more_than_one_directory_read(self, root: Path) -> None:
-        """Removing entries while reading their directory misses none, in a directory of any size."""
-        make_tree(root, *(f"file {'n' * 100}{number}" for number in range(3000)))
-        assert removed(root).done == 3000
-        assert os.listdir(root) == []
-
-
-def run_as_process(root: Path, order: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    with held(os.open(root, os.O_RDONLY)) as fd:
+    with closing(os.open(root, os.O_RDONLY)) as fd:
         return subprocess.run(
             [sys.executable, "-m", "hostprep.tree.process", str(fd), json.dumps(order)],
             cwd=REPOSITORY,
@@ -407,24 +363,14 @@ def run_as_process(root: Path, order: dict[str, Any]) -> subprocess.CompletedPro
             capture_output=True,
             text=True,
             check=False,
+            preexec_fn=limit,
         )
 
 
 def test_as_a_process(root: Path) -> None:
-    """Run as a process of its own, it prints its outcome as the last line of JSON, and raises its own limits."""
+    """Run as a process of its own, a pass prints its outcome as the last line of JSON."""
     make_tree(root, "dir a", "file a/b")
     done = run_as_process(root, {"uid": 184, "gid": 998, "label": None})
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout.splitlines()[-1]) == {"done": 2, "changed": 2, "left": 0, "examples": []}
     assert set(owners(root).values()) == {(184, 998)}
-
-
-def test_open_files() -> None:
-    """As many files may be open as the hard limit allows."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
-    try:
-        raise_open_files()
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)

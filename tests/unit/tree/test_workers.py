@@ -1,7 +1,8 @@
-"""Several processes on one pass: they share the work, and none is left or waited for in vain."""
+"""The processes of a pass share the work, and none is left over or waited for in vain."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -9,30 +10,28 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from hostprep.host.fds import held
+from hostprep.host.fds import closing
 from hostprep.tree import workers
 from hostprep.tree.removal import remove
-from tests.support.host import REPOSITORY, children_of, eventually
+from tests.support.host import REPOSITORY, children_of, eventually, mounted
 from tests.support.trees import make_tree, many, owners
 
 pytestmark = pytest.mark.root
 
-# At once what else takes a large tree: other processes after no time, the count too, a report for each entry or so.
+# What otherwise takes a large tree happens at once: workers are forked, the tree is counted, and reports come often.
 _EAGER = """
 import sys
 from hostprep.tree import process, walk, workers
-workers._ALONE = 0.0
-workers._PROCESSES = 2
-workers._TICK = 0.001
-workers._COUNTED_AFTER = 0.0
-walk._LOOK_UP = 7
+workers._ALONE_SECONDS = 0.0
+workers._PER_PROCESSOR = 2
+workers._REPORT_SECONDS = 0.001
+workers._COUNT_AFTER_SECONDS = 0.0
+walk._TICK_ENTRIES = 7
 {more}
 process.main(sys.argv[1:])
 """
@@ -49,11 +48,11 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-@contextmanager
+@contextlib.contextmanager
 def eager(root: Path, more: str = "") -> Iterator[subprocess.Popen[str]]:
-    """A pass that has others help it from the start."""
+    """A pass that forks its workers at once."""
     order = json.dumps({"uid": 184, "gid": 998, "label": None})
-    with held(os.open(root, os.O_RDONLY)) as fd:
+    with closing(os.open(root, os.O_RDONLY)) as fd:
         argv = [sys.executable, "-c", _EAGER.format(more=more), str(fd), order]
         with subprocess.Popen(
             argv, cwd=REPOSITORY, pass_fds=[fd], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -64,12 +63,8 @@ def eager(root: Path, more: str = "") -> Iterator[subprocess.Popen[str]]:
                 child.kill()
 
 
-def helpers(pid: int) -> list[int]:
-    return list(children_of(pid))
-
-
 def test_all_is_done_once(root: Path) -> None:
-    """Together they look at each entry once, and the tree is as ordered."""
+    """Together the processes look at each entry once, and the tree is as ordered."""
     expected = len(owners(root))
     with eager(root) as child:
         out, err = child.communicate(timeout=60)
@@ -79,7 +74,7 @@ def test_all_is_done_once(root: Path) -> None:
 
 
 def test_the_work_is_shared(root: Path) -> None:
-    """Others do some of it, as the files that each of them changed tell."""
+    """Workers do some of it, as the files that each of them changed tell."""
     with eager(
         root, "import os; chown = os.lchown\nos.lchown = lambda name, *_: chown(name, os.getpid(), 998)"
     ) as child:
@@ -100,13 +95,13 @@ def test_progress_and_estimate(root: Path) -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_the_leader_dies(root: Path, sent: signal.Signals) -> None:
-    """When the leader ends, however it does, the others do."""
+    """When the leader ends, however it ends, the workers end."""
     with eager(root, "import os, time; os.lstat = lambda name: time.sleep(60)") as child:
-        eventually(lambda: len(helpers(child.pid)) >= 3, "others were asked to help")
-        others = helpers(child.pid)
+        eventually(lambda: len(children_of(child.pid)) >= 3, "workers are forked", 60)
+        forked = list(children_of(child.pid))
         child.send_signal(sent)
-        child.wait(10)
-        eventually(lambda: not any(alive(pid) for pid in others), "the others are gone")
+        child.wait(60)
+        eventually(lambda: not any(alive(pid) for pid in forked), "the workers are gone", 60)
 
 
 def alive(pid: int) -> bool:
@@ -117,22 +112,22 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def test_another_dies(root: Path) -> None:
-    """One of the others that is killed ends the pass, which says so, and no process stays."""
+def test_a_worker_dies(root: Path) -> None:
+    """A worker that is killed ends the pass, which says so, and no process stays."""
     with eager(
         root, "import os, time; lstat = os.lstat\nos.lstat = lambda n: (time.sleep(0.01), lstat(n))[1]"
     ) as child:
-        eventually(lambda: len(helpers(child.pid)) >= 3, "others were asked to help")
-        others = helpers(child.pid)
-        os.kill(others[0], signal.SIGKILL)
+        eventually(lambda: len(children_of(child.pid)) >= 3, "workers are forked", 60)
+        forked = list(children_of(child.pid))
+        os.kill(forked[0], signal.SIGKILL)
         out, err = child.communicate(timeout=60)
         assert (child.returncode, err) == (1, "")
-        assert "ended before its time" in json.loads(out.splitlines()[-1])["error"]
-        assert not any(alive(pid) for pid in others)
+        assert "ended too early" in json.loads(out.splitlines()[-1])["error"]
+        assert not any(alive(pid) for pid in forked)
 
 
-def test_a_fault_of_another(root: Path) -> None:
-    """A fault in one of the others is in what the pass says at its end, too."""
+def test_a_fault_in_a_worker(root: Path) -> None:
+    """What a fault in a worker prints is in what the pass prints."""
     fault = "import os; leader, lchown = os.getpid(), os.lchown\n"
     fault += "os.lchown = lambda *a: lchown(*a) if os.getpid() == leader else 1 / 0"
     with eager(root, fault) as child:
@@ -143,38 +138,41 @@ def test_a_fault_of_another(root: Path) -> None:
 
 def test_memory(tmp_path: Path) -> None:
     """A directory of 200,000 directories takes no more memory than one of few."""
-    for number in range(200_000):
-        os.mkdir(f"{tmp_path}/{number}")
     most = """import atexit, re; status = open("/proc/self/status")
 atexit.register(lambda: print(re.search("VmHWM:[^0-9]*([0-9]+) kB", status.read()).group(1)))"""
-    with eager(tmp_path, most) as child:
-        out, err = child.communicate(timeout=120)
+    with mounted("-t", "tmpfs", "-o", "nr_inodes=0", "none", str(tmp_path)):  # gone at once with all that is in it
+        for number in range(200_000):
+            os.mkdir(f"{tmp_path}/{number}")
+        with eager(tmp_path, most) as child:
+            out, err = child.communicate(timeout=300)
     assert (child.returncode, err) == (0, "")
     assert json.loads(out.splitlines()[-2])["done"] == 200_000
     assert int(out.splitlines()[-1]) < 30_000
 
 
 def test_a_chain_is_not_handed_to_and_fro(tmp_path: Path) -> None:
-    """A chain of directories is walked by whoever is in it, to its end at a depth of 4,000, with few open files."""
+    """A chain of directories is walked by the process that is in it, down to the level where a pass ends."""
     here = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(4000):
+    for _ in range(2049):
         os.mkdir("d" * 20, dir_fd=here)
         below = os.open("d" * 20, os.O_RDONLY, dir_fd=here)
         os.close(here)
         here = below
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
-    with eager(tmp_path, limit) as child:
+    said = "import os; give = walk.Walk.give\n"
+    said += "walk.Walk.give = lambda each: (batch := give(each)) and os.write(2, b'given away') and batch"
+    with eager(tmp_path, said) as child:
         out, err = child.communicate(timeout=60)
     assert (child.returncode, err) == (0, "")
-    assert json.loads(out.splitlines()[-1])["done"] == 4000
+    outcome = json.loads(out.splitlines()[-1])
+    assert (outcome["done"], outcome["changed"], outcome["left"]) == (2049, 2049, 1)
     assert os.fstat(here).st_uid == 184
     os.close(here)
-    with held(os.open(tmp_path, os.O_RDONLY)) as fd:
-        assert remove(fd).done == 4000
+    with closing(os.open(tmp_path, os.O_RDONLY)) as fd:
+        assert remove(fd).done == 2049
 
 
-def test_parts_of_a_deep_tree(tmp_path: Path) -> None:
-    """Parts are given away at any depth: of a path too long for a message its end does."""
+def test_batches_of_a_deep_tree(tmp_path: Path) -> None:
+    """Batches are given away at any depth: where a path is too long for a message, its end is sent."""
     here = os.open(tmp_path, os.O_RDONLY)
     for _ in range(1200):
         for name in ("d" * 200, "e", "f", "g"):
@@ -187,11 +185,11 @@ def test_parts_of_a_deep_tree(tmp_path: Path) -> None:
         out, err = child.communicate(timeout=60)
     assert (child.returncode, err) == (0, "")
     assert json.loads(out.splitlines()[-1])["changed"] == 4800
-    with held(os.open(tmp_path, os.O_RDONLY)) as fd:
+    with closing(os.open(tmp_path, os.O_RDONLY)) as fd:
         assert remove(fd).done == 4800
 
 
-@contextmanager
+@contextlib.contextmanager
 def within(seconds: int) -> Iterator[None]:
     """Interrupt what takes longer."""
 
@@ -228,26 +226,26 @@ REAL_POLL = select.poll
 
 
 def test_another_was_quicker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits for a part that another process takes goes on with what is due meanwhile, and is not stuck."""
-    ticks: list[float] = []
+    """A process that waits for a batch which another one takes goes on with what is due meanwhile."""
+    ticks: list[None] = []
 
     def tick() -> None:
-        ticks.append(time.monotonic())
+        ticks.append(None)
         if len(ticks) == 3:
-            table._in.shutdown(socket.SHUT_RDWR)  # all is done
+            shared._give_end.shutdown(socket.SHUT_RDWR)  # all is done
 
-    with closing(workers._Table()) as table:
+    with contextlib.closing(workers._Shared()) as shared:
         monkeypatch.setattr(select, "poll", Hasty)
-        monkeypatch.setattr(workers, "_TICK", 0.01)
+        monkeypatch.setattr(workers, "_REPORT_SECONDS", 0.01)
         with within(60):
-            assert table.take(tick) is None
+            assert shared.take(tick) is None
     assert len(ticks) >= 3
 
 
 def test_nobody_listens() -> None:
-    """What is told again and again does not wait for a leader who does not listen."""
-    with closing(workers._Table()) as table:
+    """A report that is not the last does not wait for a leader that does not listen."""
+    with contextlib.closing(workers._Shared()) as shared:
         with within(60):
             for number in range(5000):
-                table.tell(last=False, done=number)
-        assert table.heard(0)[0] == {"done": 0}
+                shared.report({"done": number}, wait=False)
+        assert shared.reports(0)[0] == {"done": 0}

@@ -23,9 +23,11 @@ from hostprep.errors import (
     NotReady,
     Unreadable,
 )
+from hostprep.options import Name
 from hostprep.serve.wire import create_app
 from hostprep.volumes import trash
 from hostprep.volumes.driver import Driver
+from hostprep.volumes.record import Record
 from tests.support.fixtures import Gate, OpenDriver
 from tests.support.host import Docker, Host, eventually, label, mode, mounted, owner, set_label, soon
 from tests.support.trees import make_tree, owners
@@ -70,10 +72,10 @@ class TestByPath:
         assert driver.mount("mongo", soon()) == f"{host.srv}/db"
         assert driver.get("mongo")["Status"]["options"] == {"mountpoint": f"{host.srv}/db"}
         driver.create("mongo", {"path": f"{host.srv}/db"}, soon())
-        driver.change("mongo", {"path": f"{host.srv}/db", "uid": "184"}, (), soon())
+        driver.apply("mongo", {"path": f"{host.srv}/db", "uid": "184"}, (), soon())
         assert driver.get("mongo")["Status"]["options"] == {"path": f"{host.srv}/db", "uid": "184"}
         with pytest.raises(Conflict, match="cannot be changed"):
-            driver.change("mongo", {}, ("mountpoint",), soon())
+            driver.apply("mongo", {}, ("mountpoint",), soon())
         with pytest.raises(NotAllowed, match="^option mountpoint: "):
             driver.create("other", {"mountpoint": "/opt/db"}, soon())
         with pytest.raises(NotReady, match="^option mountpoint: "):
@@ -95,7 +97,7 @@ class TestByPath:
         driver.create("mongo", {"uid": "184", "path": f"{host.srv}/db"}, soon())
         (warning,) = driver.get("mongo")["Status"]["warnings"]
         assert "100 of the first 100 entries are not owned by 184:any" in warning
-        driver.change("mongo", {"recurse": "mismatch"}, (), soon())
+        driver.apply("mongo", {"recurse": "mismatch"}, (), soon())
         assert driver.get("mongo")["Status"]["warnings"] == []
 
     def test_the_parent_must_be_there(self, driver: Driver, host: Host) -> None:
@@ -165,6 +167,20 @@ class TestByPath:
         for thread in threads:
             thread.join()
         assert sorted(statuses) == [200] + [409] * 5
+
+    @pytest.mark.parametrize("verb", ["create", "reuse", "restore"])
+    def test_while_another_path_is_taken(self, driver: Driver, host: Host, verb: str) -> None:
+        """Whoever takes a path waits for whoever else takes one: made, retained before, or restored."""
+        if verb != "create":
+            retained = {"on_remove": "retain"} if verb == "reuse" else {}
+            driver.create("mongo", {"path": f"{host.srv}/db", **retained}, soon())
+            driver.remove("mongo", soon())
+        with driver.store.claim(f"{host.srv}/other", Name("other"), soon()), pytest.raises(Busy):
+            if verb == "restore":
+                driver.restore("mongo", entry=None, new_name=None, deadline=time.monotonic())
+            else:
+                driver.create("mongo", {"path": f"{host.srv}/db"} if verb == "create" else {}, time.monotonic())
+        assert driver.volumes() == ()
 
     def test_a_path_is_free_after_removal(self, driver: Driver, host: Host) -> None:
         """After Remove the path may be another volume's, and then the first cannot be restored."""
@@ -244,7 +260,7 @@ class TestApply:
         """apply changes what it is given, takes away what is unset, and keeps the rest and the time of creation."""
         driver.create("mongo", {**MONGO, "mode": "0750"}, soon())
         made = driver.get("mongo")["CreatedAt"]
-        driver.change("mongo", {"uid": "185", "label": "none"}, ("mode",), soon())
+        driver.apply("mongo", {"uid": "185", "label": "none"}, ("mode",), soon())
         volume = driver.get("mongo")
         assert volume["Status"]["options"] == {"uid": "185", "gid": "998", "label": "none"}
         assert volume["CreatedAt"] == made
@@ -272,13 +288,13 @@ class TestApply:
         driver.create("mongo", {**MONGO, "path": f"{host.srv}/db"}, soon())
         before = host.record("mongo").read_bytes()
         with pytest.raises(error):
-            driver.change("mongo", {k: v.format(srv=host.srv) for k, v in given.items()}, unset, soon())
+            driver.apply("mongo", {k: v.format(srv=host.srv) for k, v in given.items()}, unset, soon())
         assert host.record("mongo").read_bytes() == before
 
     def test_its_own_path(self, driver: Driver, host: Host) -> None:
         """The path that the volume has is no change of it."""
         driver.create("mongo", {"path": f"{host.srv}/db"}, soon())
-        driver.change("mongo", {"path": f"{host.srv}/db", "uid": "184"}, (), soon())
+        driver.apply("mongo", {"path": f"{host.srv}/db", "uid": "184"}, (), soon())
         driver.mount("mongo", soon())
         assert owner(host.srv / "db") == (184, 0)
 
@@ -286,12 +302,12 @@ class TestApply:
         """A volume of hostprep's own cannot be given a path."""
         driver.create("mongo", {}, soon())
         with pytest.raises(Conflict, match="cannot be changed"):
-            driver.change("mongo", {"path": f"{host.srv}/db"}, (), soon())
+            driver.apply("mongo", {"path": f"{host.srv}/db"}, (), soon())
 
     def test_of_none(self, driver: Driver) -> None:
         """apply to an unknown volume is an error."""
         with pytest.raises(NoSuchVolume):
-            driver.change("mongo", MONGO, (), soon())
+            driver.apply("mongo", MONGO, (), soon())
 
     def test_while_a_pass_runs(self, driver: Driver, host: Host, gate: Gate) -> None:
         """Options that change while a pass runs win: what ends is as they say."""
@@ -300,7 +316,7 @@ class TestApply:
         os.chown(host.data("mongo"), 55, 66)
         with pytest.raises(Busy):
             driver.mount("mongo", soon(0.2))
-        driver.change("mongo", {"uid": "185"}, (), soon())
+        driver.apply("mongo", {"uid": "185"}, (), soon())
         gate.open()
         driver.mount("mongo", soon())
         assert owner(host.data("mongo")) == owner(host.data("mongo") / "a") == (185, 998)
@@ -315,7 +331,7 @@ class TestApply:
         os.chown(host.data("mongo"), 55, 66)
         with pytest.raises(Busy):
             driver.mount("mongo", soon(0.2))
-        open_driver().change("mongo", {"uid": "185"}, (), soon())
+        open_driver().apply("mongo", {"uid": "185"}, (), soon())
         gate.open()
         driver.mount("mongo", soon())
         assert owner(host.data("mongo")) == owner(host.data("mongo") / "a") == (185, 998)
@@ -496,15 +512,15 @@ class TestWithdrawn:
         make_tree(host.data("mongo"), "file precious 0:0 600 text")
         driver.remove("mongo", soon())
         older = driver.removed_volumes()[0]["id"]
-        make = driver._readiness.make
+        ensure = driver.readiness.ensure
 
         def fail(name: str, deadline: float, **options: bool) -> str:
-            monkeypatch.setattr(driver._readiness, "make", make)
+            monkeypatch.setattr(driver.readiness, "ensure", ensure)
             driver.remove(name, soon())
             driver.restore(name, entry=older, new_name=None, deadline=soon())
             raise NotReady("it could not be made right")
 
-        monkeypatch.setattr(driver._readiness, "make", fail)
+        monkeypatch.setattr(driver.readiness, "ensure", fail)
 
     @pytest.mark.usefixtures("meanwhile")
     def test_another_volume_of_its_name(self, driver: Driver, host: Host) -> None:
@@ -523,16 +539,16 @@ class TestWithdrawn:
         driver.remove("older", soon())
         driver.create("mongo", {**MONGO, "on_remove": "retain"}, soon())
         driver.remove("mongo", soon())
-        make = driver._readiness.make
+        ensure = driver.readiness.ensure
 
         def fail(name: str, deadline: float, **options: bool) -> str:
-            monkeypatch.setattr(driver._readiness, "make", make)
-            driver.change(name, {"on_remove": "delete"}, (), soon())
+            monkeypatch.setattr(driver.readiness, "ensure", ensure)
+            driver.apply(name, {"on_remove": "delete"}, (), soon())
             driver.remove(name, soon())
             driver.restore("older", entry=None, new_name=name, deadline=soon())
             raise NotReady("it could not be made right")
 
-        monkeypatch.setattr(driver._readiness, "make", fail)
+        monkeypatch.setattr(driver.readiness, "ensure", fail)
         with pytest.raises(NotReady):
             driver.create("mongo", {}, soon())
         assert driver.get("mongo")["Status"]["options"] == {}
@@ -592,7 +608,7 @@ class TestByImage:
     @pytest.fixture
     def known(self, driver: Driver) -> Known:
         known = Known()
-        driver._images = known
+        driver.resolver.images = known
         return known
 
     def test_the_numbers(self, driver: Driver, known: Known, host: Host) -> None:
@@ -684,7 +700,16 @@ class TestByImage:
 
     def test_removed_meanwhile(self, driver: Driver, known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
         """A volume that went between the look whether it is there and its lock is to be asked for again."""
-        monkeypatch.setattr(driver, "_is_there", lambda name: True)
+        driver.create("mongo", {}, soon())
+        find = driver.store.find
+
+        def removed_behind(name: Name) -> Record | None:
+            monkeypatch.setattr(driver.store, "find", find)
+            found = find(name)
+            driver.remove(name, soon())
+            return found
+
+        monkeypatch.setattr(driver.store, "find", removed_behind)
         with pytest.raises(Busy, match="removed a moment ago"):
             driver.create("mongo", {"image": "mongo"}, soon())
         assert known.asked == 0
@@ -692,28 +717,28 @@ class TestByImage:
     def test_apply(self, driver: Driver, known: Known) -> None:
         """apply looks into the image anew whenever it is given, and `at` is of the image that it came with."""
         driver.create("mongo", {"image": "mongo", "at": "/logs"}, soon())
-        assert driver.change("mongo", {"mode": "0750"}, (), soon()).options.uid == 5
+        assert driver.apply("mongo", {"mode": "0750"}, (), soon()).options.uid == 5
         assert known.asked == 1
-        changed = driver.change("mongo", {"image": "mongo"}, (), soon())
+        changed = driver.apply("mongo", {"image": "mongo"}, (), soon())
         assert (dict(changed.given), changed.options.uid) == ({"image": "mongo", "mode": "0750"}, 184)
         known.found["mongo", None] = {"uid": "185", "gid": "998"}
-        assert driver.change("mongo", {"image": "mongo"}, (), soon()).options.uid == 185
-        assert driver.change("mongo", {"uid": "9"}, (), soon()).options.uid == 9
-        assert driver.change("mongo", {}, ("uid",), soon()).options.uid == 185
+        assert driver.apply("mongo", {"image": "mongo"}, (), soon()).options.uid == 185
+        assert driver.apply("mongo", {"uid": "9"}, (), soon()).options.uid == 9
+        assert driver.apply("mongo", {}, ("uid",), soon()).options.uid == 185
 
     def test_apply_without_the_image(self, driver: Driver, known: Known) -> None:
         """Without its image a volume declares no owner any more; `at` by itself stays."""
         driver.create("mongo", {"image": "mongo", "at": "/logs"}, soon())
         with pytest.raises(Invalid, match="at cannot be unset by itself"):
-            driver.change("mongo", {}, ("at",), soon())
-        changed = driver.change("mongo", {}, ("image",), soon())
-        assert (dict(changed.given), dict(changed.resolved), changed.options.uid) == ({}, {}, None)
+            driver.apply("mongo", {}, ("at",), soon())
+        changed = driver.apply("mongo", {}, ("image",), soon())
+        assert (dict(changed.given), dict(changed.declared.resolved), changed.options.uid) == ({}, {}, None)
         assert known.asked == 1
 
     def test_apply_to_nothing(self, driver: Driver, known: Known) -> None:
         """For a volume that is not there no engine is asked."""
         with pytest.raises(NoSuchVolume):
-            driver.change("mongo", {"image": "mongo"}, (), soon())
+            driver.apply("mongo", {"image": "mongo"}, (), soon())
         assert known.asked == 0
 
     def test_retained(self, driver: Driver, known: Known) -> None:

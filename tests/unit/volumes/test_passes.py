@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
 
 from hostprep.errors import Busy
-from hostprep.host.fds import held
+from hostprep.host.fds import closing
+from hostprep.options import Name
 from hostprep.tree import walk
 from hostprep.tree.process import Progress
 from hostprep.volumes.driver import Driver
-from hostprep.volumes.passes import MARK, Pass, Passes, read_mark, write_mark
+from hostprep.volumes.passes import Finish, Pass, Passes
+from hostprep.volumes.volume import MARK, LockedVolume, write_progress
 from tests.support.fixtures import Gate
 from tests.support.host import Host, eventually, soon
 from tests.support.trees import make_tree, owners
@@ -31,13 +33,17 @@ class Volume:
         driver.create("mongo", {}, soon())
         make_tree(host.data("mongo"), "dir a", "file a/b", "file c")
         self.data = host.data("mongo")
-        self.fd = stack.enter_context(held(os.open(host.volume("mongo"), os.O_RDONLY)))
-        self.data_fd = stack.enter_context(held(os.open(self.data, os.O_RDONLY)))
+        self.driver = driver
+        self.data_fd = stack.enter_context(closing(os.open(self.data, os.O_RDONLY)))
         self.passes = Passes(driver.store)
         self.outcomes: list[walk.Outcome] = []
 
-    def start(self) -> Pass:
-        return self.passes.start(self.fd, "mongo", self.data_fd, ORDER, self.outcomes.append)
+    def start(self, passes: Passes | None = None, finish: Finish | None = None) -> Pass:
+        with self.locked() as volume:
+            return (passes or self.passes).start(volume, self.data_fd, ORDER, finish or self.outcomes.append)
+
+    def locked(self) -> AbstractContextManager[LockedVolume]:
+        return self.driver.store.locked(Name("mongo"), soon())
 
 
 @pytest.fixture
@@ -70,7 +76,7 @@ def test_one_a_volume_of_all_processes(volume: Volume, driver: Driver, gate: Gat
     first = volume.start()
     eventually(lambda: len(gate.waiting()) == 1, "it runs")
     other = Passes(driver.store)
-    followed = other.start(volume.fd, "mongo", volume.data_fd, ORDER, volume.outcomes.append)
+    followed = volume.start(other)
     assert not followed.over.wait(0.2)
     assert len(gate.waiting()) == 1
     gate.open()
@@ -129,7 +135,7 @@ def test_a_finish_that_fails(volume: Volume) -> None:
     def fail(_: walk.Outcome) -> None:
         raise PermissionError(1, "Operation not permitted", "x")
 
-    begun = volume.passes.start(volume.fd, "mongo", volume.data_fd, ORDER, fail)
+    begun = volume.start(finish=fail)
     assert begun.over.wait(20)
     assert begun.failure == "x: Operation not permitted"
 
@@ -186,14 +192,16 @@ def test_the_environment_cannot_change_what_runs(
 class TestMark:
     def test_what_is_written_is_read(self, volume: Volume, driver: Driver) -> None:
         """The mark keeps how far a pass is."""
-        assert read_mark(volume.fd) is None
         progress = Progress(10, 100, 5.0, 18.0)
-        write_mark(driver.store, volume.fd, progress, durable=True)
-        assert read_mark(volume.fd) == progress
+        with volume.locked() as locked:
+            assert locked.pending() is None
+            write_progress(locked, progress, durable=True)
+            assert locked.pending() == progress
 
     def test_it_is_not_in_the_data(self, volume: Volume, driver: Driver, host: Host) -> None:
         """The mark stands beside the data, never in it: what a container sees is its own."""
-        write_mark(driver.store, volume.fd, Progress())
+        with volume.locked() as locked:
+            locked.write_mark()
         assert (host.volume("mongo") / MARK).exists()
         assert sorted(os.listdir(volume.data)) == ["a", "c"]
 
@@ -208,7 +216,8 @@ class TestMark:
             "huge": lambda: mark.write_bytes(b" " * 100_000),
         }
         make[kind]()
-        assert read_mark(volume.fd) == Progress()
+        with volume.locked() as locked:
+            assert locked.pending() == Progress()
 
     def test_progress_in_words(self) -> None:
         """Progress reads as entries, of how many where that is known, and so does the time left."""

@@ -15,6 +15,7 @@ import pytest
 from hostprep.errors import NotReady
 from hostprep.host import fds, linux
 from hostprep.host.mountinfo import Mount, mount_table
+from hostprep.options import Name
 from hostprep.volumes import pins
 from hostprep.volumes.driver import Driver
 from tests.support.fixtures import Command, OpenDriver
@@ -158,7 +159,7 @@ class TestOnce:
         """Many Mounts, Unmounts between them, and there is the one mount that the first has made."""
         mongo.mounted("mongo")
         (first,) = at(place)
-        with fds.held(os.open(place, os.O_RDONLY)):  # or another mount could get the number of this one
+        with fds.closing(os.open(place, os.O_RDONLY)):  # or another mount could get the number of this one
             for _ in range(20):
                 mongo.unmount("mongo")
                 mongo.mounted("mongo")
@@ -240,7 +241,7 @@ class TestSwapped:
     def test_for_another_directory(self, mongo: Docker, home: Path) -> None:
         """Another real directory is answered by the next Mount; who runs on the old one keeps it."""
         place = mongo.mounted("mongo")
-        with fds.held(os.open(place, os.O_RDONLY)) as running:
+        with fds.closing(os.open(place, os.O_RDONLY)) as running:
             swap(home)
             assert os.path.samefile(mongo.mounted("mongo"), home / "mongodb")
             assert len(at(place)) == 1
@@ -377,13 +378,13 @@ class TestRemove:
         self, docker: Docker, driver: Driver, home: Path, host: Host, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A Create that fails takes back the mount that a Mount has made meanwhile."""
-        make = driver._readiness.make
+        ensure = driver.readiness.ensure
 
-        def failing(name: str, deadline: float, **_: object) -> str:
-            make(name, deadline, engine=HERE)
+        def failing(name: Name, deadline: float, **_: object) -> str:
+            ensure(name, deadline, engine=HERE)
             raise NotReady("cannot be made right")
 
-        monkeypatch.setattr(driver._readiness, "make", failing)
+        monkeypatch.setattr(driver.readiness, "ensure", failing)
         assert docker.create("mongo", path=f"{home}/mongodb").status == 500
         assert (os.listdir(host.root / "mounts"), docker.names()) == ([], [])
         assert owner(home / "mongodb") == (1000, 1000)
@@ -396,9 +397,9 @@ class TestRemove:
         mongo.mounted("mongo")
         os.rename(host.volume("mongo"), host.root / "trash" / "20261124T040000Z-00000000")
         with driver.store.lock("mongo", soon()):
-            driver.store.sweep()
+            driver.store.remove_leftovers()
         assert len(at(place)) == 1
-        driver.store.sweep()
+        driver.store.remove_leftovers()
         assert os.listdir(host.root / "mounts") == ["other"]
         assert len(at(host.root / "mounts" / "other")) == 1
 
@@ -409,7 +410,7 @@ class TestMountpoint:
         mongo.mounted("mongo")
         subprocess.run(["umount", place], check=True)
         assert (owner(place), mode(place)) == ((0, 0), "0000")
-        with fds.held(os.open(place.parent, os.O_RDONLY)) as fd:
+        with fds.closing(os.open(place.parent, os.O_RDONLY)) as fd:
             try:
                 linux.set_immutable(fd, True)
                 linux.set_immutable(fd, False)
@@ -546,30 +547,3 @@ class TestNamespaces:
         assert done.returncode == 0, done.stderr
         assert (at(place), os.listdir(host.root / "mounts")) == ([], [])
         assert (home / "mongodb").is_dir()
-
-
-@pytest.mark.parametrize(
-    "name", [" ", "a\nb", "a\\b", "a\tb", "#", "a\rb", "\\040", "ü", os.fsdecode(b"\xff"), "x" * 255], ids=ascii
-)
-def test_mountinfo(tmp_path: Path, name: str) -> None:
-    """A mount point of any name is read as it is."""
-    (tmp_path / name).mkdir()
-    with mounted("--bind", str(tmp_path), f"{tmp_path}/{name}"):
-        (found,) = at(tmp_path / name)
-        with fds.held(os.open(tmp_path / name, os.O_RDONLY)) as fd:
-            assert found.id == fds.mount_id(fd)
-
-
-@pytest.mark.parametrize(("flag", "expected"), [("shared", (True, False)), ("private", (False, False))])
-def test_propagation(tmp_path: Path, flag: str, expected: tuple[bool, bool]) -> None:
-    """Whether a mount is shared, or the slave of another, is read."""
-    for each in ("a", "b"):
-        (tmp_path / each).mkdir()
-    with mounted("-t", "tmpfs", "none", f"{tmp_path}/a"):
-        subprocess.run(["mount", f"--make-{flag}", tmp_path / "a"], check=True)
-        (found,) = at(tmp_path / "a")
-        assert (found.shared, found.slave) == expected
-        with mounted("--bind", f"{tmp_path}/a", f"{tmp_path}/b"):
-            subprocess.run(["mount", "--make-slave", tmp_path / "b"], check=True)
-            (found,) = at(tmp_path / "b")
-            assert (found.shared, found.slave) == (False, flag == "shared")

@@ -193,7 +193,7 @@ class TestRecurse:
 
     def test_never(self, driver: Driver, data: Path) -> None:
         """never: the root only."""
-        driver.change("mongo", {"recurse": "never"}, (), soon())
+        driver.apply("mongo", {"recurse": "never"}, (), soon())
         driver.mount("mongo", soon())
         assert owner(data) == (184, 998)
         assert set(owners(data).values()) == {(55, 66)}
@@ -209,7 +209,7 @@ class TestRecurse:
     @pytest.mark.parametrize("what", ["uid", "gid", "label", "mode"])
     def test_what_is_a_mismatch(self, driver: Driver, data: Path, what: str) -> None:
         """A uid, gid or label of the root that differs makes the tree follow; a mode does not."""
-        driver.change("mongo", {"label": "container_file_t", "mode": "0755"}, (), soon())
+        driver.apply("mongo", {"label": "container_file_t", "mode": "0755"}, (), soon())
         driver.mount("mongo", soon())
         os.chown(data / "c", 1, 1)
         if what == "label":
@@ -224,7 +224,7 @@ class TestRecurse:
 
     def test_always(self, driver: Driver, data: Path) -> None:
         """always: every entry at each Mount."""
-        driver.change("mongo", {"recurse": "always"}, (), soon())
+        driver.apply("mongo", {"recurse": "always"}, (), soon())
         for _ in range(3):
             os.chown(data / "c", 1, 1)
             driver.mount("mongo", soon())
@@ -232,7 +232,7 @@ class TestRecurse:
 
     def test_labels_follow(self, driver: Driver, data: Path) -> None:
         """The label of the contents follows the root's, without an owner too."""
-        driver.change("mongo", {"label": "container_file_t"}, ("uid", "gid"), soon())
+        driver.apply("mongo", {"label": "container_file_t"}, ("uid", "gid"), soon())
         driver.mount("mongo", soon())
         assert {label(data / name) for name in ("a", "a/b", "c")} == {LABEL}
         assert set(owners(data).values()) == {(55, 66)}
@@ -305,7 +305,7 @@ class TestRecurse:
     def test_never_forgets_a_pending_pass(self, driver: Driver, data: Path, host: Host) -> None:
         """With recurse=never an unfinished pass is not gone on with."""
         (host.volume("mongo") / "pass.json").write_text("{}")
-        driver.change("mongo", {"recurse": "never"}, (), soon())
+        driver.apply("mongo", {"recurse": "never"}, (), soon())
         driver.mount("mongo", soon())
         assert driver.get("mongo")["Status"]["ready"] is True
         assert set(owners(data).values()) == {(55, 66)}
@@ -399,6 +399,23 @@ class TestPatience:
         for thread in threads:
             thread.join()
 
+    def test_one_more_than_may_wait(self, driver: Driver, host: Host, gate: Gate) -> None:
+        """Where as many wait as may, the next is told at once to come back, and those who wait go on waiting."""
+        driver.create("mongo", MONGO, soon())
+        make_tree(host.data("mongo"), "file a 55:66")
+        os.chown(host.data("mongo"), 55, 66)
+        driver.readiness._waiting = threading.BoundedSemaphore(1)
+        answers: list[str] = []
+        waiting = threading.Thread(target=lambda: answers.append(driver.mount("mongo", soon(60))))
+        waiting.start()
+        eventually(lambda: driver.readiness._waiting._value == 0, "the first waits")
+        with pytest.raises(Busy, match="preparing mongo"):
+            driver.mount("mongo", soon(60))
+        assert (answers, waiting.is_alive()) == ([], True)
+        gate.open()
+        waiting.join()
+        assert answers == [str(host.data("mongo"))]
+
     def test_create_and_unmount_succeed(self, slow: Docker, host: Host, gate: Gate) -> None:
         """Create and Unmount wait for the lesser of the patience and 20 s, and then succeed."""
         assert slow.unmount("mongo").status == 200
@@ -434,6 +451,41 @@ class TestPatience:
         assert slow.mount("always").status == 200
         assert slow.mount("always").status == 503
         gate.open()
+
+    @pytest.mark.parametrize("by", ["this", "another"])
+    def test_a_new_volume_of_its_name(
+        self, driver: Driver, open_driver: OpenDriver, host: Host, gate: Gate, by: str
+    ) -> None:
+        """A pass that a Mount gave up waiting for counts for its volume, and not for a new one of the same name."""
+        options = {**MONGO, "recurse": "always"}
+        driver.create("mongo", options, soon())
+        with pytest.raises(Busy):
+            driver.mount("mongo", soon(0.3))
+        remover = driver if by == "this" else open_driver(HOSTPREP_SELINUX="force")
+        remover.remove("mongo", soon())
+        remover.create("mongo", options, soon())
+        make_tree(host.data("mongo"), "file a 55:66")
+        gate.open()
+        driver.mount("mongo", soon())
+        assert owner(host.data("mongo") / "a") == (184, 998)
+
+    def test_a_new_volume_while_a_mount_waits(
+        self, driver: Driver, open_driver: OpenDriver, host: Host, gate: Gate
+    ) -> None:
+        """A Mount that waited for a pass over a volume which is gone sees the pass over the new one through, too."""
+        options, answers = {**MONGO, "recurse": "always"}, []
+        driver.create("mongo", options, soon())
+        waiting = threading.Thread(target=lambda: answers.append(driver.mount("mongo", soon(60))))
+        waiting.start()
+        eventually(lambda: bool(gate.waiting()), "the pass is begun")
+        other = open_driver(HOSTPREP_SELINUX="force")
+        other.remove("mongo", soon())
+        other.create("mongo", options, soon())
+        make_tree(host.data("mongo"), "file a 55:66")
+        gate.open()
+        waiting.join()
+        assert answers == [str(host.data("mongo"))]
+        assert owner(host.data("mongo") / "a") == (184, 998)
 
     def test_a_failing_pass(self, slow: Docker, host: Host, gate: Gate) -> None:
         """A pass that dies fails the Mount that waits for it, and the next Mount tries again."""

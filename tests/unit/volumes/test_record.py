@@ -12,41 +12,50 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostprep.errors import Unreadable
-from hostprep.options import Mode
+from hostprep.options import Mode, Name
+from hostprep.volumes.declaration import Declaration
 from hostprep.volumes.record import Record, rfc3339
 
+MONGO = Name("mongo")
 GOOD: dict[str, Any] = {"name": "mongo", "options": {"uid": "184"}, "created_at": "2026-11-24T04:00:00Z"}
 
 
 def damaged(data: bytes) -> str:
     with pytest.raises(Unreadable, match="record is damaged") as caught:
-        Record.from_json(data, name="mongo")
+        Record.from_json(data, name=MONGO)
     return str(caught.value)
 
 
 def test_what_is_written_is_read() -> None:
     """A record reads back equal, with everything it may hold."""
-    record = Record("mongo", {"uid": "184"}, rfc3339(), made=True, taken_up=rfc3339(), left_alone=("a: is a device",))
+    record = Record(
+        MONGO,
+        Declaration({"uid": "184"}),
+        rfc3339(),
+        made_path=True,
+        reused_at=rfc3339(),
+        entries_left_alone=("a: is a device",),
+    )
     record = replace(record, narrowed=Mode(0o2750))
-    assert Record.from_json(record.to_json(), name="mongo") == record
+    assert Record.from_json(record.to_json(), name=MONGO) == record
     assert record.options.uid == 184
-    pinned = Record("mongo", {"path": "/srv/db"}, rfc3339(), pinned=True)
-    assert Record.from_json(pinned.to_json(), name="mongo") == pinned
+    pinned = Record(MONGO, Declaration({"path": "/srv/db"}), rfc3339(), pinned=True)
+    assert Record.from_json(pinned.to_json(), name=MONGO) == pinned
 
 
 def test_what_an_image_said() -> None:
     """What was found in an image is kept beside the options, stands where they say nothing, and is on disk."""
     resolved = {"uid": "184", "gid": "998"}
-    record = Record("mongo", {"image": "mongo", "uid": "5"}, rfc3339(), resolved=resolved)
+    record = Record(MONGO, Declaration({"image": "mongo", "uid": "5"}, resolved), rfc3339())
     assert (record.options.uid, record.options.gid) == (5, 998)
-    assert Record.from_json(record.to_json(), name="mongo") == record
+    assert Record.from_json(record.to_json(), name=MONGO) == record
     assert json.loads(record.to_json())["resolved"] == resolved
     assert json.loads(record.to_json())["options"] == {"image": "mongo", "uid": "5"}
 
 
 def test_the_fields_of_the_file() -> None:
     """On disk are the name, the options as they were given, and the time of creation."""
-    record = Record("mongo", {"mode": "00750"}, "2026-11-24T04:00:00Z")
+    record = Record(MONGO, Declaration({"mode": "00750"}), "2026-11-24T04:00:00Z")
     assert json.loads(record.to_json()) == {
         "name": "mongo",
         "options": {"mode": "00750"},
@@ -57,7 +66,7 @@ def test_the_fields_of_the_file() -> None:
 @pytest.mark.parametrize("length", [0, 1, 10, -3, -2])
 def test_truncated(length: int) -> None:
     """A record that ends early is damaged."""
-    damaged(Record("mongo", {"uid": "184"}, rfc3339()).to_json()[:length])
+    damaged(Record(MONGO, Declaration({"uid": "184"}), rfc3339()).to_json()[:length])
 
 
 @pytest.mark.parametrize(
@@ -155,7 +164,7 @@ def test_a_name_that_no_volume_can_have() -> None:
 )
 def test_adopted(options: dict[str, str], made: bool, adopted: bool) -> None:  # noqa: FBT001
     """A directory is adopted where it was there before the volume."""
-    assert Record("mongo", options, rfc3339(), made=made).adopted is adopted
+    assert Record(MONGO, Declaration(options), rfc3339(), made_path=made).adopted is adopted
 
 
 @given(st.integers(0, 4102444800))
@@ -174,4 +183,4 @@ def test_times_are_rfc3339(at: int) -> None:
 def test_any_json_is_a_record_or_damage(value: Any) -> None:
     """No JSON leads to anything but a record or a damaged one."""
     with pytest.raises(Unreadable):
-        Record.from_json(json.dumps(value).encode(), name="mongo")
+        Record.from_json(json.dumps(value).encode(), name=MONGO)

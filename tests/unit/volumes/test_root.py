@@ -24,7 +24,7 @@ pytestmark = pytest.mark.root
 
 def refused(host: Host, changed: Mapping[str, str] = MappingProxyType({}), *, create: bool = True) -> str:
     with pytest.raises(BadSetting) as caught:
-        Store.open(Settings.read({**host.environ, **changed}), create=create)
+        Store.open_root(Settings.read({**host.environ, **changed}), create=create)
     message = str(caught.value)
     assert "\n" not in message
     return message

@@ -10,7 +10,9 @@ import pytest
 from hostprep.errors import Invalid
 from hostprep.host import fds
 from hostprep.options import check_name
+from hostprep.volumes.declaration import Declaration
 from hostprep.volumes.driver import Driver
+from hostprep.volumes.record import Record, rfc3339
 from tests.support.fixtures import OpenDriver
 from tests.support.host import Host, soon
 from tests.support.trees import make_tree
@@ -30,7 +32,7 @@ class TestSweep:
             "dir .new-3",
             "file .new-4",
         )
-        driver.store.sweep()
+        driver.store.remove_leftovers()
         assert host.left_in_volumes() == ["mongo"]
 
     def test_data_is_never_swept(self, driver: Driver, host: Host) -> None:
@@ -41,7 +43,7 @@ class TestSweep:
             "file .new-1/_data/precious 0:0 600 text",
             "file .new-1/volume.json",
         )
-        driver.store.sweep()
+        driver.store.remove_leftovers()
         assert (host.root / "volumes/.new-1/_data/precious").read_text() == "text"
 
     def test_a_path_directory_that_was_made(self, driver: Driver, host: Host) -> None:
@@ -59,15 +61,18 @@ class TestSweep:
             path.touch(0o600)
             path.write_text(json.dumps(record))
         (host.srv / "filled" / "precious").touch()
-        driver.store.sweep()
+        driver.store.remove_leftovers()
         assert sorted(os.listdir(host.srv)) == ["adopted", "filled"]
         assert host.left_in_volumes() == []
 
     def test_while_another_process_works(self, driver: Driver, open_driver: OpenDriver, host: Host) -> None:
         """While a step is under way, of another process too, nothing is swept."""
-        with driver.store.new(soon()) as (new, temporary):
-            fds.write_file(new, "volume.json", b"{}", durable=False)
-            open_driver().store.sweep()
+        name = check_name("mongo")
+        record = Record(name, Declaration(), rfc3339())
+        with driver.store.name_lock(name, soon()) as locked, locked.new(record, soon()) as new:
+            new.write_record()
+            open_driver().store.remove_leftovers()
+            (temporary,) = host.left_in_volumes()
             assert os.listdir(host.volume(temporary)) == ["volume.json"]
         assert host.left_in_volumes() == []
 
@@ -79,18 +84,18 @@ class TestSweep:
         other, rename = open_driver(), os.rename
 
         def sweep_first(*names: str, src_dir_fd: int, dst_dir_fd: int) -> None:
-            other.store.sweep()
+            other.store.remove_leftovers()
             rename(*names, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
         monkeypatch.setattr(os, "rename", sweep_first)
-        driver.change("mongo", {"uid": "184"}, (), soon())
+        driver.apply("mongo", {"uid": "184"}, (), soon())
         assert driver.get("mongo")["Status"]["options"] == {"uid": "184"}
 
     def test_a_symlink_among_them(self, driver: Driver, host: Host) -> None:
         """A link is removed, and where it leads is not reached."""
         make_tree(host.srv, "dir a", "file a/volume.json")
         (host.root / "volumes" / ".new-1").symlink_to(host.srv / "a")
-        driver.store.sweep()
+        driver.store.remove_leftovers()
         assert os.listdir(host.srv / "a") == ["volume.json"]
         assert host.left_in_volumes() == []
 

@@ -1,0 +1,66 @@
+"""The socket: made, or passed by systemd; and removed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Callable
+from typing import Final
+
+from ..errors import BadSetting, printable
+
+_BACKLOG: Final = 1024
+_SYSTEMD: Final = 3  # the first descriptor that systemd passes (sd_listen_fds(3))
+
+
+def listen(path: str) -> tuple[socket.socket, Callable[[], None]]:
+    """A listening socket at *path*, 0600, and what removes it; or the one that systemd passed, which stays.
+
+    Raises:
+        BadSetting: a live server is there already, or something that is no socket.
+    """
+    if passed_by_systemd():
+        return socket.socket(fileno=_SYSTEMD), lambda: None
+    directory = os.path.dirname(path)
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    guard, before = os.open(directory, os.O_RDONLY | os.O_CLOEXEC), os.umask(0o177)
+    try:
+        fcntl.flock(guard, fcntl.LOCK_EX)  # or of several that start at once one would remove another's
+        _remove_stale(path)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen(_BACKLOG)
+        made = os.lstat(path)
+    except OSError as exc:
+        raise BadSetting(f"HOSTPREP_SOCKET: {printable(path)}: {exc.strerror or exc}") from None
+    finally:
+        os.umask(before)
+        os.close(guard)
+
+    def remove() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.lstat(path), made):  # it may be another server's by now
+                os.unlink(path)
+
+    return listener, remove
+
+
+def passed_by_systemd() -> bool:
+    """Whether systemd passed a socket to this process."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS", "0") != "0"
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket at *path* whose server is gone."""
+    with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise BadSetting(f"{printable(path)} exists and is no socket", hint="remove it, or set HOSTPREP_SOCKET")
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        else:
+            raise BadSetting(f"a server already answers at {printable(path)}", hint="stop it first")

@@ -1,0 +1,279 @@
+"""A volume: its name, its open directory and its record. What may only be read and what may be written are two types.
+
+`Store.open` gives a `Volume`, which can only be read, and takes no lock. `Store.locked` holds the volume's lock and
+gives a `LockedVolume`, which can be written, too. So mypy forbids what the lock forbids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Final
+
+from ..errors import NotAllowed, NotReady, Unreadable, printable
+from ..host import fds
+from ..host.labels import Labels
+from ..host.paths import is_below
+from ..options import Name
+from ..settings import Settings
+from ..tree.plan import Want
+from ..tree.process import Progress
+from . import pins
+from .record import LIMIT, Record
+from .root import STEPS, Root
+
+log = logging.getLogger("hostprep")
+
+RECORD: Final = "volume.json"
+RETAINED: Final = "retained.json"
+DATA: Final = "_data"
+MARK: Final = "pass.json"
+_ABSURD: Final = 2**53  # no tree has so many entries
+
+Identity = tuple[int, int, str]
+"""Device and inode of a volume's directory, and when it was created: an inode may be used again after a purge."""
+
+
+class Volume:
+    """A volume whose directory is open. It can only be read: another process may be changing it."""
+
+    def __init__(self, root: Root, fd: int, record: Record) -> None:
+        self.root = root
+        self.fd = fd
+        self.record = record
+
+    @property
+    def name(self) -> Name:
+        return self.record.name
+
+    @property
+    def identity(self) -> Identity:
+        """What tells this volume from any other that has or had its name."""
+        st = os.fstat(self.fd)
+        return st.st_dev, st.st_ino, self.record.created_at
+
+    @property
+    def place(self) -> str:
+        """Where the data is."""
+        return self.record.options.path or f"{self.root.root}/volumes/{self.name}/{DATA}"
+
+    @property
+    def mountpoint(self) -> str:
+        """What is answered to an engine: where the data is, or where the next Mount mounts it."""
+        return f"{self.root.root}/mounts/{self.name}" if self.record.pinned else self.place
+
+    def want(self, labels: Labels) -> Want:
+        """What the data directory is to be."""
+        record = self.record
+        return Want.of(record.options, labels, adopted=record.adopted, narrowed=record.narrowed)
+
+    def pending(self) -> Progress | None:
+        """How far the pass is that has not ended; None where there is none. A damaged mark counts as no progress."""
+        try:
+            found = Progress(**json.loads(fds.read_file(self.fd, MARK, limit=LIMIT)))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, RecursionError, Unreadable):
+            return Progress()
+        numbers = [found.rate, *(n for n in (found.estimate, found.seconds_left) if n is not None)]
+        sound = type(found.done) is int and all(type(n) in (int, float) for n in numbers)
+        return found if sound and all(0 <= n < _ABSURD for n in (found.done, *numbers)) else Progress()
+
+    @contextlib.contextmanager
+    def open_data(self, *, as_mount: bool = False) -> Iterator[int]:
+        """Lend a descriptor of the directory that the container sees.
+
+        Args:
+            as_mount: open it even where others could redirect its path, as the next Mount does, which then answers a
+                bind mount; and so does `record.pinned`.
+
+        Raises:
+            NotReady: it is not there. It is never made here: that would hide an unmounted disk.
+            NotAllowed: its `path` is no longer below an allowed prefix, or leads over a symlink; or somebody other than
+                root could redirect it, and its name is what is answered.
+        """
+        fd, replaceable = self._find()
+        try:
+            if replaceable and not self.record.pinned:
+                if not as_mount:
+                    raise fds.redirectable(replaceable)
+                self._answer_mount(replaceable)
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _answer_mount(self, replaceable: str) -> None:
+        self.record = replace(self.record, pinned=True)
+
+    def _find(self) -> tuple[int, str]:
+        """Open the data, and name the directory on the way to it that others could replace; see `open_parent`."""
+        path = self.record.options.path
+        try:
+            if path is None:
+                return fds.open_dir(self.fd, DATA), ""
+            with open_parent(self.root.settings, path) as (parent, last, replaceable):
+                return fds.open_step(parent, last, path), replaceable
+        except OSError as exc:
+            if exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            where = printable(self.place)
+            raise NotReady(
+                f"the data of volume {self.name} is not there: {where} does not exist or is no directory",
+                hint="is its disk mounted? hostprep does not make it again: that would hide the loss",
+            ) from None
+
+
+class LockedVolume(Volume):
+    """A volume whose lock is held: it can be written, too."""
+
+    def write(self, record: Record) -> None:
+        """Make *record* its record, durably."""
+        self.root.write(self.fd, RECORD, record.to_json())
+        self.record = record
+
+    def write_mark(self) -> None:
+        """Note, durably, that a pass begins. Until it has ended, the tree is not right."""
+        write_progress(self, Progress(), durable=True)
+
+    def remove_mark(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(MARK, dir_fd=self.fd)
+
+    def _answer_mount(self, replaceable: str) -> None:
+        why = fds.redirectable(replaceable).message
+        log.info("%s is answered as a mount from now on: %s", self.name, why)
+        self.write(replace(self.record, pinned=True))
+        changed(self.root)
+
+    def pin(self, data: int, *, engine: int) -> None:
+        """Where a mount is what is answered, mount the open directory *data* there; see pins.pin."""
+        if self.record.pinned:
+            with self.root.part("mounts") as mounts:
+                pins.pin(mounts, self.name, data, place=self.mountpoint, engine=engine)
+
+    def release(self) -> None:
+        """Take the mount of the volume away, if there is one; see pins.release."""
+        with self.root.part("mounts") as mounts:
+            pins.release(mounts, self.name)
+
+    def retain(self) -> None:
+        """Make it retained data, of which a Create of the same name makes a volume again."""
+        os.rename(RECORD, RETAINED, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        os.fsync(self.fd)
+        changed(self.root)
+
+    def withdraw(self) -> None:
+        """Undo the making of a volume that holds no data of its own, as by `path`. Nothing of it stays."""
+        with self.root.lock(STEPS, time.monotonic() + 10, shared=True), self.root.part("volumes") as volumes:
+            temporary = fds.temporary_name()
+            os.rename(self.name, temporary, src_dir_fd=volumes, dst_dir_fd=volumes)
+            clear(volumes, temporary)
+
+
+class RetainedVolume(Volume):
+    """The data of a volume that was removed with on_remove=retain; the lock of its name is held."""
+
+    def reuse(self, record: Record) -> None:
+        """Make it the volume of *record*."""
+        self.root.write(self.fd, RECORD, record.to_json())
+        os.unlink(RETAINED, dir_fd=self.fd)
+        os.fsync(self.fd)
+        changed(self.root)
+
+
+class NewVolume(Volume):
+    """A volume that is being made in a directory with a temporary name; the lock of its own name is held."""
+
+    def __init__(self, root: Root, fd: int, record: Record, temporary: str) -> None:
+        super().__init__(root, fd, record)
+        self._temporary = temporary
+
+    def write_record(self) -> None:
+        """Write the record for the first time, and sync it."""
+        fds.write_file(self.fd, RECORD, self.record.to_json(), durable=True)
+
+    def publish(self) -> None:
+        """Give the finished directory its name, durably: now the volume is there. Its record has been synced."""
+        with self.root.part("volumes") as volumes:
+            os.rename(self._temporary, self.name, src_dir_fd=volumes, dst_dir_fd=volumes)
+            os.fsync(volumes)
+
+
+def write_progress(volume: Volume, progress: Progress, *, durable: bool = False) -> None:
+    """Put *progress* into the mark of a pass. The caller has the pass, or the volume's lock."""
+    volume.root.write(volume.fd, MARK, json.dumps(asdict(progress)).encode() + b"\n", durable=durable)
+
+
+def changed(root: Root) -> None:
+    """Have every process list the volumes anew, although `volumes` itself has not changed; see listing.py."""
+    with root.part("volumes") as volumes:
+        os.utime(volumes)
+
+
+@contextlib.contextmanager
+def open_parent(settings: Settings, path: str) -> Iterator[tuple[int, str, str]]:
+    """Lend the directory above a `path`, with the last component and the first directory that others could replace.
+
+    "" where only root could replace any: the engine opens the answered path by name, later, following links.
+
+    Raises:
+        NotAllowed: it is not strictly below a prefix of HOSTPREP_ALLOW, or a directory above it is a symlink.
+        OSError: ENOENT and what else open(2) raises.
+    """
+    if not any(is_below(path, prefix) for prefix in settings.allow):
+        if settings.managed:
+            raise NotAllowed(
+                f"path {printable(path)} is out of the managed plugin's reach",
+                hint="install hostprep on the host: make install",
+            )
+        raise NotAllowed(
+            f"path {printable(path)} is not below a directory that HOSTPREP_ALLOW names",
+            hint=f"allowed is what lies in {':'.join(settings.allow)}"
+            if settings.allow
+            else "HOSTPREP_ALLOW is empty: the administrator sets it",
+        )
+    parent, last = os.path.split(path)
+    fd, replaceable = fds.walk_and_tell(parent)
+    with fds.closing(fd):
+        st = os.fstat(fd)
+        # The last component may be missing still, so a sticky bit is no help.
+        if not replaceable and (st.st_uid != 0 or st.st_mode & 0o022):
+            replaceable = path
+        yield fd, last, replaceable
+
+
+def clear(directory: int, temporary: str) -> None:
+    """Remove a temporary file, or a directory that never became a volume; a `_data` that holds anything stays."""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            fd = fds.open_dir(directory, temporary)
+        except NotADirectoryError:
+            os.unlink(temporary, dir_fd=directory)
+            return
+        with fds.closing(fd):
+            _unmake_path(fd)
+            for name in os.listdir(fd):
+                with contextlib.suppress(OSError):
+                    os.rmdir(name, dir_fd=fd) if name == DATA else os.unlink(name, dir_fd=fd)
+        try:
+            os.rmdir(temporary, dir_fd=directory)
+        except OSError as exc:
+            log.warning("%s is left as it is: %s", temporary, exc.strerror)
+
+
+def _unmake_path(temporary: int) -> None:
+    """Remove the `path` directory that an interrupted Create made; rmdir(2) removes only an empty one."""
+    try:
+        record = Record.from_json(fds.read_file(temporary, RECORD, limit=LIMIT), name=None)
+        if record.made_path and record.options.path:
+            parent, name = os.path.split(record.options.path)
+            with fds.closing(fds.walk(parent, trusted=not record.pinned)) as above:
+                os.rmdir(name, dir_fd=above)
+    except (OSError, Unreadable, NotAllowed):
+        return

@@ -1,0 +1,106 @@
+"""The socket: made, stale, live, somebody else's, or passed by systemd."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.host import Answer, Host, Server, eventually, mode, owner
+from tests.support.serving import activated
+
+pytestmark = pytest.mark.root
+
+
+class TestStart:
+    def test_the_socket(self, host: Host) -> None:
+        """The socket is root's, 0600; at the end it goes."""
+        server = host.serve()
+        assert (owner(host.socket), mode(host.socket)) == ((0, 0), "0600")
+        assert server.terminate() == 0
+        assert not host.socket.exists()
+
+    def test_the_directory_of_the_socket(self, host: Host) -> None:
+        """The directory of the socket is made where it is missing."""
+        path = host.socket.parent / "a" / "b" / "hostprep.sock"
+        assert host.serve(HOSTPREP_SOCKET=str(path)).answers()
+
+    def test_a_stale_socket(self, host: Host) -> None:
+        """The socket of a server that was killed is replaced."""
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(host.socket))
+        assert host.serve().answers()
+
+    def test_a_live_socket(self, host: Host) -> None:
+        """A second server on the same socket is refused, in words, and the first goes on."""
+        server = host.serve()
+        done = host.run("serve")
+        assert done.code == 1
+        assert done.err.splitlines()[-1] == f"hostprep: a server already answers at {host.socket} (stop it first)"
+        assert server.answers()
+
+    def test_many_starts_at_once(self, host: Host) -> None:
+        """Of several servers that start at once on a stale socket, one serves and the others say so."""
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(str(host.socket))
+        processes = [host.begin("serve") for _ in range(4)]
+        eventually(lambda: sum(process.poll() is None for process in processes) == 1, "one is left", 60)
+        (left,) = [process for process in processes if process.poll() is None]
+        server = Server(left, host.socket)
+        server.wait()
+        assert server.terminate() == 0
+        assert not host.socket.exists()
+
+    @pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
+    def test_something_else_at_its_path(self, host: Host, kind: str) -> None:
+        """What is no socket is not replaced."""
+        if kind == "file":
+            host.socket.write_text("precious")
+        elif kind == "directory":
+            host.socket.mkdir()
+        else:
+            host.socket.symlink_to("/etc/passwd")
+        done = host.run("serve")
+        assert (done.code, "is no socket" in done.err) == (1, True)
+        assert os.path.lexists(host.socket)
+
+    def test_a_path_too_long(self, host: Host) -> None:
+        """A path that no socket can have is refused, in one line that names the setting."""
+        done = host.run("serve", HOSTPREP_SOCKET=f"/tmp/{'x' * 200}.sock")
+        assert done.code == 1
+        assert "HOSTPREP_SOCKET" in done.err
+        assert "Traceback" not in done.err
+
+    def test_another_servers_socket(self, host: Host) -> None:
+        """At its end a server leaves a socket that has taken the place of its own."""
+        server = host.serve()
+        host.socket.unlink()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(host.socket))
+        assert server.terminate() == 0
+        assert host.socket.exists()
+
+
+class TestSystemd:
+    @pytest.fixture
+    def passed(self, host: Host) -> Iterator[Server]:
+        with activated(host) as server:
+            server.wait()
+            yield server
+
+    def test_it_serves(self, passed: Server, host: Host) -> None:
+        """A socket that systemd passed takes the place of HOSTPREP_SOCKET, and is there at the end: who comes waits."""
+        assert passed("Create", Name="mongo") == Answer(200, {"Err": ""})
+        assert not Path("/nowhere").exists()
+        passed.process.send_signal(signal.SIGTERM)
+        assert passed.ended() == 0
+        assert host.socket.exists()
+        assert "at the socket that systemd passed" in passed.log
+
+    def test_variables_for_another_process(self, host: Host) -> None:
+        """LISTEN_FDS that were meant for another process are not taken."""
+        assert host.serve(LISTEN_FDS="1", LISTEN_PID="1").answers()
