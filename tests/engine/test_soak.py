@@ -14,7 +14,7 @@ from .soak import CLIENTS, Soak
 
 pytestmark = pytest.mark.engine
 
-SECONDS = float(os.environ.get("SOAK_SECONDS", "25"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "15"))
 SEED = int(os.environ.get("SOAK_SEED", "20261124"))
 
 

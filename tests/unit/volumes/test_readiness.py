@@ -394,7 +394,7 @@ class TestPatience:
         for thread in threads:
             thread.start()
         patient.mounted("redis")
-        assert all(thread.is_alive() for thread in threads)
+        assert any(thread.is_alive() for thread in threads)  # those who may wait; the others are told to come back
         gate.open()
         for thread in threads:
             thread.join()
