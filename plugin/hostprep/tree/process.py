@@ -139,13 +139,15 @@ def begin(data: int, order: Order, *, keep_open: tuple[int, ...] = ()) -> subpro
 
 
 def follow(begun: subprocess.Popen[str], report: Callable[[Progress], None]) -> Outcome:
-    """Pass on the reports of a pass until it ends, and return its outcome.
+    """Pass on the reports of a pass until it ends, and return its outcome. An exception here ends the pass, too.
 
     Raises:
         Unreadable: it failed, or was killed.
     """
     started, found = time.monotonic(), {}
-    with begun as child:
+    with begun as child, contextlib.ExitStack() as undo:
+        undo.callback(child.wait)  # which a KeyboardInterrupt would keep `with begun` from
+        undo.callback(child.kill)
         stdout, stderr = child.stdout, child.stderr
         for line in stdout or ():
             found = json.loads(line)
@@ -153,6 +155,7 @@ def follow(begun: subprocess.Popen[str], report: Callable[[Progress], None]) -> 
                 break
             report(Progress.now(found["done"], found.get("estimate"), time.monotonic() - started))
         said = stderr.read() if stderr else ""
+        undo.pop_all()
     if child.returncode != 0 or "changed" not in found:
         last = said.strip().splitlines()[-1:] or [f"exit status {child.returncode}"]
         raise Unreadable(printable(found.get("error") or last[0]))
