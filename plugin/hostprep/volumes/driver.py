@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import Busy, HostprepError, Invalid, NoSuchVolume, NotAllowed, Unreadable, in_words, printable
-from ..host import mountinfo
+from ..host import fds, mountinfo
 from ..host.labels import Labels
 from ..host.paths import is_below, overlap
 from ..options import Name, check_name
@@ -23,7 +23,8 @@ from .declaration import Images, Resolver
 from .listing import Lister, Listing
 from .readiness import Readiness
 from .record import Record
-from .store import Store
+from .store import Store, no_retained
+from .volume import RECORD, RETAINED
 
 log = logging.getLogger("hostprep")
 
@@ -95,7 +96,7 @@ class Driver:
                     volume.retain()
                     log.info("retained the data of %s", name)
                 else:
-                    log.info("moved %s to the trash as %s", name, trash.discard(volume))
+                    log.info("moved %s to the trash as %s", name, trash.discard(self.store, name, volume.fd))
         except NoSuchVolume:
             lately = time.monotonic() - self._removed.get(name, -trash.RECENT) < trash.RECENT
             if not lately and not trash.removed_lately(self.store, name):
@@ -108,13 +109,16 @@ class Driver:
             self.removed.set()
 
     def discard_retained(self, name: str, deadline: float) -> None:
-        """Move retained data to the trash.
+        """Move retained data to the trash, even where its record is damaged.
 
         Raises:
             NoSuchVolume: none of that name is retained.
         """
-        with self.store.name_lock(check_name(name), deadline) as locked, locked.retained() as volume:
-            trash.discard(volume)
+        name = check_name(name)
+        with self.store.lock(name, deadline), self.store.directory(name) as directory:
+            if fds.exists(directory, RECORD) or not fds.exists(directory, RETAINED):
+                raise no_retained(name)
+            trash.discard(self.store, name, directory)
 
     def restore(self, name: str, *, entry: str | None, new_name: str | None, deadline: float) -> Record:
         """Bring a removed volume back; see trash.restore."""

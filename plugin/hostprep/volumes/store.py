@@ -259,9 +259,13 @@ def _retained(fd: int, name: Name) -> Record:
             raise FileNotFoundError
         return Record.from_json(fds.read_file(fd, RETAINED, limit=LIMIT), name=name)
     except FileNotFoundError:
-        raise NoSuchVolume(f"no retained volume {name}", hint="hostprep ls --retained shows them") from None
+        raise no_retained(name) from None
     except Unreadable as exc:
         raise Unreadable(f"retained volume {name}: {exc.message}", hint=exc.hint) from None
+
+
+def no_retained(name: Name) -> NoSuchVolume:
+    return NoSuchVolume(f"no retained volume {name}", hint="hostprep ls --retained shows them")
 
 
 def _no_such(name: Name) -> NoSuchVolume:
