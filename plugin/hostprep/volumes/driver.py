@@ -45,6 +45,7 @@ class Driver:
         self._lister = Lister(store)
         # When each name was removed. The trash does not tell that of what is purged already, nor this after a restart.
         self._removed: dict[str, float] = {}
+        self._guard = threading.Lock()  # of _removed: two Removes would overwrite each other's note
 
     @classmethod
     def open(cls, settings: Settings, *, create: bool, images: Images | None = None) -> Driver:
@@ -97,14 +98,16 @@ class Driver:
                     log.info("retained the data of %s", name)
                 else:
                     log.info("moved %s to the trash as %s", name, trash.discard(self.store, name, volume.fd))
+                now = time.monotonic()
+                with self._guard:
+                    lately = {n: at for n, at in self._removed.items() if now - at < trash.RECENT}
+                    self._removed = lately | {name: now}
         except NoSuchVolume:
-            lately = time.monotonic() - self._removed.get(name, -trash.RECENT) < trash.RECENT
-            if not lately and not trash.removed_lately(self.store, name):
+            known = time.monotonic() - self._removed.get(name, -trash.RECENT) < trash.RECENT
+            if not known and not trash.removed_lately(self.store, name):
                 raise
             self.store.sync(name)
             return
-        now = time.monotonic()
-        self._removed = {n: at for n, at in self._removed.items() if now - at < trash.RECENT} | {name: now}
         if self.settings.trash_keep == 0:
             self.removed.set()
 
