@@ -90,22 +90,14 @@ class Labels:
                 kernel does not have. Labels are never silently missing.
         """
         enabled = kernel_has_selinux()
-        if setting is SELinux.OFF:
-            return cls(None, applied=False)
-        if setting is SELinux.FORCE:
-            if enabled:
-                raise BadSetting(
-                    "HOSTPREP_SELINUX=force is for kernels without SELinux, and this one has it on",
-                    hint="use auto",
-                )
-            return cls(None, applied=True)
-        if not enabled:
-            if setting is SELinux.REQUIRED:
-                raise BadSetting(
-                    "HOSTPREP_SELINUX=required, but SELinux is not enabled in this kernel",
-                    hint="boot with SELinux on, or set HOSTPREP_SELINUX=auto",
-                )
-            return cls(None, applied=False)
+        if setting is SELinux.FORCE and enabled:
+            why = "HOSTPREP_SELINUX=force is for kernels without SELinux, and this one has it on"
+            raise BadSetting(why, hint="use auto")
+        if setting is SELinux.REQUIRED and not enabled:
+            why = "HOSTPREP_SELINUX=required, but SELinux is not enabled in this kernel"
+            raise BadSetting(why, hint="boot with SELinux on, or set HOSTPREP_SELINUX=auto")
+        if setting is SELinux.OFF or not enabled:
+            return cls(None, applied=setting is SELinux.FORCE)
         return cls(Kernel.open() if managed else load(), applied=True)
 
     def check(self, label: Label) -> None:

@@ -193,11 +193,8 @@ def from_directory(
             stack.enter_context(store.claim(directory, name, deadline))
         parent, last, data = _open(directory, stack)
         _check_movable(store, directory, parent, data)
-        move = Move(
-            directory,
-            place,
-            Plan.of(data, Want.of(declared.options, driver.labels, adopted=False), driver.labels).changes,
-        )
+        want = Want.of(declared.options, driver.labels, adopted=False)
+        move = Move(directory, place, Plan.of(data, want, driver.labels).changes)
         if locked is None:
             return move
         if not begun:
@@ -277,9 +274,8 @@ def _open(directory: str, stack: contextlib.ExitStack) -> tuple[int, str, int]:
     except OSError as exc:
         if exc.errno != errno.EXDEV:
             raise
-        raise NotAllowed(
-            f"{printable(directory)} is a mount point", hint="its data is on another file system: keep it with path"
-        ) from None
+        why = f"{printable(directory)} is a mount point"
+        raise NotAllowed(why, hint="its data is on another file system: keep it with path") from None
 
 
 def _check_movable(store: Store, directory: str, parent: int, data: int) -> None:
