@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
 
 from ..errors import Busy, Conflict, HostprepError, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
 from ..host import fds
@@ -23,18 +22,14 @@ from .volume import DATA, Identity, open_parent
 
 log = logging.getLogger("hostprep")
 
-_SOON: Final = 10.0  # seconds
-
 
 def create(readiness: Readiness, resolver: Resolver, name: Name, given: Mapping[str, str], deadline: float) -> None:
     """See `Driver.create`."""
     store, labels, declared = readiness.store, readiness.labels, Declaration(given)
     options = declared.options
     if options.path is not None and store.settings.managed:
-        raise NotAllowed(
-            f"option {path_key(given)}: the managed plugin reaches no directory of the host but its own",
-            hint="leave it out; or install hostprep on the host: make install",
-        )
+        why = f"option {path_key(given)}: the managed plugin reaches no directory of the host but its own"
+        raise NotAllowed(why, hint="leave it out; or install hostprep on the host: make install")
     if options.label is not None:
         labels.check(options.label)
     # An equal Create waits until the first knows whether the volume stays: it may have to be withdrawn.
@@ -73,10 +68,8 @@ def _confirm(store: Store, existing: Record, given: Mapping[str, str]) -> None:
     # A Create that reused retained data put its options over those, and so does its repetition.
     asked = existing.declared.over(given) if existing.reused_at else given
     if given and (differing := existing.declared.differences(asked)):
-        raise Conflict(
-            f"volume {existing.name} exists with other options: {'; '.join(differing)}",
-            hint="hostprep apply changes options in place; docker volume rm makes room for a new one",
-        )
+        why = f"volume {existing.name} exists with other options: {'; '.join(differing)}"
+        raise Conflict(why, hint="hostprep apply changes options in place; docker volume rm makes room for a new one")
     store.sync(existing.name)
 
 
@@ -137,10 +130,8 @@ def _open_parent(store: Store, path: str, key: str, stack: contextlib.ExitStack)
     except NotAllowed as exc:
         raise NotAllowed(f"option {key}: {exc.message}", hint=exc.hint) from None
     except FileNotFoundError as exc:
-        raise NotReady(
-            f"option {key}: {printable(str(exc.filename))} does not exist",
-            hint="hostprep makes the last component only; make the directory above it",
-        ) from None
+        why = f"option {key}: {printable(str(exc.filename))} does not exist"
+        raise NotReady(why, hint="hostprep makes the last component only; make the directory above it") from None
 
 
 def _withdraw(store: Store, name: Name, made: Identity, before: Record | None) -> None:
@@ -148,10 +139,7 @@ def _withdraw(store: Store, name: Name, made: Identity, before: Record | None) -
 
     Only the volume *made* is undone: another may have its name by now.
     """
-    with (
-        contextlib.suppress(NoSuchVolume, Unreadable),
-        store.locked(name, time.monotonic() + _SOON) as volume,
-    ):
+    with contextlib.suppress(NoSuchVolume, Unreadable), store.locked(name, time.monotonic() + 10) as volume:
         if volume.identity == made:
             volume.release()  # a Mount may have been faster
             if before is None:

@@ -171,9 +171,7 @@ class Readiness:
                 self._waiting.release()
         if not running.over.is_set():
             again = f"in about {running.progress.left}" if running.progress.left else "later"
-            raise Busy(
-                f"preparing {running.name}: {running.progress} done",
-                hint=f"it goes on; start the container again {again}",
-            )
+            how_far = f"preparing {running.name}: {running.progress} done"
+            raise Busy(how_far, hint=f"it goes on; start the container again {again}")
         if running.failure:
             raise NotReady(f"volume {running.name} could not be prepared: {running.failure}")

@@ -72,10 +72,8 @@ class Record:
         """
         changed = replace(self, declared=self.declared.changed(asked, unset))
         if changed.options.path != self.options.path:
-            raise Conflict(
-                f"the path of volume {self.name} cannot be changed",
-                hint="remove the volume (its path directory stays) and create it with the new path",
-            )
+            why = f"the path of volume {self.name} cannot be changed"
+            raise Conflict(why, hint="remove the volume (its path directory stays) and create it with the new path")
         return changed
 
     def to_json(self) -> bytes:

@@ -144,9 +144,8 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
                 os.fsync(trash)
                 _forget_retained(directory)
         except FileNotFoundError:
-            raise NoSuchVolume(
-                f"removed volume {name} was purged a moment ago", hint="hostprep ls --trash shows what is left"
-            ) from None
+            why = f"removed volume {name} was purged a moment ago"
+            raise NoSuchVolume(why, hint="hostprep ls --trash shows what is left") from None
     return record
 
 
