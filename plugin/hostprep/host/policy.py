@@ -88,10 +88,9 @@ class Kernel:
         try:
             kernel.security_check_context(label)
         except OSError as exc:
-            raise BadSetting(
-                f"SELinux is on in this kernel, and {label} cannot be used: {exc.strerror}",
-                hint="install hostprep on the host instead (make install), where the policy is to be seen",
-            ) from None
+            why = f"SELinux is on in this kernel, and {label} cannot be used: {exc.strerror}"
+            hint = "install hostprep on the host instead (make install), where the policy is to be seen"
+            raise BadSetting(why, hint=hint) from None
         return kernel
 
     def security_check_context(self, label: str) -> None:
