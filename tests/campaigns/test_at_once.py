@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from hostprep.errors import NoSuchVolume
 from hostprep.options import Name
 from hostprep.volumes import listing, store, trash
 from hostprep.volumes.driver import Driver
+from hostprep.volumes.volume import LockedVolume
 from tests.support.fixtures import Command, Gate, OpenDriver
 from tests.support.host import Docker, Host, eventually, owner, soon
 
@@ -41,6 +44,23 @@ def test_removed_as_soon_as_it_was_there(
     assert docker.names() == []
     assert len(host.trash()) == (kind == "adopted")
     assert len(driver.retained_volumes()) == (kind == "retained")
+
+
+def test_removed_and_purged_before_another_remove(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Remove that waited for another one succeeds, although a purge left no trace of the volume meanwhile."""
+    driver.create("mongo", {}, soon())
+    locked = driver.store.locked
+
+    @contextlib.contextmanager
+    def another_waits(name: Name, deadline: float) -> Iterator[LockedVolume]:
+        with locked(name, deadline) as volume:
+            yield volume
+        monkeypatch.undo()
+        assert driver.purge(None) == 1
+        driver.remove(name, deadline)
+
+    monkeypatch.setattr(driver.store, "locked", another_waits)
+    driver.remove("mongo", soon())
 
 
 @pytest.mark.parametrize("new_name", [None, "other"])

@@ -29,7 +29,7 @@ MAY_IMPORT = {
 
 VOLUMES = (
     *("root", "declaration", "record", "pins", "volume", "store", "listing", "trash", "passes", "readiness"),
-    *("create", "change", "status", "driver", "importing"),
+    *("create", "status", "driver", "importing"),
 )
 """The modules of volumes: each may import those before it."""
 

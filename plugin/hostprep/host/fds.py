@@ -169,10 +169,8 @@ def open_step(dirfd: int, name: str, shown: str) -> int:
         return open_dir(dirfd, name)
     except OSError as exc:
         if exc.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise NotAllowed(
-                f"{printable(shown)} is {kind(dirfd, name)}, not a directory",
-                hint="give the real directory; symlinks are never followed",
-            ) from None
+            why = f"{printable(shown)} is {kind(dirfd, name)}, not a directory"
+            raise NotAllowed(why, hint="give the real directory; symlinks are never followed") from None
         raise OSError(exc.errno, exc.strerror, shown) from None
 
 

@@ -90,22 +90,14 @@ class Labels:
                 kernel does not have. Labels are never silently missing.
         """
         enabled = kernel_has_selinux()
-        if setting is SELinux.OFF:
-            return cls(None, applied=False)
-        if setting is SELinux.FORCE:
-            if enabled:
-                raise BadSetting(
-                    "HOSTPREP_SELINUX=force is for kernels without SELinux, and this one has it on",
-                    hint="use auto",
-                )
-            return cls(None, applied=True)
-        if not enabled:
-            if setting is SELinux.REQUIRED:
-                raise BadSetting(
-                    "HOSTPREP_SELINUX=required, but SELinux is not enabled in this kernel",
-                    hint="boot with SELinux on, or set HOSTPREP_SELINUX=auto",
-                )
-            return cls(None, applied=False)
+        if setting is SELinux.FORCE and enabled:
+            why = "HOSTPREP_SELINUX=force is for kernels without SELinux, and this one has it on"
+            raise BadSetting(why, hint="use auto")
+        if setting is SELinux.REQUIRED and not enabled:
+            why = "HOSTPREP_SELINUX=required, but SELinux is not enabled in this kernel"
+            raise BadSetting(why, hint="boot with SELinux on, or set HOSTPREP_SELINUX=auto")
+        if setting is SELinux.OFF or not enabled:
+            return cls(None, applied=setting is SELinux.FORCE)
         return cls(Kernel.open() if managed else load(), applied=True)
 
     def check(self, label: Label) -> None:
@@ -121,10 +113,9 @@ class Labels:
         except OSError as exc:
             if exc.errno != errno.EINVAL:
                 raise
-            raise Invalid(
-                f'option label: the policy of this host does not know "{label}"',
-                hint=f"usable by containers: {self.default or 'container_file_t'}; seinfo -t lists the types",
-            ) from None
+            why = f'option label: the policy of this host does not know "{label}"'
+            usable = self.default or "container_file_t"
+            raise Invalid(why, hint=f"usable by containers: {usable}; seinfo -t lists the types") from None
 
     def same(self, on_disk: str | None, wanted: str, *, type_only: bool) -> bool:
         """Whether the policy takes two labels for the same: aliases and the order of categories do not count."""
@@ -158,12 +149,9 @@ class Labels:
             )
         if not self.can_tell:
             return ""
-        missing = self.missing(label, self.process(label))
-        if not missing:
+        if not (missing := " or ".join(self.missing(label, self.process(label)))):
             return ""
-        return (
-            f"the policy of this host lets no container {' or '.join(missing)} {label}: usable is {self.usable(label)}"
-        )
+        return f"the policy of this host lets no container {missing} {label}: usable is {self.usable(label)}"
 
     @property
     def can_tell(self) -> bool:
@@ -175,13 +163,15 @@ class Labels:
         """The engines' own process context, at the level of *label*: containers run at one level."""
         return self.at_level_of(label, self._process or "")
 
-    def at_level_of(self, label: str, process: str) -> str:
-        """The context *process* at the level of *label*."""
-        return _at_level(process, _level(label))
+    @staticmethod
+    def at_level_of(label: str, context: str) -> str:
+        """*context* at the level of *label*."""
+        level = [range_.partition("-")[0] for range_ in label.split(":", 3)[3:]]
+        return ":".join([*context.split(":", 3)[:3], *level])
 
     def usable(self, label: str) -> str:
         """What *label* would be with the type that the policy has for container files."""
-        return _at_level(self.default or "", _level(label))
+        return self.at_level_of(label, self.default or "")
 
     def missing(self, label: str, process: str) -> list[str]:
         """Which of read, write and search the policy does not let *process* do with files of *label*."""
@@ -207,14 +197,6 @@ class Labels:
             self.unlabelled.add(device)
             where = f"{os.major(device)}:{os.minor(device)}"
             log.warning("the file system of device %s keeps no labels: none is applied there", where)
-
-
-def _level(label: str) -> list[str]:
-    return [range_.partition("-")[0] for range_ in label.split(":", 3)[3:]]
-
-
-def _at_level(context: str, level: list[str]) -> str:
-    return ":".join([*context.split(":", 3)[:3], *level])
 
 
 def _type(label: str) -> str:

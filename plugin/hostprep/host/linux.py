@@ -57,9 +57,12 @@ class _MountAttr(ctypes.Structure):
 _HOW_SIZE = ctypes.c_size_t(ctypes.sizeof(_OpenHow))
 
 
-def _raise(name: str | bytes | None = None) -> None:
-    number = ctypes.get_errno()
-    raise OSError(number, os.strerror(number), os.fsdecode(name) if name is not None else None)
+def _checked(result: int, name: str | None = None) -> int:
+    """Return what a system call returned. Raises OSError if that is a failure."""
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), name)
+    return result
 
 
 def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
@@ -71,16 +74,13 @@ def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
     """
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     name = os.fsencode(path)
-    fd = _syscall(ctypes.c_long(SYS_OPENAT2), ctypes.c_int(dirfd), name, ctypes.byref(how), _HOW_SIZE)
-    if fd < 0:
-        _raise(path)
-    return int(fd)
+    number = ctypes.c_long(SYS_OPENAT2)
+    return _checked(_syscall(number, ctypes.c_int(dirfd), name, ctypes.byref(how), _HOW_SIZE), path)
 
 
 def die_with_parent() -> None:
     """prctl(2), PR_SET_PDEATHSIG: SIGKILL for this process when the one that forked it ends; not if it has already."""
-    if _libc.prctl(ctypes.c_int(PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL)):
-        _raise()
+    _checked(_libc.prctl(ctypes.c_int(PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL)))
 
 
 def fchown(fd: int, uid: int, gid: int) -> None:
@@ -88,21 +88,19 @@ def fchown(fd: int, uid: int, gid: int) -> None:
 
     -1 leaves an id alone.
     """
-    if _libc.fchownat(fd, b"", ctypes.c_uint32(uid & 0xFFFFFFFF), ctypes.c_uint32(gid & 0xFFFFFFFF), AT_EMPTY_PATH):
-        _raise()
+    ids = ctypes.c_uint32(uid & 0xFFFFFFFF), ctypes.c_uint32(gid & 0xFFFFFFFF)
+    _checked(_libc.fchownat(fd, b"", *ids, AT_EMPTY_PATH))
 
 
 def syncfs(fd: int) -> None:
     """syncfs(2): everything on the file system that *fd* is on is on disk on return."""
-    if _libc.syncfs(ctypes.c_int(fd)):
-        _raise()
+    _checked(_libc.syncfs(ctypes.c_int(fd)))
 
 
 def file_system(fd: int) -> int:
     """The kind of file system that *fd* is on, a number of statfs(2)."""
     found = (ctypes.c_long * 32)()  # a struct statfs, of which this is the first field, has 15
-    if _libc.fstatfs(ctypes.c_int(fd), found):
-        _raise()
+    _checked(_libc.fstatfs(ctypes.c_int(fd), found))
     return int(found[0])
 
 
@@ -112,10 +110,8 @@ def open_tree(fd: int, flags: int) -> int:
     Raises:
         OSError: ENOSYS before Linux 5.2, EPERM without CAP_SYS_ADMIN, EINVAL for an unbindable mount.
     """
-    tree = _syscall(ctypes.c_long(SYS_OPEN_TREE), ctypes.c_int(fd), b"", ctypes.c_uint(flags | AT_EMPTY_PATH))
-    if tree < 0:
-        _raise()
-    return int(tree)
+    number, how = ctypes.c_long(SYS_OPEN_TREE), ctypes.c_uint(flags | AT_EMPTY_PATH)
+    return _checked(_syscall(number, ctypes.c_int(fd), b"", how))
 
 
 def mount_setattr(fd: int, flags: int, *, attributes: int = 0, propagation: int) -> None:
@@ -127,8 +123,7 @@ def mount_setattr(fd: int, flags: int, *, attributes: int = 0, propagation: int)
     attr = _MountAttr(attributes, 0, propagation, 0)
     size = ctypes.c_size_t(ctypes.sizeof(attr))
     number, at = ctypes.c_long(SYS_MOUNT_SETATTR), ctypes.c_uint(flags | AT_EMPTY_PATH)
-    if _syscall(number, ctypes.c_int(fd), b"", at, ctypes.byref(attr), size) < 0:
-        _raise()
+    _checked(_syscall(number, ctypes.c_int(fd), b"", at, ctypes.byref(attr), size))
 
 
 def move_mount(from_fd: int, to_fd: int) -> None:
@@ -139,8 +134,7 @@ def move_mount(from_fd: int, to_fd: int) -> None:
     """
     flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
     number = ctypes.c_long(SYS_MOVE_MOUNT)
-    if _syscall(number, ctypes.c_int(from_fd), b"", ctypes.c_int(to_fd), b"", ctypes.c_uint(flags)) < 0:
-        _raise()
+    _checked(_syscall(number, ctypes.c_int(from_fd), b"", ctypes.c_int(to_fd), b"", ctypes.c_uint(flags)))
 
 
 def umount2(fd: int, flags: int) -> None:
@@ -149,8 +143,7 @@ def umount2(fd: int, flags: int) -> None:
     Raises:
         OSError: EINVAL where *fd* is not the root of a mount, EPERM without CAP_SYS_ADMIN.
     """
-    if _libc.umount2(f"/proc/self/fd/{fd}".encode(), ctypes.c_int(flags)):
-        _raise()
+    _checked(_libc.umount2(f"/proc/self/fd/{fd}".encode(), ctypes.c_int(flags)))
 
 
 def get_quota(fd: int, kind: int, number: int) -> tuple[int, int, int, int]:
@@ -174,8 +167,7 @@ def _quotactl_fd(fd: int, command: int, kind: int, number: int, size: int) -> by
     block = ctypes.create_string_buffer(size)
     command_ = ctypes.c_uint(command << 8 | kind)
     arguments = ctypes.c_uint(fd), command_, ctypes.c_uint(number), ctypes.byref(block)
-    if _syscall(ctypes.c_long(SYS_QUOTACTL_FD), *arguments) < 0:
-        _raise()
+    _checked(_syscall(ctypes.c_long(SYS_QUOTACTL_FD), *arguments))
     return block.raw
 
 

@@ -99,17 +99,8 @@ def _mount(line: str) -> Mount:
     optional, (kind, source, options) = rest[: rest.index("-")], rest[rest.index("-") + 1 :]
     shared = any(field.startswith("shared:") for field in optional)
     slave = any(field.startswith("master:") for field in optional)
-    return Mount(
-        int(number),
-        unescaped(point),
-        shared,
-        slave,
-        device,
-        unescaped(root),
-        kind,
-        unescaped(source),
-        tuple(options.split(",")),
-    )
+    point, root, source = map(unescaped, (point, root, source))
+    return Mount(int(number), point, shared, slave, device, root, kind, source, tuple(options.split(",")))
 
 
 def unescaped(text: str) -> str:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Final
 
 from ..errors import BadSetting
+from .fds import closing
 
 _MAX_LABEL: Final = 4096  # bytes
 
@@ -51,11 +52,8 @@ def load() -> ModuleType:
 def _distribution_loaders() -> list[Callable[[], ModuleType]]:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     libdir = sysconfig.get_config_var("LIBDIR") or "/usr/lib"
-    places = [
-        "/usr/lib/python3/dist-packages",
-        f"/usr/lib64/{version}/site-packages",
-        f"{libdir}/{version}/site-packages",
-    ]
+    sites = [f"{lib}/{version}/site-packages" for lib in ("/usr/lib64", libdir)]
+    places = ["/usr/lib/python3/dist-packages", *sites]
 
     def load_from(place: str) -> ModuleType:
         sys.modules.pop("selinux", None)
@@ -76,10 +74,7 @@ class Kernel:
     """
 
     # As in the lxc_contexts of every policy that has container-selinux, Debian's included.
-    CONTEXTS: Final = {
-        "file": "system_u:object_r:container_file_t:s0",
-        "process": "system_u:system_r:container_t:s0",
-    }
+    CONTEXTS: Final = {"file": "system_u:object_r:container_file_t:s0", "process": "system_u:system_r:container_t:s0"}
     _FSCREATE: Final = "/proc/thread-self/attr/fscreate"
 
     @classmethod
@@ -93,25 +88,21 @@ class Kernel:
         try:
             kernel.security_check_context(label)
         except OSError as exc:
-            raise BadSetting(
-                f"SELinux is on in this kernel, and {label} cannot be used: {exc.strerror}",
-                hint="install hostprep on the host instead (make install), where the policy is to be seen",
-            ) from None
+            why = f"SELinux is on in this kernel, and {label} cannot be used: {exc.strerror}"
+            hint = "install hostprep on the host instead (make install), where the policy is to be seen"
+            raise BadSetting(why, hint=hint) from None
         return kernel
 
     def security_check_context(self, label: str) -> None:
         self.security_canonicalize_context(label)
 
     def security_canonicalize_context(self, label: str) -> tuple[int, str]:
-        fd = os.open(self._FSCREATE, os.O_RDWR | os.O_CLOEXEC)
-        try:
+        with closing(os.open(self._FSCREATE, os.O_RDWR | os.O_CLOEXEC)) as fd:
             os.pwrite(fd, label.encode("ascii"), 0)
             try:
                 return 0, os.pread(fd, _MAX_LABEL, 0).rstrip(b"\0\n").decode("ascii")
             finally:
                 os.pwrite(fd, b"", 0)  # or the next file that this thread makes would have it
-        finally:
-            os.close(fd)
 
 
 Policy = ModuleType | Kernel

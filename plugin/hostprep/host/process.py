@@ -7,6 +7,7 @@ import resource
 import stat
 from dataclasses import dataclass
 
+from .fds import closing
 from .linux import CAP_DAC_OVERRIDE, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 
 
@@ -37,11 +38,11 @@ class Remap:
 
     def inside(self, uid: int, gid: int) -> tuple[int, int] | None:
         """The ids inside for the host's *uid* and *gid*; None where one of them has none."""
-        found = [
+        user, group = (
             next((i + number - o for i, o, count in ranges if o <= number < o + count), None)
             for ranges, number in ((self.uids, uid), (self.gids, gid))
-        ]
-        return None if found[0] is None or found[1] is None else (found[0], found[1])
+        )
+        return None if user is None or group is None else (user, group)
 
     def covers(self, uid: int, gid: int) -> bool:
         """Whether a file of the host's *uid* and *gid* has an owner inside: root inside has power over those only."""
@@ -85,16 +86,10 @@ class Process:
                 context = label.read().rstrip("\0\n")
         except OSError:  # no security module has labels for processes
             context = ""
-        capabilities = int(fields["CapEff"], 16)
+        groups = tuple(map(int, fields["Groups"].split()))
+        overrides = bool(int(fields["CapEff"], 16) >> CAP_DAC_OVERRIDE & 1)
         remap = Remap.read(pid)
-        return cls(
-            uid,
-            gid,
-            tuple(map(int, fields["Groups"].split())),
-            bool(capabilities >> CAP_DAC_OVERRIDE & 1),
-            context,
-            None if remap.identical else remap,
-        )
+        return cls(uid, gid, groups, overrides, context, None if remap.identical else remap)
 
 
 def open_inside(pid: int, path: str, flags: int = os.O_PATH) -> int:
@@ -103,25 +98,19 @@ def open_inside(pid: int, path: str, flags: int = os.O_PATH) -> int:
     Raises:
         OSError: ENOSYS before Linux 5.6, and whatever open(2) raises.
     """
-    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
-    try:
+    with closing(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)) as root:
         return openat2(root, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
-    finally:
-        os.close(root)
 
 
 def read_inside(pid: int, path: str, *, limit: int) -> bytes | None:
     """The first *limit* bytes of the file that a process finds at *path*; None where it cannot be read."""
     try:
         # It is only pinned first: what is no regular file is never really opened.
-        pinned = open_inside(pid, path)
-        try:
+        with closing(open_inside(pid, path)) as pinned:
             if not stat.S_ISREG(os.fstat(pinned).st_mode):
                 return None
             with open(f"/proc/self/fd/{pinned}", "rb") as file:
                 return file.read(limit)
-        finally:
-            os.close(pinned)
     except OSError:
         return None
 

@@ -59,10 +59,8 @@ def prepare(
     """
     for key in given:
         if key not in _ACCEPTED:
-            raise Invalid(
-                f'option "{printable(key)}" has no meaning for prepare',
-                hint=f"prepare takes {', '.join(_ACCEPTED)}",
-            )
+            wrong = f'option "{printable(key)}" has no meaning for prepare'
+            raise Invalid(wrong, hint=f"prepare takes {', '.join(_ACCEPTED)}")
     options = Options.parse(given)
     if options.label is not None:
         labels.check(options.label)
@@ -70,19 +68,16 @@ def prepare(
             log.warning("%s", refusal)
     path = parse_path(path)
     if touched := system_directory(path, root):
-        raise NotAllowed(
-            f"{printable(path)} is, contains or lies in {touched}", hint="choose a directory for data only"
-        )
+        where = f"{printable(path)} is, contains or lies in {touched}"
+        raise NotAllowed(where, hint="choose a directory for data only")
     prepared = Prepared(path)
     parent, name = os.path.split(path)
     with contextlib.ExitStack() as stack:
         try:
             above = stack.enter_context(fds.closing(fds.walk(parent, trusted=False)))
         except FileNotFoundError as exc:
-            raise NotReady(
-                f"{printable(str(exc.filename))} does not exist",
-                hint="prepare makes the last component only",
-            ) from None
+            missing = f"{printable(str(exc.filename))} does not exist"
+            raise NotReady(missing, hint="prepare makes the last component only") from None
         prepared.made = not fds.exists(above, name)
         want = Want.of(options, labels, adopted=not prepared.made)
         if prepared.made:
@@ -97,8 +92,7 @@ def prepare(
         plan = Plan.of(data, want, labels)
         prepared.changes = list(plan.changes)
         if not prepared.made and (plan.contents_follow or want.recurse is Recurse.ALWAYS):
-            label = None if want.label is None else labels.canonical(want.label)
-            order = walk.Order(want.uid, want.gid, label, want.type_only, guarded=True, dry_run=dry_run)
+            order = want.order(labels, guarded=True, dry_run=dry_run)
             prepared.tree = process.follow(process.begin(data, order), report)
         if not dry_run:
             prepared.changes = plan.apply()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ..host import linux
 from ..host.labels import UNSUPPORTED, Labels, read_label, write_label
 from ..options import Mode, Options, Recurse
+from .walk import Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,11 @@ class Want:
         """What a directory that hostprep creates gets: root's and 0755 where nothing else is declared."""
         mode = Mode(0o755) if self.mode is None else self.mode
         return Want(self.uid or 0, self.gid or 0, mode, self.label, self.type_only, self.recurse)
+
+    def order(self, labels: Labels, *, guarded: bool, dry_run: bool = False) -> Order:
+        """What every entry below the directory is to be."""
+        label = None if self.label is None else labels.canonical(self.label)
+        return Order(self.uid, self.gid, label, self.type_only, guarded=guarded, dry_run=dry_run)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
 
 from ..errors import Busy, Conflict, HostprepError, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
 from ..host import fds
@@ -18,147 +17,133 @@ from . import pins
 from .declaration import Declaration, Resolver
 from .readiness import Readiness
 from .record import Record, rfc3339
-from .store import LockedName
+from .store import LockedName, Store
 from .volume import DATA, Identity, open_parent
 
 log = logging.getLogger("hostprep")
 
-_SOON: Final = 10.0  # seconds
 
-
-class Creator:
-    """Makes volumes. One object serves every thread."""
-
-    def __init__(self, readiness: Readiness, resolver: Resolver) -> None:
-        self._readiness = readiness
-        self._resolver = resolver
-        self._store = readiness.store
-        self._labels = readiness.labels
-
-    def create(self, name: Name, given: Mapping[str, str], deadline: float) -> None:
-        """See `Driver.create`."""
-        declared = Declaration(given)
-        options = declared.options
-        if options.path is not None and self._store.settings.managed:
-            raise NotAllowed(
-                f"option {path_key(given)}: the managed plugin reaches no directory of the host but its own",
-                hint="leave it out; or install hostprep on the host: make install",
-            )
-        if options.label is not None:
-            self._labels.check(options.label)
-        # An equal Create waits until the first knows whether the volume stays: it may have to be withdrawn.
-        with self._store.lock(f"create/{name}", deadline):
-            # The engine may take its time, so it is asked before the volume's own lock is taken, for which others wait.
-            # A volume that is there keeps what its image said when it was made.
-            if options.image is not None and self._store.find(name) is None:
-                declared = self._resolver.resolve(declared, deadline)
-            with self._store.name_lock(name, deadline) as locked:
-                if (existing := self._store.find(name)) is not None:
-                    self._confirm(existing, given)
-                    return
-                if options.image is not None and not declared.resolved:
-                    raise Busy(f"volume {name} was removed a moment ago", hint="start again")
-                if options.label and options.label.type and (refusal := self._labels.refusal(str(options.label))):
-                    log.warning("create of %s: %s", name, refusal)
-                before: Record | None = None
-                made: Identity | None
-                try:
-                    before, made = self._reuse(locked, declared, deadline)
-                except NoSuchVolume:
-                    made = self._make(locked, declared, deadline)
-            if made is None:
+def create(readiness: Readiness, resolver: Resolver, name: Name, given: Mapping[str, str], deadline: float) -> None:
+    """See `Driver.create`."""
+    store, labels, declared = readiness.store, readiness.labels, Declaration(given)
+    options = declared.options
+    if options.path is not None and store.settings.managed:
+        why = f"option {path_key(given)}: the managed plugin reaches no directory of the host but its own"
+        raise NotAllowed(why, hint="leave it out; or install hostprep on the host: make install")
+    if options.label is not None:
+        labels.check(options.label)
+    # An equal Create waits until the first knows whether the volume stays: it may have to be withdrawn.
+    with store.lock(f"create/{name}", deadline):
+        # The engine may take its time, so it is asked before the volume's own lock is taken, for which others wait.
+        # A volume that is there keeps what its image said when it was made.
+        if options.image is not None and store.find(name) is None:
+            declared = resolver.resolve(declared, deadline)
+        with store.name_lock(name, deadline) as locked:
+            if (existing := store.find(name)) is not None:
+                _confirm(store, existing, given)
                 return
+            if options.image is not None and not declared.resolved:
+                raise Busy(f"volume {name} was removed a moment ago", hint="start again")
+            if options.label and options.label.type and (refusal := labels.refusal(str(options.label))):
+                log.warning("create of %s: %s", name, refusal)
+            before: Record | None = None
+            made: Identity | None
             try:
-                self._readiness.ensure(name, deadline)
-            except (Busy, NoSuchVolume) as exc:  # it is there; or somebody else has removed it since
-                log.info("create of %s: %s", name, exc)
-            except (HostprepError, OSError):
-                self._withdraw(name, made, before)
-                raise
-
-    def _confirm(self, existing: Record, given: Mapping[str, str]) -> None:
-        """Check that *given* asks for nothing but what the volume has. No options ask for nothing."""
-        # A Create that reused retained data put its options over those, and so does its repetition.
-        asked = existing.declared.over(given) if existing.reused_at else given
-        if given and (differing := existing.declared.differences(asked)):
-            raise Conflict(
-                f"volume {existing.name} exists with other options: {'; '.join(differing)}",
-                hint="hostprep apply changes options in place; docker volume rm makes room for a new one",
-            )
-        self._store.sync(existing.name)
-
-    def _reuse(self, locked: LockedName, declared: Declaration, deadline: float) -> tuple[Record, Identity]:
-        """Make retained data a volume again, with *declared* over its own options. Returns its record as retained.
-
-        Raises:
-            NoSuchVolume: none is retained.
-        """
-        with locked.retained() as volume, contextlib.ExitStack() as claim:
-            before = volume.record
-            record = before.changed(declared)
-            if record.options.path is not None:
-                claim.enter_context(self._store.claim(record.options.path, locked.name, deadline))
-            volume.reuse(replace(record, reused_at=rfc3339()))
-            log.info("took up retained volume %s", locked.name)
-            return before, volume.identity
-
-    def _make(self, locked: LockedName, declared: Declaration, deadline: float) -> Identity | None:
-        """Make a volume that is not there. Returns its identity if its directory was adopted, and is not right yet."""
-        path, made_path, replaceable, parent, last = declared.options.path, False, "", -1, ""
-        with contextlib.ExitStack() as stack:
-            if path is not None:
-                stack.enter_context(self._store.claim(path, locked.name, deadline))
-                parent, last, replaceable = self._open_parent(path, path_key(declared.given), stack)
-                made_path = not fds.exists(parent, last)
-                if not made_path and (kind := fds.kind(parent, last)) != "a directory":
-                    where = f"option {path_key(declared.given)}: {printable(path)}"
-                    raise NotAllowed(f"{where} is {kind}", hint="give a directory or a new name")
-                if replaceable:
-                    pins.check(parent)
-            record = Record(locked.name, declared, rfc3339(), made_path, pinned=bool(replaceable))
-            new = stack.enter_context(locked.new(record, deadline))
-            if path is not None:  # the record first: after an interruption it says what was intended
-                new.write_record()
-            if record.adopted:
-                # It is made right once the volume is there: then the next Mount completes what was interrupted.
-                with new.open_data():
-                    new.publish()
-                return new.identity
-            with fds.closing(fds.make_dir(new.fd, DATA) if path is None else fds.make_dir(parent, last)) as data:
-                Plan.of(data, new.want(self._labels).first(), self._labels).apply()
-                if path is None:  # the record last: on ext4 and XFS its sync brings all of it along, in one commit
-                    new.write_record()
-                os.fsync(data)  # on btrfs only this brings it along
-                if made_path:
-                    os.fsync(parent)
-            new.publish()
-            return None
-
-    def _open_parent(self, path: str, key: str, stack: contextlib.ExitStack) -> tuple[int, str, str]:
-        """`open_parent` until *stack* ends, with the option *key* in its errors."""
+                before, made = _reuse(store, locked, declared, deadline)
+            except NoSuchVolume:
+                made = _make(readiness, locked, declared, deadline)
+        if made is None:
+            return
         try:
-            return stack.enter_context(open_parent(self._store.settings, path))
-        except NotAllowed as exc:
-            raise NotAllowed(f"option {key}: {exc.message}", hint=exc.hint) from None
-        except FileNotFoundError as exc:
-            raise NotReady(
-                f"option {key}: {printable(str(exc.filename))} does not exist",
-                hint="hostprep makes the last component only; make the directory above it",
-            ) from None
+            readiness.ensure(name, deadline)
+        except (Busy, NoSuchVolume) as exc:  # it is there; or somebody else has removed it since
+            log.info("create of %s: %s", name, exc)
+        except (HostprepError, OSError):
+            _withdraw(store, name, made, before)
+            raise
 
-    def _withdraw(self, name: Name, made: Identity, before: Record | None) -> None:
-        """Undo a Create whose directory could not be made right: back to the retained data *before*, or to nothing.
 
-        Only the volume *made* is undone: another may have its name by now.
-        """
-        with (
-            contextlib.suppress(NoSuchVolume, Unreadable),
-            self._store.locked(name, time.monotonic() + _SOON) as volume,
-        ):
-            if volume.identity == made:
-                volume.release()  # a Mount may have been faster
-                if before is None:
-                    volume.withdraw()
-                else:
-                    volume.write(before)
-                    volume.retain()
+def _confirm(store: Store, existing: Record, given: Mapping[str, str]) -> None:
+    """Check that *given* asks for nothing but what the volume has. No options ask for nothing."""
+    # A Create that reused retained data put its options over those, and so does its repetition.
+    asked = existing.declared.over(given) if existing.reused_at else given
+    if given and (differing := existing.declared.differences(asked)):
+        why = f"volume {existing.name} exists with other options: {'; '.join(differing)}"
+        raise Conflict(why, hint="hostprep apply changes options in place; docker volume rm makes room for a new one")
+    store.sync(existing.name)
+
+
+def _reuse(store: Store, locked: LockedName, declared: Declaration, deadline: float) -> tuple[Record, Identity]:
+    """Make retained data a volume again, with *declared* over its own options. Returns its record as retained.
+
+    Raises:
+        NoSuchVolume: none is retained.
+    """
+    with locked.retained() as volume, contextlib.ExitStack() as claim:
+        before = volume.record
+        record = before.changed(declared)
+        if record.options.path is not None:
+            claim.enter_context(store.claim(record.options.path, locked.name, deadline))
+        volume.reuse(replace(record, reused_at=rfc3339()))
+        log.info("took up retained volume %s", locked.name)
+        return before, volume.identity
+
+
+def _make(readiness: Readiness, locked: LockedName, declared: Declaration, deadline: float) -> Identity | None:
+    """Make a volume that is not there. Returns its identity if its directory was adopted, and is not right yet."""
+    store, labels = readiness.store, readiness.labels
+    path, made_path, replaceable, parent, last = declared.options.path, False, "", -1, ""
+    with contextlib.ExitStack() as stack:
+        if path is not None:
+            stack.enter_context(store.claim(path, locked.name, deadline))
+            parent, last, replaceable = _open_parent(store, path, path_key(declared.given), stack)
+            made_path = not fds.exists(parent, last)
+            if not made_path and (kind := fds.kind(parent, last)) != "a directory":
+                where = f"option {path_key(declared.given)}: {printable(path)}"
+                raise NotAllowed(f"{where} is {kind}", hint="give a directory or a new name")
+            if replaceable:
+                pins.check(parent)
+        record = Record(locked.name, declared, rfc3339(), made_path, pinned=bool(replaceable))
+        new = stack.enter_context(locked.new(record, deadline))
+        if path is not None:  # the record first: after an interruption it says what was intended
+            new.write_record()
+        if record.adopted:
+            # It is made right once the volume is there: then the next Mount completes what was interrupted.
+            with new.open_data():
+                new.publish()
+            return new.identity
+        with fds.closing(fds.make_dir(new.fd, DATA) if path is None else fds.make_dir(parent, last)) as data:
+            Plan.of(data, new.want(labels).first(), labels).apply()
+            if path is None:  # the record last: on ext4 and XFS its sync brings all of it along, in one commit
+                new.write_record()
+            os.fsync(data)  # on btrfs only this brings it along
+            if made_path:
+                os.fsync(parent)
+        new.publish()
+        return None
+
+
+def _open_parent(store: Store, path: str, key: str, stack: contextlib.ExitStack) -> tuple[int, str, str]:
+    """`open_parent` until *stack* ends, with the option *key* in its errors."""
+    try:
+        return stack.enter_context(open_parent(store.settings, path))
+    except NotAllowed as exc:
+        raise NotAllowed(f"option {key}: {exc.message}", hint=exc.hint) from None
+    except FileNotFoundError as exc:
+        why = f"option {key}: {printable(str(exc.filename))} does not exist"
+        raise NotReady(why, hint="hostprep makes the last component only; make the directory above it") from None
+
+
+def _withdraw(store: Store, name: Name, made: Identity, before: Record | None) -> None:
+    """Undo a Create whose directory could not be made right: back to the retained data *before*, or to nothing.
+
+    Only the volume *made* is undone: another may have its name by now.
+    """
+    with contextlib.suppress(NoSuchVolume, Unreadable), store.locked(name, time.monotonic() + 10) as volume:
+        if volume.identity == made:
+            volume.release()  # a Mount may have been faster
+            if before is None:
+                volume.withdraw()
+            else:
+                volume.write(before)
+                volume.retain()

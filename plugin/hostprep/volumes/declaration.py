@@ -106,16 +106,13 @@ class Resolver:
         options = declared.options
         if options.image is None:
             return declared
-        if self.images is None and self._managed:
-            raise NotAllowed(
-                "option image: the managed plugin cannot reach an engine to ask",
-                hint="give the uid and gid that hostprep probe shows; or install hostprep on the host: make install",
-            )
         if self.images is None:
-            raise NotAllowed(
-                "option image: HOSTPREP_DOCKER_HOST names no engine to ask",
-                hint="the administrator sets it; or give the uid and gid that hostprep probe shows",
-            )
+            give = "give the uid and gid that hostprep probe shows"
+            if self._managed:
+                why = "option image: the managed plugin cannot reach an engine to ask"
+                raise NotAllowed(why, hint=f"{give}; or install hostprep on the host: make install")
+            why = "option image: HOSTPREP_DOCKER_HOST names no engine to ask"
+            raise NotAllowed(why, hint=f"the administrator sets it; or {give}")
         if not self._asking.acquire(blocking=False):
             raise Busy("too many images are being looked into", hint="start again later")
         try:

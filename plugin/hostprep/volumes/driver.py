@@ -5,6 +5,7 @@ A caller gives a *deadline* on the clock of time.monotonic(): the moment at whic
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -12,18 +13,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import Busy, HostprepError, Invalid, NoSuchVolume, NotAllowed, Unreadable, in_words, printable
-from ..host import mountinfo
+from ..host import fds, mountinfo
 from ..host.labels import Labels
 from ..host.paths import is_below, overlap
-from ..options import Name, check_name
+from ..options import KNOWN, Name, check_name
 from ..settings import Settings
-from . import change, status, trash
-from .create import Creator
-from .declaration import Images, Resolver
+from . import create, status, trash
+from .declaration import Declaration, Images, Resolver
 from .listing import Lister, Listing
 from .readiness import Readiness
 from .record import Record
-from .store import Store
+from .store import Store, no_retained
+from .volume import RECORD, RETAINED
 
 log = logging.getLogger("hostprep")
 
@@ -40,10 +41,10 @@ class Driver:
         self.passes = self.readiness.passes
         self.removed = threading.Event()
         """Set when something went to the trash that is to be purged at once."""
-        self._creator = Creator(self.readiness, self.resolver)
         self._lister = Lister(store)
         # When each name was removed. The trash does not tell that of what is purged already, nor this after a restart.
         self._removed: dict[str, float] = {}
+        self._guard = threading.Lock()  # of _removed: two Removes would overwrite each other's note
 
     @classmethod
     def open(cls, settings: Settings, *, create: bool, images: Images | None = None) -> Driver:
@@ -66,7 +67,7 @@ class Driver:
             NotAllowed: its path is not allowed, or unsafe; or nobody can be asked about images here.
             NoEngine, NoImage: the image is not there, or does not say its ids; or no engine answers.
         """
-        self._creator.create(check_name(name), given, deadline)
+        create.create(self.readiness, self.resolver, check_name(name), given, deadline)
 
     def apply(self, name: str, given: Mapping[str, str], unset: tuple[str, ...], deadline: float) -> Record:
         """Change options in place, which engines cannot. The next Mount makes the volume so.
@@ -77,7 +78,21 @@ class Driver:
             NoSuchVolume: there is none.
             NotAllowed, NoEngine, NoImage: as for Create. An image is looked into again whenever it is given.
         """
-        return change.apply(self.readiness, self.resolver, check_name(name), given, unset, deadline)
+        name, asked = check_name(name), Declaration(given)
+        for key in unset:
+            if key not in KNOWN:
+                raise Invalid(f'unknown option "{printable(key)}"', hint=f"known are {', '.join(KNOWN)}")
+        if asked.options.image is not None:
+            with self.store.open(name):  # no engine is asked for a volume that is not there
+                pass
+        asked = self.resolver.resolve(asked, deadline)
+        with self.store.locked(name, deadline) as volume:
+            changed = volume.record.changed(asked, unset)
+            if changed.options.label is not None:
+                self.labels.check(changed.options.label)
+            self.passes.cancel(name)
+            volume.write(changed)
+        return changed
 
     def remove(self, name: str, deadline: float) -> None:
         """Take the volume away: to the trash, or only its record where the data is to stay.
@@ -95,26 +110,31 @@ class Driver:
                     volume.retain()
                     log.info("retained the data of %s", name)
                 else:
-                    log.info("moved %s to the trash as %s", name, trash.discard(volume))
+                    log.info("moved %s to the trash as %s", name, trash.discard(self.store, name, volume.fd))
+                now = time.monotonic()
+                with self._guard:
+                    lately = {n: at for n, at in self._removed.items() if now - at < trash.RECENT}
+                    self._removed = lately | {name: now}
         except NoSuchVolume:
-            lately = time.monotonic() - self._removed.get(name, -trash.RECENT) < trash.RECENT
-            if not lately and not trash.removed_lately(self.store, name):
+            known = time.monotonic() - self._removed.get(name, -trash.RECENT) < trash.RECENT
+            if not known and not trash.removed_lately(self.store, name):
                 raise
             self.store.sync(name)
             return
-        now = time.monotonic()
-        self._removed = {n: at for n, at in self._removed.items() if now - at < trash.RECENT} | {name: now}
         if self.settings.trash_keep == 0:
             self.removed.set()
 
     def discard_retained(self, name: str, deadline: float) -> None:
-        """Move retained data to the trash.
+        """Move retained data to the trash, even where its record is damaged.
 
         Raises:
             NoSuchVolume: none of that name is retained.
         """
-        with self.store.name_lock(check_name(name), deadline) as locked, locked.retained() as volume:
-            trash.discard(volume)
+        name = check_name(name)
+        with self.store.lock(name, deadline), self.store.directory(name) as directory:
+            if fds.exists(directory, RECORD) or not fds.exists(directory, RETAINED):
+                raise no_retained(name)
+            trash.discard(self.store, name, directory)
 
     def restore(self, name: str, *, entry: str | None, new_name: str | None, deadline: float) -> Record:
         """Bring a removed volume back; see trash.restore."""
@@ -189,11 +209,24 @@ class Driver:
 
     def removed_volumes(self) -> list[dict[str, Any]]:
         """What restore can bring back, the newest first."""
-        return status.removed(self.store)
+        return [
+            {
+                "id": entry.id,
+                "name": entry.record.name if entry.record else None,
+                "removed_at": entry.removed_at,
+                "options": dict(entry.record.given) if entry.record else None,
+            }
+            for entry in trash.entries(self.store)
+        ]
 
     def retained_volumes(self) -> list[dict[str, Any]]:
         """What a Create of the same name makes a volume again."""
-        return status.retained(self.store)
+        found = []
+        for name in self.store.names():
+            with contextlib.suppress(NoSuchVolume, Unreadable), self.store.retained(name) as volume:
+                created, options = volume.record.created_at, dict(volume.record.given)
+                found.append({"name": name, "mountpoint": volume.place, "created_at": created, "options": options})
+        return found
 
     def path(self, name: str) -> str:
         """Where the volume *name* is, whether or not it is ready."""

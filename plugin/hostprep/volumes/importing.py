@@ -84,10 +84,8 @@ def read_local_persist(file: str) -> dict[str, str]:
         if not isinstance(state, dict) or not all(isinstance(path, str) for path in state.values()):
             raise ValueError("its state is no object of strings")
     except (ValueError, RecursionError) as exc:
-        raise Invalid(
-            f"{printable(file)} is not local-persist's: {printable(str(exc))}",
-            hint="it writes /var/lib/docker/plugin-data/local-persist.json",
-        ) from None
+        why = f"{printable(file)} is not local-persist's: {printable(str(exc))}"
+        raise Invalid(why, hint="it writes /var/lib/docker/plugin-data/local-persist.json") from None
     return {name: _one_spelling(path) for name, path in state.items()}
 
 
@@ -193,11 +191,8 @@ def from_directory(
             stack.enter_context(store.claim(directory, name, deadline))
         parent, last, data = _open(directory, stack)
         _check_movable(store, directory, parent, data)
-        move = Move(
-            directory,
-            place,
-            Plan.of(data, Want.of(declared.options, driver.labels, adopted=False), driver.labels).changes,
-        )
+        want = Want.of(declared.options, driver.labels, adopted=False)
+        move = Move(directory, place, Plan.of(data, want, driver.labels).changes)
         if locked is None:
             return move
         if not begun:
@@ -240,10 +235,8 @@ def _check_place(directory: str, root: str) -> None:
     else:
         touched = system_directory(directory, root)
     if touched:
-        raise NotAllowed(
-            f"{printable(directory)} is, contains or lies in {touched}",
-            hint="of an engine's directories only volumes/NAME/_data can be taken over",
-        )
+        why = f"{printable(directory)} is, contains or lies in {touched}"
+        raise NotAllowed(why, hint="of an engine's directories only volumes/NAME/_data can be taken over")
 
 
 def _begun(store: Store, name: Name, given: Mapping[str, str]) -> bool:
@@ -257,10 +250,8 @@ def _begun(store: Store, name: Name, given: Mapping[str, str]) -> bool:
     with contextlib.suppress(NoSuchVolume), store.open(name) as volume:
         if volume.record.imported and not fds.exists(volume.fd, DATA):
             if differing := volume.record.declared.differences(given):
-                raise Conflict(
-                    f"an import of {name} was interrupted, with other options: {'; '.join(differing)}",
-                    hint=f"give the same options, or hostprep rm {name} first",
-                )
+                why = f"an import of {name} was interrupted, with other options: {'; '.join(differing)}"
+                raise Conflict(why, hint=f"give the same options, or hostprep rm {name} first")
             return True
     raise Conflict(f"a volume {name} exists, or is retained", hint="import under another name")
 
@@ -277,18 +268,15 @@ def _open(directory: str, stack: contextlib.ExitStack) -> tuple[int, str, int]:
     except OSError as exc:
         if exc.errno != errno.EXDEV:
             raise
-        raise NotAllowed(
-            f"{printable(directory)} is a mount point", hint="its data is on another file system: keep it with path"
-        ) from None
+        why = f"{printable(directory)} is a mount point"
+        raise NotAllowed(why, hint="its data is on another file system: keep it with path") from None
 
 
 def _check_movable(store: Store, directory: str, parent: int, data: int) -> None:
     # Docker writes it where a volume has options (seen in tests/engine), wherever its data-root is.
     if os.path.basename(directory) == DATA and fds.exists(parent, "opts.json"):
-        raise NotAllowed(
-            f"the volume of {printable(directory)} was made with options of Docker's local driver",
-            hint="its mounts and limits would be lost: see docker volume inspect",
-        )
+        why = f"the volume of {printable(directory)} was made with options of Docker's local driver"
+        raise NotAllowed(why, hint="its mounts and limits would be lost: see docker volume inspect")
     with store.part("volumes") as volumes:
         # rename(2) refuses to go from one mount to another, even of the same file system.
         if os.fstat(data).st_dev != os.fstat(volumes).st_dev or fds.mount_id(parent) != fds.mount_id(volumes):

@@ -114,9 +114,8 @@ class Passes:
             begun.failure = in_words(exc)
             begun.over.set()
             if isinstance(exc, RuntimeError):
-                raise Busy(
-                    f"preparing {name} cannot begin: {exc}", hint="hostprep's limit of processes is reached"
-                ) from None
+                why = f"preparing {name} cannot begin: {exc}"
+                raise Busy(why, hint="hostprep's limit of processes is reached") from None
             raise
         return begun
 
@@ -133,8 +132,8 @@ class Passes:
         """End every pass now, and begin no other: the server is stopping. Whoever waits is woken."""
         with self._guard:
             self._stopped = True
-            found = list(self._running.values())
-        for each in found:
+            running = list(self._running.values())
+        for each in running:
             each.cancel()
 
     def _run(self, begun: Pass, volume: Volume, data: int, order: Order, finish: Finish) -> None:
@@ -158,7 +157,10 @@ class Passes:
                 fds.closing(open_lock_file(locks)) as held,
             ):
                 if not try_lock(held, f"pass/{begun.name}"):
-                    self._follow(begun, volume, held)
+                    # Another process has the pass: wait for it to end, showing what it writes of its progress.
+                    while not (try_lock(held, f"pass/{begun.name}") or self._stopped or begun.cancelled.is_set()):
+                        begun.progress = volume.pending() or begun.progress
+                        time.sleep(0.1)
                 # The process keeps the lock's descriptor, too: should it outlive the server, no second one is begun.
                 elif (outcome := begun.work(data, order, held, report)) is not None:
                     begun.root_stays = bool(finish(outcome))
@@ -171,12 +173,6 @@ class Passes:
             with self._guard:
                 del self._running[begun.name]
             begun.over.set()
-
-    def _follow(self, begun: Pass, volume: Volume, held: int) -> None:
-        """Another process has the pass: wait for it to end, showing what it writes of its progress."""
-        while not (try_lock(held, f"pass/{begun.name}") or self._stopped or begun.cancelled.is_set()):
-            begun.progress = volume.pending() or begun.progress
-            time.sleep(0.1)
 
     def _is_current(self, volume: Volume) -> bool:
         """Whether the name still leads to *volume*: another process may have removed it."""

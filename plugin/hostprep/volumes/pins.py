@@ -53,10 +53,10 @@ def pin(mounts: int, name: str, data: int, *, place: str, engine: int) -> None:
     wanted = os.fstat(data)
     made = not _leads_to(mounts, name, wanted)
     if made:
-        with _refused_in_words(), fds.closing(_clone(data)) as tree:
+        with _refused_in_words(), _clone(data) as tree:
             if _detach(mounts, name):
                 log.info("%s led to a directory that is no longer the volume's", place)
-            with fds.closing(_mountpoint(mounts, name, place)) as mountpoint:
+            with _mountpoint(mounts, name, place) as mountpoint:
                 linux.move_mount(tree, mountpoint)
     if not _is_seen(mounts, place, wanted, engine):
         if made:
@@ -74,8 +74,8 @@ def check(data: int) -> None:
     Raises:
         NotAllowed: see `pin`.
     """
-    with _refused_in_words():
-        os.close(_clone(data))
+    with _refused_in_words(), _clone(data):
+        pass
 
 
 def release(mounts: int, name: str) -> None:
@@ -85,7 +85,7 @@ def release(mounts: int, name: str) -> None:
     """
     try:
         _detach(mounts, name)
-        with fds.closing(_open_bare(mounts, name)) as mountpoint:
+        with _bare(mounts, name) as mountpoint:
             _set_immutable(mountpoint, immutable=False)
         # A mount of it that only other namespaces have is detached there by the kernel (rmdir(2) since Linux 3.18).
         os.rmdir(name, dir_fd=mounts)
@@ -108,30 +108,29 @@ def _leads_to(mounts: int, name: str, wanted: os.stat_result) -> bool:
     return os.path.samestat(found, wanted)
 
 
-def _clone(data: int) -> int:
-    """A detached bind mount of *data*, with what is mounted in it, as `docker run -v` makes one.
+@contextlib.contextmanager
+def _clone(data: int) -> Iterator[int]:
+    """Lend a detached bind mount of *data*, with what is mounted in it, as `docker run -v` makes one.
 
     It is a slave of the original (mount_namespaces(7)): a disk that is mounted or unmounted there later, is here too.
     Nothing propagates the other way, or taking this mount away would unmount the disk there.
     """
-    with contextlib.ExitStack() as undo:
-        tree = linux.open_tree(data, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE)
-        undo.callback(os.close, tree)
+    flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
+    with fds.closing(linux.open_tree(data, flags)) as tree:
         linux.mount_setattr(tree, linux.AT_RECURSIVE, propagation=linux.MS_SLAVE)
-        undo.pop_all()
-    return tree
+        yield tree
 
 
-def _mountpoint(mounts: int, name: str, place: str) -> int:
-    """Make the directory that is mounted over, and open it; one that an interrupted step left will do.
+@contextlib.contextmanager
+def _mountpoint(mounts: int, name: str, place: str) -> Iterator[int]:
+    """Make the directory that is mounted over, and lend it; one that an interrupted step left will do.
 
     Nobody may take it for the volume while nothing is mounted there: nobody but root may enter it and, where the file
     system has immutable directories, not even root can write into it.
     """
     with contextlib.suppress(FileExistsError):
         os.mkdir(fds.component(name), 0, dir_fd=mounts)
-    fd = _open_bare(mounts, name)
-    try:
+    with _bare(mounts, name) as fd:
         if os.listdir(fd):
             raise NotReady(
                 f"something was written into {place} while the volume was not mounted there",
@@ -140,23 +139,20 @@ def _mountpoint(mounts: int, name: str, place: str) -> int:
         if stat.S_IMODE(os.fstat(fd).st_mode):
             os.fchmod(fd, 0)
         _set_immutable(fd, immutable=True)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        yield fd
 
 
-def _open_bare(mounts: int, name: str) -> int:
-    """Open the directory *name* itself. Were something mounted on it, that would be opened, and changed, instead.
+@contextlib.contextmanager
+def _bare(mounts: int, name: str) -> Iterator[int]:
+    """Lend the directory *name* itself. Were something mounted on it, that would be opened, and changed, instead.
 
     Raises:
         OSError: EBUSY where something is mounted there, again or still; ENOENT.
     """
-    fd = fds.open_dir(mounts, name)
-    if fds.mount_id(fd) != fds.mount_id(mounts):
-        os.close(fd)
-        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), f"mounts/{name}")
-    return fd
+    with fds.closing(fds.open_dir(mounts, name)) as fd:
+        if fds.mount_id(fd) != fds.mount_id(mounts):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), f"mounts/{name}")
+        yield fd
 
 
 def _set_immutable(fd: int, *, immutable: bool) -> None:

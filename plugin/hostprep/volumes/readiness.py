@@ -18,7 +18,7 @@ from ..errors import Busy, NotReady
 from ..host.labels import Labels
 from ..options import Name, Recurse
 from ..tree.plan import Plan, Want
-from ..tree.walk import Order, Outcome
+from ..tree.walk import Outcome
 from .passes import Pass, Passes
 from .store import Store
 from .volume import Identity, LockedVolume, Volume
@@ -97,8 +97,7 @@ class Readiness:
         if marked or plan.contents_follow or (want.recurse is Recurse.ALWAYS and not seen_through):
             if not marked:
                 volume.write_mark()
-            label = None if want.label is None else self.labels.canonical(want.label)
-            order = Order(want.uid, want.gid, label, want.type_only, guarded=volume.record.guarded)
+            order = want.order(self.labels, guarded=volume.record.guarded)
             record, identity, tree = volume.record, volume.identity, os.fstat(data)
 
             def finish(outcome: Outcome) -> bool:
@@ -154,13 +153,8 @@ class Readiness:
             volume.write(replace(volume.record, entries_left_alone=outcome.sentences()))
         volume.remove_mark()
         os.fsync(volume.fd)
-        log.info(
-            "pass over %s: %d entries, %d changed, %d left alone",
-            volume.name,
-            outcome.done,
-            outcome.changed,
-            outcome.left,
-        )
+        counts = outcome.done, outcome.changed, outcome.left
+        log.info("pass over %s: %d entries, %d changed, %d left alone", volume.name, *counts)
         return stays
 
     def _wait(self, running: Pass, deadline: float) -> None:
@@ -177,9 +171,7 @@ class Readiness:
                 self._waiting.release()
         if not running.over.is_set():
             again = f"in about {running.progress.left}" if running.progress.left else "later"
-            raise Busy(
-                f"preparing {running.name}: {running.progress} done",
-                hint=f"it goes on; start the container again {again}",
-            )
+            how_far = f"preparing {running.name}: {running.progress} done"
+            raise Busy(how_far, hint=f"it goes on; start the container again {again}")
         if running.failure:
             raise NotReady(f"volume {running.name} could not be prepared: {running.failure}")

@@ -72,18 +72,12 @@ class Record:
         """
         changed = replace(self, declared=self.declared.changed(asked, unset))
         if changed.options.path != self.options.path:
-            raise Conflict(
-                f"the path of volume {self.name} cannot be changed",
-                hint="remove the volume (its path directory stays) and create it with the new path",
-            )
+            why = f"the path of volume {self.name} cannot be changed"
+            raise Conflict(why, hint="remove the volume (its path directory stays) and create it with the new path")
         return changed
 
     def to_json(self) -> bytes:
-        shown: dict[str, object] = {
-            "name": self.name,
-            "options": dict(self.given),
-            "created_at": self.created_at,
-        }
+        shown: dict[str, object] = {"name": self.name, "options": dict(self.given), "created_at": self.created_at}
         optional: dict[str, object] = {
             "made": self.made_path,
             "taken_up": self.reused_at,
@@ -109,9 +103,7 @@ class Record:
                 raise ValueError("not an object")
             record = cls(
                 name=check_name(_text(found, "name")),
-                declared=Declaration(
-                    _texts(found, "options"), _texts(found, "resolved") if "resolved" in found else {}
-                ),
+                declared=Declaration(_texts(found, "options"), _texts(found, "resolved", {})),
                 created_at=sys.intern(_time(found, "created_at")),
                 made_path=_flag(found, "made"),
                 reused_at=_time(found, "taken_up") if "taken_up" in found else "",
@@ -157,8 +149,8 @@ def _text(found: dict[str, object], key: str) -> str:
     return value
 
 
-def _texts(found: dict[str, object], key: str) -> dict[str, str]:
-    value = found.pop(key, None)
+def _texts(found: dict[str, object], key: str, default: object = None) -> dict[str, str]:
+    value = found.pop(key, default)
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise ValueError(f"{key} must be an object of strings")
     return value

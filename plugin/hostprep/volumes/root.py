@@ -54,9 +54,8 @@ class Root:
                 os.makedirs(root, mode=0o700, exist_ok=True)
             fd = fds.walk(root, trusted=True)
         except FileNotFoundError:
-            hint = "hostprep create or serve makes it"
-            if settings.require_marker:
-                hint = "is its disk mounted? HOSTPREP_REQUIRE_MARKER=1"
+            marker = "is its disk mounted? HOSTPREP_REQUIRE_MARKER=1"
+            hint = marker if settings.require_marker else "hostprep create or serve makes it"
             raise BadSetting(f"{root} does not exist", hint=hint) from None
         except NotAllowed as exc:
             raise BadSetting(f"HOSTPREP_ROOT: {exc.message}", hint=exc.hint) from None
@@ -65,26 +64,21 @@ class Root:
         with fds.closing(fd):
             st = os.fstat(fd)
             if st.st_uid != 0:
-                raise BadSetting(
-                    f"{root} belongs to user {st.st_uid}", hint="it must be root's: chown 0:0 and mode 0700"
-                )
+                why = f"{root} belongs to user {st.st_uid}"
+                raise BadSetting(why, hint="it must be root's: chown 0:0 and mode 0700")
             if create and not settings.require_marker and _is_empty(fd):
                 os.fchmod(fd, 0o700)
                 _make_root(fd)
             elif stat.S_IMODE(st.st_mode) != 0o700:
-                raise BadSetting(
-                    f"{root} has mode 0{stat.S_IMODE(st.st_mode):03o}",
-                    hint=f"users of this host must not reach into volumes: chmod 0700 {root}",
-                )
+                why = f"{root} has mode 0{stat.S_IMODE(st.st_mode):03o}"
+                raise BadSetting(why, hint=f"users of this host must not reach into volumes: chmod 0700 {root}")
             try:
                 opened = cls(settings, _identity(fd))
                 opened._verify(fd)
             except FileNotFoundError:
                 why = "HOSTPREP_REQUIRE_MARKER=1" if settings.require_marker else "and is not empty"
-                raise BadSetting(
-                    f"{root} has no {MARKER}, {why}",
-                    hint="is its disk mounted? hostprep makes that file itself, in an empty directory only",
-                ) from None
+                hint = "is its disk mounted? hostprep makes that file itself, in an empty directory only"
+                raise BadSetting(f"{root} has no {MARKER}, {why}", hint=hint) from None
             except Unreadable as exc:
                 raise BadSetting(f"{root}: {exc.message}", hint=exc.hint) from None
         return opened
@@ -193,10 +187,7 @@ def _make_root(root: int) -> None:
     for part in PARTS:
         with contextlib.suppress(FileExistsError):
             os.mkdir(part, 0o700, dir_fd=root)
-    with (
-        fds.closing(fds.open_dir(root, "locks")) as locks,
-        locked(locks, "init", deadline=time.monotonic() + 10),
-    ):
+    with fds.closing(fds.open_dir(root, "locks")) as locks, locked(locks, "init", deadline=time.monotonic() + 10):
         if not fds.exists(root, MARKER):
             for left in filter(fds.is_temporary, os.listdir(root)):  # an interrupted _make_root left them
                 os.unlink(left, dir_fd=root)

@@ -1,4 +1,4 @@
-"""What users are told of volumes: Get with its Status, and what restore and Create can bring back."""
+"""Get: a volume and its Status, as users are told."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
-from ..errors import NoSuchVolume, NotAllowed, NotReady, Unreadable
+from ..errors import NotAllowed, NotReady
 from ..host.labels import Labels
 from ..options import Recurse
 from ..tree.plan import Plan, Want
-from . import trash
 from .passes import Passes
 from .record import Record
-from .store import Store
 from .volume import Volume
 
 _LOOKED_AT: Final = 100  # direct entries of an adopted directory
@@ -34,12 +32,7 @@ def answer(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
 def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
     record = volume.record
     status: dict[str, Any] = {"uid": None, "gid": None, "mode": None, "label": None}
-    status |= {
-        "options": dict(record.given),
-        "ready": False,
-        "drift": [],
-        "warnings": list(_warnings(record, labels)),
-    }
+    status |= {"options": dict(record.given), "ready": False, "drift": [], "warnings": [*_warnings(record, labels)]}
     if record.declared.resolved:
         status["resolved"] = {key: int(value) for key, value in record.declared.resolved.items()}
     pending = volume.pending()
@@ -89,26 +82,3 @@ def _foreign(data: int, want: Want) -> list[str]:
         return []
     owner = f"{'any' if want.uid is None else want.uid}:{'any' if want.gid is None else want.gid}"
     return [f"{foreign} of the first {looked} entries are not owned by {owner}; recurse=mismatch would change them"]
-
-
-def removed(store: Store) -> list[dict[str, Any]]:
-    """What restore can bring back, the newest first."""
-    return [
-        {
-            "id": entry.id,
-            "name": entry.record.name if entry.record else None,
-            "removed_at": entry.removed_at,
-            "options": dict(entry.record.given) if entry.record else None,
-        }
-        for entry in trash.entries(store)
-    ]
-
-
-def retained(store: Store) -> list[dict[str, Any]]:
-    """What a Create of the same name makes a volume again."""
-    found = []
-    for name in store.names():
-        with contextlib.suppress(NoSuchVolume, Unreadable), store.retained(name) as volume:
-            created, options = volume.record.created_at, dict(volume.record.given)
-            found.append({"name": name, "mountpoint": volume.place, "created_at": created, "options": options})
-    return found

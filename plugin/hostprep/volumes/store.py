@@ -73,7 +73,15 @@ class Store(Root):
     def retained(self, name: Name) -> Iterator[Volume]:
         """Lend the retained data of the volume *name*, to be read; raises what `open` raises."""
         with self.directory(name) as fd:
-            yield Volume(self, fd, _retained(fd, name))
+            try:
+                if fds.exists(fd, RECORD):
+                    raise FileNotFoundError
+                record = Record.from_json(fds.read_file(fd, RETAINED, limit=LIMIT), name=name)
+            except FileNotFoundError:
+                raise no_retained(name) from None
+            except Unreadable as exc:
+                raise Unreadable(f"retained volume {name}: {exc.message}", hint=exc.hint) from None
+            yield Volume(self, fd, record)
 
     @contextlib.contextmanager
     def directory(self, name: Name) -> Iterator[int]:
@@ -253,15 +261,8 @@ def names_in(directory: int) -> list[Name]:
     return sorted(name for name in os.listdir(directory) if is_name(name))
 
 
-def _retained(fd: int, name: Name) -> Record:
-    try:
-        if fds.exists(fd, RECORD):
-            raise FileNotFoundError
-        return Record.from_json(fds.read_file(fd, RETAINED, limit=LIMIT), name=name)
-    except FileNotFoundError:
-        raise NoSuchVolume(f"no retained volume {name}", hint="hostprep ls --retained shows them") from None
-    except Unreadable as exc:
-        raise Unreadable(f"retained volume {name}: {exc.message}", hint=exc.hint) from None
+def no_retained(name: Name) -> NoSuchVolume:
+    return NoSuchVolume(f"no retained volume {name}", hint="hostprep ls --retained shows them")
 
 
 def _no_such(name: Name) -> NoSuchVolume:

@@ -20,7 +20,7 @@ from ..options import Name
 from ..tree import removal
 from .record import LIMIT, Record
 from .store import Store
-from .volume import RECORD, RETAINED, LockedVolume, RetainedVolume
+from .volume import RECORD, RETAINED
 
 log = logging.getLogger("hostprep")
 
@@ -47,12 +47,12 @@ class Removed:
         return f"{i[:4]}-{i[4:6]}-{i[6:8]}T{i[9:11]}:{i[11:13]}:{i[13:15]}Z"
 
 
-def discard(volume: LockedVolume | RetainedVolume) -> str:
-    """Move a volume, or retained data, to the trash, durably, and return the entry's id."""
-    with volume.root.part("volumes") as volumes, volume.root.part("trash") as trash:
-        if isinstance(volume, LockedVolume):
-            _forget_retained(volume.fd)
-        entry = _rename(volumes, volume.name, trash)
+def discard(store: Store, name: Name, directory: int) -> str:
+    """Move the volume *name*, or retained data, to the trash, durably, and return the entry's id. Its lock is held."""
+    with store.part("volumes") as volumes, store.part("trash") as trash:
+        if fds.exists(directory, RECORD):
+            _forget_retained(directory)
+        entry = _rename(volumes, name, trash)
         os.fsync(trash)
         os.fsync(volumes)
     return entry
@@ -144,9 +144,8 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
                 os.fsync(trash)
                 _forget_retained(directory)
         except FileNotFoundError:
-            raise NoSuchVolume(
-                f"removed volume {name} was purged a moment ago", hint="hostprep ls --trash shows what is left"
-            ) from None
+            why = f"removed volume {name} was purged a moment ago"
+            raise NoSuchVolume(why, hint="hostprep ls --trash shows what is left") from None
     return record
 
 

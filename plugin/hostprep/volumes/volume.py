@@ -123,10 +123,9 @@ class Volume:
             if exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise
             where = printable(self.place)
-            raise NotReady(
-                f"the data of volume {self.name} is not there: {where} does not exist or is no directory",
-                hint="is its disk mounted? hostprep does not make it again: that would hide the loss",
-            ) from None
+            why = f"the data of volume {self.name} is not there: {where} does not exist or is no directory"
+            hint = "is its disk mounted? hostprep does not make it again: that would hide the loss"
+            raise NotReady(why, hint=hint) from None
 
 
 class LockedVolume(Volume):
@@ -227,17 +226,13 @@ def open_parent(settings: Settings, path: str) -> Iterator[tuple[int, str, str]]
         OSError: ENOENT and what else open(2) raises.
     """
     if not any(is_below(path, prefix) for prefix in settings.allow):
+        what, hint = f"path {printable(path)}", "HOSTPREP_ALLOW is empty: the administrator sets it"
         if settings.managed:
-            raise NotAllowed(
-                f"path {printable(path)} is out of the managed plugin's reach",
-                hint="install hostprep on the host: make install",
-            )
-        raise NotAllowed(
-            f"path {printable(path)} is not below a directory that HOSTPREP_ALLOW names",
-            hint=f"allowed is what lies in {':'.join(settings.allow)}"
-            if settings.allow
-            else "HOSTPREP_ALLOW is empty: the administrator sets it",
-        )
+            why = f"{what} is out of the managed plugin's reach"
+            raise NotAllowed(why, hint="install hostprep on the host: make install")
+        if settings.allow:
+            hint = f"allowed is what lies in {':'.join(settings.allow)}"
+        raise NotAllowed(f"{what} is not below a directory that HOSTPREP_ALLOW names", hint=hint)
     parent, last = os.path.split(path)
     fd, replaceable = fds.walk_and_tell(parent)
     with fds.closing(fd):
@@ -269,11 +264,9 @@ def clear(directory: int, temporary: str) -> None:
 
 def _unmake_path(temporary: int) -> None:
     """Remove the `path` directory that an interrupted Create made; rmdir(2) removes only an empty one."""
-    try:
+    with contextlib.suppress(OSError, Unreadable, NotAllowed):
         record = Record.from_json(fds.read_file(temporary, RECORD, limit=LIMIT), name=None)
         if record.made_path and record.options.path:
             parent, name = os.path.split(record.options.path)
             with fds.closing(fds.walk(parent, trusted=not record.pinned)) as above:
                 os.rmdir(name, dir_fd=above)
-    except (OSError, Unreadable, NotAllowed):
-        return

@@ -454,6 +454,14 @@ class TestRetain:
             driver.create("mongo", {}, soon())
         assert (retained / "a").read_text() == "kept"
 
+    def test_discard_of_a_damaged_record(self, driver: Driver, host: Host, retained: Path) -> None:
+        """rm --retained takes retained data away whose record is damaged: nothing else can be done with it."""
+        (host.volume("mongo") / "retained.json").write_text("{")
+        driver.discard_retained("mongo", soon())
+        assert not host.volume("mongo").exists()
+        (entry,) = host.trash()
+        assert (host.root / "trash" / entry / "_data" / "a").read_text() == "kept"
+
     def test_by_path(self, driver: Driver, host: Host) -> None:
         """A retained path volume is taken up with its path, unless another has that by now."""
         driver.create("mongo", {"path": f"{host.srv}/db", "on_remove": "retain"}, soon())
