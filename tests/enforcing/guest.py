@@ -112,7 +112,7 @@ class Hostprep:
         self.SETTINGS.parent.mkdir()
         self.set()
         self.install()
-        eventually(self._answers, "hostprep answers")
+        eventually(self.answers, "hostprep answers")
 
     def set(self, **more: str) -> None:
         """Write the settings; the next start of the service has them."""
@@ -138,7 +138,7 @@ class Hostprep:
     def log(self) -> str:
         return self._log.read_text()
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
         with contextlib.suppress(OSError):
             return self.ask("/Plugin.Activate", {}) == {"Implements": ["VolumeDriver"]}
         return False

@@ -92,12 +92,13 @@ class TestUse:
         assert docker.run("mongo:/data", WRITE) == "written"
 
     @pytest.mark.parametrize(
-        ("option", "why"), [("path=/srv/mongo", "no directory of the host"), ("image=busybox", "no engine")]
+        ("option", "why"),
+        [("path=/srv/mongo", "reaches no directory of the host"), ("image=busybox", "cannot reach an engine")],
     )
     def test_refused(self, docker: Docker, option: str, why: str) -> None:
         """path and image are refused in words that reach the user."""
         said = docker.fails("volume", "create", "-d", NAME, "-o", option, "mongo")
-        assert f"option {option.partition('=')[0]}: the managed plugin reaches {why}" in said
+        assert f"option {option.partition('=')[0]}: the managed plugin {why}" in said
         assert docker.volumes() == []
 
     def test_trash(self, docker: Docker, plugin: Plugin) -> None:
