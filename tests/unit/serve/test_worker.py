@@ -65,7 +65,7 @@ class TestConnection:
         """What had come on an idle connection is still read and answered; the client can send no more."""
         connection, client = pair
         client.sendall(b"a request")
-        connection.cut_off()
+        connection.cut_off(was_idle=True)
         with pytest.raises(BrokenPipeError):
             client.sendall(b"another")
         assert connection.recv(1000) == b"a request"
@@ -74,12 +74,21 @@ class TestConnection:
         connection.end_answer()
         assert connection.recv(1000) == b""
 
+    def test_a_request_comes_before_the_cut(self, pair: tuple[Connection, socket.socket]) -> None:
+        """A request that comes between the choice of an idle connection and its cut is answered."""
+        connection, client = pair
+        client.sendall(b"a request")
+        assert connection.recv(1000) == b"a request"
+        connection.cut_off(was_idle=True)
+        connection.sendall(b"an answer")
+        assert client.recv(1000) == b"an answer"
+
     def test_one_in_use_is_cut_off(self, pair: tuple[Connection, socket.socket]) -> None:
         """A client that is waited for in the middle of a request gets no answer."""
         connection, client = pair
         client.sendall(b"half a request")
         connection.recv(1000)
-        connection.cut_off()
+        connection.cut_off(was_idle=False)
         assert connection.recv(1000) == b""
         assert client.recv(1000) == b""
 
