@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -40,6 +39,7 @@ _GRACEFUL: Final = 30  # seconds that requests under way may take at the end
 _TICK: Final = 1.0  # seconds between two looks for clients that took too long
 _PAUSE: Final = 0.05  # seconds before what the kernel refused is tried again
 _BETWEEN: Final = 1 << 20  # bytes: the rest of a body that nobody read, and the head of the next request
+_BODY: Final = 4 << 20  # bytes of a body with the sizes of its chunks, for which gunicorn 20 has no limit
 _TOGETHER: Final = 65536  # bytes of an answer that leave with its head
 
 
@@ -53,7 +53,7 @@ class Connection(socket.socket):
     since: float
     """When it was accepted, a request began, or an answer began, whichever was last; on time.monotonic()'s clock."""
     room = _BETWEEN
-    """How many bytes are read at most before a request is understood; what its body may have, wire says."""
+    """How many bytes are read at most before a request is understood, and then of its body, if wire reads that."""
     _head = b""
 
     def __init__(self, accepted: socket.socket) -> None:
@@ -202,7 +202,7 @@ class Worker(gunicorn.workers.base_async.AsyncWorker):  # type: ignore[misc]  # 
                 each.cut_off(was_idle=was_idle)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> Any:
-        sock.room = sys.maxsize
+        sock.room = _BODY
         try:
             return super().handle_request(listener_name, req, sock, addr)
         finally:

@@ -149,6 +149,11 @@ class TestHTTP:
         answer = raw(host.socket, post("/VolumeDriver.Create", b"{}", f"Content-Length: {1 << 40}"))
         assert answer.startswith(b"HTTP/1.1 413 ")
 
+    def test_a_chunk_whose_size_has_no_end(self, server: Server) -> None:
+        """Of the size of a chunk that does not end only some megabytes are read."""
+        with clients(server, 1) as (client,), pytest.raises(ConnectionError):
+            client.sendall(post("/VolumeDriver.Get", b"", "Transfer-Encoding: chunked") + b"0" * (16 << 20))
+
     def test_a_body_in_chunks(self, host: Host, server: Server) -> None:
         """A body in chunks is read like any."""
         body = b'11\r\n{"Name": "chunks"\r\n1\r\n}\r\n0\r\n\r\n'
@@ -302,6 +307,8 @@ class TestLimits:
     def test_the_longest_idle_makes_room(self, host: Host) -> None:
         """One connection more than there may be is served, and the one that was idle for the longest time is closed."""
         server = serve_with(host, {"_CONNECTIONS": 6})
+        assert server("Get", Name="gone").status == 404  # what the first request waits for is loaded
+        eventually(lambda: connections(server) == 0, "its client is gone")
         with clients(server, 6) as kept:
             for sock in [*kept[3:], *kept[:3]]:
                 sock.sendall(get("gone"))
