@@ -122,7 +122,9 @@ def _systemctl(*arguments: str) -> str:
 
 def _engine(engine: EngineInfo | NoEngine) -> Iterator[Finding]:
     if isinstance(engine, NoEngine):
-        remedy = "systemctl start docker.service" if _systemd() else ""
+        states = _systemctl("show", "--property=LoadState,ActiveState", "--value", _ENGINES[0]).split()
+        stopped = "loaded" in states and "active" not in states  # or it runs, and something else is wrong
+        remedy = f"systemctl start {_ENGINES[0]}" if stopped else ""
         yield Finding("engine", Verdict.WARNING, engine.message, engine.hint, remedy)
         return
     yield Finding("engine", Verdict.OK, f"version {printable(engine.version)} answers")
