@@ -30,11 +30,7 @@ _ENGINES: Final = ("docker.service", "podman.service")
 
 
 def check_installation(settings: Settings, engine: EngineInfo | NoEngine) -> Iterator[Finding]:
-    """All checks, in the order in which a start would fail.
-
-    Args:
-        engine: what the engine says of itself, or why it cannot be asked.
-    """
+    """All checks, in the order in which a start would fail; *engine* is how it describes itself, or why it does not."""
     yield _selinux(settings)
     driver = None
     try:
@@ -165,18 +161,10 @@ def _kernel() -> Iterator[Finding]:
             with fds.closing(linux.open_tree(root, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)) as tree:
                 linux.mount_setattr(tree, 0, propagation=linux.MS_PRIVATE)
 
-        yield _kernel_feature(
-            "openat2",
-            "5.6",
-            "hostprep compares mount ids instead, and doctor cannot look into containers",
-            open_beneath,
-        )
-        yield _kernel_feature(
-            "open_tree and mount_setattr",
-            "5.12",
-            "a pass takes longer, and a path below a user's home is refused",
-            mount,
-        )
+        without = "hostprep compares mount ids instead, and doctor cannot look into containers"
+        yield _kernel_feature("openat2", "5.6", without, open_beneath)
+        without = "a pass takes longer, and a path below a user's home is refused"
+        yield _kernel_feature("open_tree and mount_setattr", "5.12", without, mount)
 
 
 def _kernel_feature(what: str, since: str, without: str, use: Callable[[], None]) -> Finding:
