@@ -57,7 +57,7 @@ class TestStart:
         assert not host.socket.exists()
 
     def test_nobody_delays_a_start(self, host: Host) -> None:
-        """A lock on the socket's directory, which every user who may read it can take, keeps no server from starting."""
+        """A lock on the directory of the socket, which every user who may read it can take, delays no start."""
         held = os.open(host.socket.parent, os.O_RDONLY)
         try:
             fcntl.flock(held, fcntl.LOCK_EX)
