@@ -39,7 +39,7 @@ _GRACEFUL: Final = 30  # seconds that requests under way may take at the end
 _TICK: Final = 1.0  # seconds between two looks for clients that took too long
 _PAUSE: Final = 0.05  # seconds before what the kernel refused is tried again
 _BETWEEN: Final = 1 << 20  # bytes: the rest of a body that nobody read, and the head of the next request
-_BODY: Final = 4 << 20  # bytes of a body with the sizes of its chunks, for which gunicorn 20 has no limit
+_BODY: Final = 8 << 20  # bytes of a body in chunks (of one byte: 6 MiB for 1): gunicorn 20 reads a size without end
 _TOGETHER: Final = 65536  # bytes of an answer that leave with its head
 
 
