@@ -1,27 +1,9 @@
 """The errors that hostprep raises, by what the reader can do about them.
 
-    HostprepError
-    ├── Invalid         the request, name or option is malformed: write it differently
-    ├── NotAllowed      the path is not below HOSTPREP_ALLOW, or not safe: choose another, or allow it
-    ├── NoSuchVolume    there is no volume of that name: create it, or restore it
-    ├── Conflict        it contradicts what exists: use apply, another name or another path
-    ├── Busy            a pass or another change is still running: try again
-    ├── Unreadable      hostprep's own state cannot be read or trusted: an administrator must look at it
-    ├── NotReady        the data directory is missing or cannot be used: repair it on the host
-    ├── NoEngine        no engine answers: start it, name another, or leave it out
-    ├── NoImage         the image does not say its ids: give uid and gid
-    │   └── NotPulled       the engine does not have the image: pull it
-    ├── NoContainer     the container is missing, or the engine does not describe it: name another, or leave it out
-    └── BadSetting      a setting or the installation is wrong: hostprep does not start
-
 OSError is not wrapped. The front ends (the wire, the command line) put it into words.
 """
 
 from __future__ import annotations
-
-import errno
-
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class HostprepError(Exception):
@@ -37,47 +19,50 @@ class HostprepError(Exception):
 
 
 class Invalid(HostprepError):
-    """A malformed request, volume name or option."""
+    """The request, name or option is malformed: write it differently."""
 
 
 class NotAllowed(HostprepError):
-    """A path that is not below an allowed prefix, or that somebody other than root could redirect."""
+    """The path is not below HOSTPREP_ALLOW, or others than root could redirect it: choose another, or allow it."""
 
 
 class NoSuchVolume(HostprepError):
-    """No volume, or no trash entry, of that name."""
+    """There is no volume, or no trash entry, of that name: create it, or restore it."""
 
 
 class Conflict(HostprepError):
-    """The request contradicts what exists."""
+    """The request contradicts what exists: use apply, another name or another path."""
 
 
 class Busy(HostprepError):
-    """A pass over the tree, or another change of the same volume, is still running."""
+    """A pass over the tree, or another change of the same volume, is still running: try again."""
 
 
 class Unreadable(HostprepError):
-    """State that cannot be read or trusted. Get must not answer then: any error makes the engine forget the volume."""
+    """hostprep's own state cannot be read or trusted: an administrator must look at it.
+
+    Get must not answer then: any error makes the engine forget the volume.
+    """
 
 
 class NotReady(HostprepError):
-    """The volume exists, but its directory is missing or could not be made right."""
+    """The data directory is missing or could not be made right: repair it on the host."""
 
 
 class NoEngine(HostprepError):
-    """An engine that cannot be asked, does not answer in time, or answers with an error."""
+    """No engine answers, not in time, or with an error: start it, name another, or leave it out."""
 
 
 class NoImage(HostprepError):
-    """An image that is missing, cannot be read, or does not say which user its program runs as."""
+    """The image is missing, cannot be read, or does not say which user it runs as: give uid and gid."""
 
 
 class NotPulled(NoImage):
-    """An image that the engine does not have."""
+    """The engine does not have the image: pull it."""
 
 
 class NoContainer(HostprepError):
-    """A container that is missing, or whose ids on this host cannot be told."""
+    """The container is missing, or its ids on this host cannot be told: name another, or leave it out."""
 
 
 class BadSetting(HostprepError):

@@ -165,10 +165,8 @@ def check_name(name: str) -> Name:
     """
     if is_name(name):
         return name
-    raise Invalid(
-        f"volume name {_quoted(name)} is not valid",
-        hint="1 to 255 of the characters a-z A-Z 0-9 _ . - beginning with a letter or digit",
-    )
+    hint = "1 to 255 of the characters a-z A-Z 0-9 _ . - beginning with a letter or digit"
+    raise Invalid(f"volume name {_quoted(name)} is not valid", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +215,8 @@ class Options:
         if options.at is not None and options.image is None:
             raise Invalid("option at says where in an image to look, and no image is given", hint="give image, too")
         if options.path is not None and options.on_remove is OnRemove.DELETE:
-            raise Invalid(
-                f"on_remove=delete contradicts {where}: hostprep never removes a directory that was given to it",
-                hint="leave on_remove out",
-            )
+            why = "hostprep never removes a directory that was given to it"
+            raise Invalid(f"on_remove=delete contradicts {where}: {why}", hint="leave on_remove out")
         return options
 
     @property
@@ -250,10 +246,8 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     for key in Options.__dataclass_fields__:
         if getattr(parsed_old, key) != getattr(parsed_new, key):
             was, asked = (path_key(old), path_key(new)) if key == "path" else (key, key)
-            shown = asked if asked in new else was
-            found.append(
-                f"{shown} is {printable(old.get(was, 'not set'))}, asked for {printable(new.get(asked, 'none'))}"
-            )
+            is_, wanted = printable(old.get(was, "not set")), printable(new.get(asked, "none"))
+            found.append(f"{asked if asked in new else was} is {is_}, asked for {wanted}")
     return found
 
 

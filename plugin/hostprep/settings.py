@@ -8,13 +8,12 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 from .errors import BadSetting, printable
 from .host.labels import SELinux
 from .host.paths import THEMSELVES, is_system, system_directory
 
-_T = TypeVar("_T")
 _MANAGED_PATIENCE: Final = 25  # seconds: an engine waits 30 for a managed plugin
 _DURATION = re.compile(r"([0-9]{1,15})([smhd])", re.ASCII)
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -100,14 +99,9 @@ def engine_socket(text: str) -> str:
     """
     path = text.removeprefix("unix://")
     if path == text or not path.startswith("/") or "\0" in path:
-        raise ValueError(
-            "unix:///run/docker.sock or another socket of this host: hostprep asks no engine over a network"
-        )
+        why = "hostprep asks no engine over a network"
+        raise ValueError(f"unix:///run/docker.sock or another socket of this host: {why}")
     return f"unix://{os.path.normpath('/' + path.lstrip('/'))}"
-
-
-def _prefixes(text: str) -> tuple[str, ...]:
-    return tuple(_path(prefix) for prefix in text.split(":") if prefix)
 
 
 def _word(*words: str) -> Callable[[str], str]:
@@ -119,17 +113,17 @@ def _word(*words: str) -> Callable[[str], str]:
     return read
 
 
-def _member(kind: Callable[[str], _T], words: list[str]) -> Callable[[str], _T]:
-    check = _word(*words)
+def _member(kind: type[enum.Enum]) -> Callable[[str], enum.Enum]:
+    check = _word(*(member.value for member in kind))
     return lambda text: kind(check(text))
 
 
 _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "root": _root,
     "socket": _path,
-    "allow": _prefixes,
-    "scope": _member(Scope, [scope.value for scope in Scope]),
-    "selinux": _member(SELinux, [selinux.value for selinux in SELinux]),
+    "allow": lambda text: tuple(_path(prefix) for prefix in text.split(":") if prefix),
+    "scope": _member(Scope),
+    "selinux": _member(SELinux),
     "patience": duration,
     "trash_keep": duration,
     "require_marker": lambda text: _word("0", "1")(text) == "1",
@@ -152,20 +146,17 @@ def _check_managed(settings: Settings) -> None:
         if getattr(settings, key) != getattr(defaults, key):
             raise BadSetting(f"HOSTPREP_{key.upper()} is not for the managed plugin", hint=hint)
     if settings.selinux is SELinux.FORCE:
-        raise BadSetting(
-            "HOSTPREP_SELINUX=force is not for the managed plugin, which has no CAP_SYS_ADMIN",
-            hint="use auto, or make install",
-        )
+        what = "HOSTPREP_SELINUX=force is not for the managed plugin, which has no CAP_SYS_ADMIN"
+        raise BadSetting(what, hint="use auto, or make install")
 
 
 def _checked_prefixes(settings: Settings) -> tuple[str, ...]:
     resolved = []
     for prefix in settings.allow:
         if touched := system_directory(prefix, settings.root):
-            raise BadSetting(
-                f"HOSTPREP_ALLOW: {printable(prefix)} is, contains, lies in or leads to {touched}",
-                hint="name a directory that holds nothing but container data, such as /srv",
-            )
+            hint = "name a directory that holds nothing but container data, such as /srv"
+            what = f"{printable(prefix)} is, contains, lies in or leads to {touched}"
+            raise BadSetting(f"HOSTPREP_ALLOW: {what}", hint=hint)
         try:
             real = os.path.realpath(prefix, strict=True)
         except OSError as exc:

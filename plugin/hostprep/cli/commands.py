@@ -31,13 +31,13 @@ _COMMANDS: Final = {
     "status": "volumes",
     "apply": "volumes",
     "rm": "volumes",
-    "restore": "removed",
-    "purge": "removed",
+    "restore": "volumes",
+    "purge": "volumes",
     "probe": "probe",
     "doctor": "doctor",
     "prepare": "prepare",
     "import": "importing",
-    "serve": "serve",
+    "serve": "commands",
 }
 """The module of each command, in the order in which help shows them."""
 
@@ -83,6 +83,15 @@ def group(context: click.Context, /, **flags: str | None) -> None:
     if context.invoked_subcommand != "serve":
         logging.basicConfig(stream=sys.stderr, format="hostprep: %(message)s")
         logging.getLogger("hostprep").setLevel(settings.log_level.upper())
+
+
+@group.command()
+@click.pass_obj
+def serve(settings: Settings) -> None:
+    """Serve the volume driver protocol until SIGTERM."""
+    from ..serve import server  # help needs none of its libraries
+
+    server.serve(settings)
 
 
 for _flag, (_metavar, _help) in _FLAGS.items():

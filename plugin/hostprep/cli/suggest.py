@@ -28,11 +28,7 @@ class Suggestion:
 
 
 def suggest(findings: ProbeResult, user: str | None) -> Suggestion | None:
-    """Volumes for all directories of *findings* that can be written down; None if there is none.
-
-    Args:
-        user: as whom the container runs, if not as the image's USER.
-    """
+    """Volumes for all directories of *findings* that can be written down, for *user* or the image's USER; or None."""
     directories = [each for each in findings.directories if each.path.isprintable()]
     if not directories or not (user or "").isprintable():
         return None

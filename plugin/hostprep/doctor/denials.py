@@ -93,13 +93,9 @@ def _text(key: str, value: str) -> str:
 
 def recorded() -> tuple[str, list[Denial]]:
     """Where this host records denials, and the newest ones there, each with how often it occurred."""
-    try:
-        with open(AUDIT_LOG, "rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - _MAX_LOG))
-            lines = os.fsdecode(log.read(_MAX_LOG)).splitlines()
-        return AUDIT_LOG, _counted(lines)
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), open(AUDIT_LOG, "rb") as log:
+        log.seek(max(0, os.fstat(log.fileno()).st_size - _MAX_LOG))
+        return AUDIT_LOG, _counted(os.fsdecode(log.read(_MAX_LOG)).splitlines())
     try:
         done = subprocess.run(
             [*_JOURNAL, *_SOURCES], stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=False

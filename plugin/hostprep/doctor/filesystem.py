@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..host import linux
-from ..host.mountinfo import Mount, mount_of, place_in_file_system
+from ..host.mountinfo import Mount, place_in_file_system
 from .finding import Finding, Verdict
 from .permissions import Who
 
@@ -30,10 +30,6 @@ class FileSystem:
     path: str
     mount: Mount | None
     """None where this process cannot see the mount."""
-
-    @classmethod
-    def of(cls, data: int, path: str) -> FileSystem:
-        return cls(data, path, mount_of(data))
 
     @property
     def kind(self) -> str:
@@ -153,11 +149,7 @@ def _quotas(where: FileSystem, whom: list[Who]) -> Iterator[Finding]:
 
 
 def given_at_mount(where: FileSystem, who: Who, label: str | None) -> Finding:
-    """The finding that a file system stores no owners, or no labels: *who* and *label* are set by mounting it.
-
-    Args:
-        label: None where labels are not applied.
-    """
+    """The finding that a file system stores no owners, or no labels: *who* and any *label* are set by mounting it."""
     kept = [option for option in (where.mount.options if where.mount else ()) if option.startswith(_MASKS)]
     owner = [] if where.keeps_owners else [f"uid={who.uid}", f"gid={who.gid}"]
     context = [] if label is None or where.keeps_labels else [f'context="{label}"']

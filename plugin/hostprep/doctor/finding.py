@@ -103,9 +103,7 @@ def combined_remedy(findings: Sequence[Finding]) -> Apply | None:
     for remedy in remedies:
         for key, value in remedy.options.items():
             if options.setdefault(key, value) != value:
-                raise Conflict(
-                    f"{key} would have to be both {options[key]} and {value}",
-                    hint="choose with --container or --user whom the volume is for",
-                )
+                hint = "choose with --container or --user whom the volume is for"
+                raise Conflict(f"{key} would have to be both {options[key]} and {value}", hint=hint)
     passes = [remedy for remedy in remedies if remedy.contents]
     return Apply(options, bool(passes), passes[0].recurse if passes else None)

@@ -10,6 +10,7 @@ from typing import Final
 
 from ..errors import printable
 from ..host.labels import UNSUPPORTED, read_label
+from ..host.mountinfo import mount_of
 from ..options import Mode
 from ..volumes.driver import Driver
 from ..volumes.volume import Volume
@@ -36,7 +37,7 @@ class InspectedVolume:
         self.found = os.fstat(data)
         self.mode = Mode(stat.S_IMODE(self.found.st_mode))
         self.acl = read_acl(f"/proc/self/fd/{data}/.")
-        self.file_system = FileSystem.of(data, self.place)
+        self.file_system = FileSystem(data, self.place, mount_of(data))
         try:
             self.label = read_label(data)
         except OSError as exc:

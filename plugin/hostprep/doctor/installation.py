@@ -30,11 +30,7 @@ _ENGINES: Final = ("docker.service", "podman.service")
 
 
 def check_installation(settings: Settings, engine: EngineInfo | NoEngine) -> Iterator[Finding]:
-    """All checks, in the order in which a start would fail.
-
-    Args:
-        engine: what the engine says of itself, or why it cannot be asked.
-    """
+    """All checks, in the order in which a start would fail; *engine* is how it describes itself, or why it does not."""
     yield _selinux(settings)
     driver = None
     try:
@@ -122,7 +118,9 @@ def _systemctl(*arguments: str) -> str:
 
 def _engine(engine: EngineInfo | NoEngine) -> Iterator[Finding]:
     if isinstance(engine, NoEngine):
-        remedy = "systemctl start docker.service" if _systemd() else ""
+        states = _systemctl("show", "--property=LoadState,ActiveState", "--value", _ENGINES[0]).split()
+        stopped = "loaded" in states and "active" not in states  # or it runs, and something else is wrong
+        remedy = f"systemctl start {_ENGINES[0]}" if stopped else ""
         yield Finding("engine", Verdict.WARNING, engine.message, engine.hint, remedy)
         return
     yield Finding("engine", Verdict.OK, f"version {printable(engine.version)} answers")
@@ -163,18 +161,10 @@ def _kernel() -> Iterator[Finding]:
             with fds.closing(linux.open_tree(root, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)) as tree:
                 linux.mount_setattr(tree, 0, propagation=linux.MS_PRIVATE)
 
-        yield _kernel_feature(
-            "openat2",
-            "5.6",
-            "hostprep compares mount ids instead, and doctor cannot look into containers",
-            open_beneath,
-        )
-        yield _kernel_feature(
-            "open_tree and mount_setattr",
-            "5.12",
-            "a pass takes longer, and a path below a user's home is refused",
-            mount,
-        )
+        without = "hostprep compares mount ids instead, and doctor cannot look into containers"
+        yield _kernel_feature("openat2", "5.6", without, open_beneath)
+        without = "a pass takes longer, and a path below a user's home is refused"
+        yield _kernel_feature("open_tree and mount_setattr", "5.12", without, mount)
 
 
 def _kernel_feature(what: str, since: str, without: str, use: Callable[[], None]) -> Finding:

@@ -59,9 +59,6 @@ def subjects(
     - the users of the running containers that have the volume;
     - the declared owner.
 
-    Args:
-        engine: None where none can be asked.
-
     Raises:
         NoEngine, NoContainer, NoImage: the container or its user cannot be told.
         Invalid: *name* or *user* is malformed.

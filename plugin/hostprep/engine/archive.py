@@ -38,10 +38,7 @@ _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm",
 
 @contextmanager
 def open_archive(path: str, wanted: str | None) -> Iterator[tuple[str, Config, Layers]]:
-    """Open the archive at *path*: the name of the image, its configuration and its files.
-
-    Args:
-        wanted: the name of the image, where the archive holds several.
+    """Open the archive at *path*: name, configuration and files of its only image, or of the one that is *wanted*.
 
     Raises:
         NoImage: the file is not an image archive, or a damaged one.
@@ -273,13 +270,11 @@ class Layers:
         layer = self._layers[number].again()
         start = self._layers[number].again().read(6)
         if start.startswith(_GZIP):
-            return gzip.GzipFile(fileobj=io.BufferedReader(_Raw(layer)))
+            return gzip.GzipFile(fileobj=layer)  # type: ignore[call-overload,no-any-return]  # it is only read
         for magic, kind in _UNREADABLE.items():
             if start.startswith(magic):
-                raise NoImage(
-                    f"layer {number + 1} of the image is compressed with {kind}, which hostprep cannot read",
-                    hint="load it into an engine and probe it there",
-                )
+                what = f"layer {number + 1} of the image is compressed with {kind}, which hostprep cannot read"
+                raise NoImage(what, hint="load it into an engine and probe it there")
         return layer
 
     def _node(self, path: str) -> _Node | None:
@@ -318,19 +313,3 @@ class Layers:
 
 def _components(path: str) -> list[str]:
     return [name for name in path.split("/") if name]
-
-
-class _Raw(io.RawIOBase):
-    """A Slice as gzip reads it."""
-
-    def __init__(self, slice_: Slice) -> None:
-        super().__init__()
-        self._slice = slice_
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        data = self._slice.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)

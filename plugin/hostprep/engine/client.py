@@ -61,10 +61,7 @@ class Engine:
             return connection.probe(image, paths, user)
 
     def pull(self, image: str, report: Callable[[int, int], None]) -> None:
-        """Have the engine pull *image*, however long that takes.
-
-        Args:
-            report: is told how many bytes of how many there are so far, as far as that is known.
+        """Have the engine pull *image*, however long that takes; *report* is told how many bytes of how many are there.
 
         Raises:
             NoEngine, NoImage: it cannot.

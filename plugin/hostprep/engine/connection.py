@@ -44,10 +44,7 @@ _GO_SYMLINK: Final = 1 << 27  # in Go's io/fs.FileMode, in which an engine descr
 
 @contextlib.contextmanager
 def connect(host: str, deadline: float, *, hint: str) -> Iterator[Connection]:
-    """Connect to the engine at *host*, and put into words what goes wrong until the end.
-
-    Args:
-        hint: what to do where the engine does not answer.
+    """Connect to the engine at *host*, and put into words what goes wrong; *hint* is what to do if it does not answer.
 
     Raises:
         NoEngine: it does not answer, not in time, or with an error.
@@ -135,22 +132,18 @@ class Connection:
             described = self._ask(self._client.inspect_image, image)
         except NotFound:
             shown = printable(image)
-            raise NotPulled(
-                f"the engine has no image {shown}", hint=f"docker pull {shown}, or hostprep probe --pull {shown}"
-            ) from None
+            hint = f"docker pull {shown}, or hostprep probe --pull {shown}"
+            raise NotPulled(f"the engine has no image {shown}", hint=hint) from None
         if not isinstance(described, dict):
             raise NoImage(f"the engine does not describe image {printable(image)}")
         if self.info.podman:
             # It packs a container's files as if all had one owner, whoever owns them in the image.
-            raise NoImage(
-                "Podman does not show who owns the files of an image",
-                hint="podman save -o image.tar IMAGE; hostprep probe --archive image.tar; then give uid and gid",
-            )
+            hint = "podman save -o image.tar IMAGE; hostprep probe --archive image.tar; then give uid and gid"
+            raise NoImage("Podman does not show who owns the files of an image", hint=hint)
         if self.info.userns or self.info.rootless:
-            raise NoImage(
-                "the engine maps the ids in containers to other ids on the host (userns-remap or rootless)",
-                hint="probe an archive (docker save), add the first number of /etc/subuid, and give uid and gid",
-            )
+            hint = "probe an archive (docker save), add the first number of /etc/subuid, and give uid and gid"
+            what = "the engine maps the ids in containers to other ids on the host (userns-remap or rootless)"
+            raise NoImage(what, hint=hint)
         config = Config.parse(described, image_id=str(described.get("Id")))
         with self._files(config) as files:
             return probe_image(image, config, files, paths if only else (*config.volumes, *paths), user)

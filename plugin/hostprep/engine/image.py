@@ -253,10 +253,7 @@ class ProbeResult:
 
 
 def probe_image(image: str, config: Config, tree: Tree, paths: Sequence[str], user: str | None = None) -> ProbeResult:
-    """Find out which user *image* runs as, and which owner volumes at *paths* need.
-
-    Args:
-        user: replaces the image's USER, as `docker run --user` does.
+    """Find out which user *image* runs as, if not as *user* (`docker run --user`), and which owner *paths* need.
 
     Raises:
         NoImage: it does not say.
@@ -272,10 +269,7 @@ def probe_image(image: str, config: Config, tree: Tree, paths: Sequence[str], us
 
 
 def container_user(spec: str, added: Sequence[str], files: tuple[bytes | None, bytes | None], *, said_by: str) -> User:
-    """The user that an engine runs *spec* as, in a container with the groups *added*.
-
-    Args:
-        files: passwd and group.
+    """The user that an engine runs *spec* as, in a container with the groups *added*; *files* are passwd and group.
 
     Raises:
         NoImage: as for `exec_user`.
@@ -314,9 +308,8 @@ def _directory(path: str, tree: Tree, user: User, names: Mapping[int, str]) -> D
         else:
             why.append(f"{shown} belongs to {owner}, but the user that the image runs as cannot switch to another")
         if uid != 0 and entry.mode & 0o300 != 0o300:
-            why.append(
-                f"Docker copies its mode {entry.mode} too, and then not even its owner can write: give mode=0755"
-            )
+            so = "and then not even its owner can write: give mode=0755"
+            why.append(f"Docker copies its mode {entry.mode} too, {so}")
     return Directory(path, real, links, entry, uid, gid, switches, tuple(why))
 
 
@@ -331,8 +324,6 @@ def owner_options(result: ProbeResult) -> Mapping[str, str]:
         return {"uid": str(result.user.uid), "gid": str(result.user.gid)}
     if any(each.owner_options != found[0].owner_options for each in found):
         several = ", ".join(f"{printable(each.path)} ({each.uid}:{each.gid})" for each in found)
-        raise NoImage(
-            f"image {result.image} has VOLUMEs of different owners: {several}",
-            hint="choose one with at=, such as at=" + printable(found[0].path),
-        )
+        hint = f"choose one with at=, such as at={printable(found[0].path)}"
+        raise NoImage(f"image {result.image} has VOLUMEs of different owners: {several}", hint=hint)
     return found[0].owner_options

@@ -23,9 +23,7 @@ _MAX_TAR: Final = 1 << 36  # bytes of one tar, unpacked
 _CHUNK: Final = 1 << 16
 
 _KINDS: Final = {
-    tarfile.REGTYPE: "file",
-    tarfile.AREGTYPE: "file",
-    tarfile.CONTTYPE: "file",
+    **dict.fromkeys((tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE), "file"),
     tarfile.DIRTYPE: "directory",
     tarfile.SYMTYPE: "symlink",
     tarfile.LNKTYPE: "hard link",
@@ -125,7 +123,7 @@ class Reader:
             self._left -= skipped
 
     def _extended(self, kind: bytes) -> dict[str, str]:
-        if kind in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+        if kind in _NAMES:
             text = os.fsdecode(self.contents(_MAX_PATH).split(b"\0")[0])
             return {"path" if kind == tarfile.GNUTYPE_LONGNAME else "linkpath": text}
         records = self.contents(_MAX_EXTENDED)
@@ -160,44 +158,34 @@ class Reader:
         return NoImage(f"{self._what} cannot be read: {why}")
 
 
-_META: Final = (
-    tarfile.XHDTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
+_NAMES: Final = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_META: Final = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE, *_NAMES)
 _KEYS: Final = (b"path", b"linkpath", b"uid", b"gid", b"size")
 
 
 class Slice:
-    """*size* bytes of a file, from *start* on."""
+    """*size* bytes of a file, from *start* on; *at* is the position in the file."""
 
     def __init__(self, file: io.BufferedIOBase, start: int, size: int) -> None:
         self._file = file
-        self._start = self._at = start
+        self._start = self.at = start
         self._end = start + size
 
     def read(self, size: int = -1, /) -> bytes:
-        left = max(0, self._end - self._at)
-        self._file.seek(self._at)
+        left = max(0, self._end - self.at)
+        self._file.seek(self.at)
         data = self._file.read(left if size < 0 else min(size, left))
-        self._at += len(data)
+        self.at += len(data)
         return data
 
     def skip(self, size: int) -> bool:
         """Skip *size* bytes; whether there are that many."""
-        self._at += size
-        return self._at <= self._end
+        self.at += size
+        return self.at <= self._end
 
     def again(self) -> Slice:
         """The same bytes, from the beginning."""
         return Slice(self._file, self._start, self._end - self._start)
-
-    @property
-    def at(self) -> int:
-        """The position in the file."""
-        return self._at
 
 
 def absolute(path: str) -> str:

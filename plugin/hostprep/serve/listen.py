@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import BadSetting, printable
+from ..host.fds import closing
 
 _BACKLOG: Final = 1024
 _SYSTEMD: Final = 3  # the first descriptor that systemd passes (sd_listen_fds(3))
@@ -24,21 +25,21 @@ def listen(path: str) -> tuple[socket.socket, Callable[[], None]]:
     """
     if passed_by_systemd():
         return socket.socket(fileno=_SYSTEMD), lambda: None
-    directory = os.path.dirname(path)
-    os.makedirs(directory, mode=0o755, exist_ok=True)
-    guard, before = os.open(directory, os.O_RDONLY | os.O_CLOEXEC), os.umask(0o177)
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    before = os.umask(0o177)
     try:
-        fcntl.flock(guard, fcntl.LOCK_EX)  # or of several that start at once one would remove another's
-        _remove_stale(path)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(path)
-        listener.listen(_BACKLOG)
-        made = os.lstat(path)
+        # Or of several that start at once one would remove another's. Not the directory: every user may lock that.
+        with closing(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)) as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            _remove_stale(path)
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(path)
+            listener.listen(_BACKLOG)
+            made = os.lstat(path)
     except OSError as exc:
         raise BadSetting(f"HOSTPREP_SOCKET: {printable(path)}: {exc.strerror or exc}") from None
     finally:
         os.umask(before)
-        os.close(guard)
 
     def remove() -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -16,7 +16,6 @@ from ..errors import HostprepError, in_words, printable
 from ..host.process import raise_open_files
 from ..settings import Settings
 from ..volumes import trash
-from ..volumes.declaration import Images
 from ..volumes.driver import Driver
 from .listen import listen, passed_by_systemd
 from .protocol import HANDSHAKE, HANDSHAKE_ANSWER, MEDIA_TYPE
@@ -36,7 +35,12 @@ def serve(settings: Settings) -> None:
     logging.basicConfig(stream=sys.stderr, format="hostprep: %(levelname)s %(message)s")
     log.setLevel(settings.log_level.upper())
     raise_open_files()
-    driver = Driver.open(settings, create=True, images=_images(settings))
+    images = None
+    if settings.docker_host:
+        from ..engine.client import Engine
+
+        images = Engine(settings.docker_host)
+    driver = Driver.open(settings, create=True, images=images)
     driver.store.remove_leftovers()
     listener, remove_socket = listen(settings.socket)
     where = "the socket that systemd passed" if passed_by_systemd() else settings.socket
@@ -51,14 +55,6 @@ def serve(settings: Settings) -> None:
         Worker(listener, Application(driver), at_end=at_end).init_process()
     finally:
         remove_socket()
-
-
-def _images(settings: Settings) -> Images | None:
-    if not settings.docker_host:
-        return None
-    from ..engine import client
-
-    return client.Engine(settings.docker_host)
 
 
 class Application:
@@ -97,16 +93,11 @@ def _purge_now_and_then(driver: Driver) -> None:
         "HOSTPREP_MANAGED": "1" if settings.managed else "0",
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     }
+    command = [sys.executable, "-P", "-m", "hostprep", "purge"]
     while True:
         try:
             if trash.interrupted(driver.store) or trash.due(driver.store, settings.trash_keep):
-                subprocess.run(
-                    [sys.executable, "-P", "-m", "hostprep", "purge"],
-                    env=environ,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    check=False,
-                )
+                subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
         except (HostprepError, OSError) as exc:
             log.warning("purge: %s", printable(in_words(exc)))
         driver.removed.wait(_PURGE_EVERY)

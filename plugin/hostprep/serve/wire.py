@@ -21,18 +21,7 @@ from typing import Any, Final
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from ..errors import (
-    NO_SPACE,
-    Busy,
-    Conflict,
-    HostprepError,
-    Invalid,
-    NoSuchVolume,
-    NotAllowed,
-    Unreadable,
-    in_words,
-    printable,
-)
+from ..errors import Busy, Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, Unreadable, in_words, printable
 from ..volumes.driver import Driver
 from ..volumes.listing import Listing
 from .protocol import HANDSHAKE, HANDSHAKE_ANSWER, MEDIA_TYPE, failure
@@ -42,13 +31,7 @@ log = logging.getLogger("hostprep")
 _MAX_BODY: Final = 1 << 20
 _UCRED: Final = struct.calcsize("iII")
 _SHORT_PATIENCE: Final = 20  # seconds that Create and Unmount wait for a pass, which they do not depend on
-_STATUS: Final[Mapping[type[HostprepError], int]] = {
-    Invalid: 400,
-    NotAllowed: 403,
-    NoSuchVolume: 404,
-    Conflict: 409,
-    Busy: 503,
-}
+_STATUS: Final = ((Invalid, 400), (NotAllowed, 403), (NoSuchVolume, 404), (Conflict, 409), (Busy, 503))
 
 Body = Mapping[str, Any]
 Answer = Callable[[Body, float], Body | bytes | None]
@@ -165,16 +148,13 @@ def _body() -> dict[str, Any]:
     try:
         data = request.environ["wsgi.input"].read(_MAX_BODY + 1)  # of a chunked body the length is not known before
     except Exception as exc:  # each server has its own for chunks that are none, and for a client that went away
-        raise Invalid(
-            "the request's body cannot be read to its end", hint=printable(f"{type(exc).__name__}: {exc}")
-        ) from None
+        hint = printable(f"{type(exc).__name__}: {exc}")
+        raise Invalid("the request's body cannot be read to its end", hint=hint) from None
     if len(data) > _MAX_BODY:
         raise RequestEntityTooLarge
     if not data:
-        raise Invalid(
-            "the request came without its contents",
-            hint='its body needs "Name"; an engine repeats a request so when hostprep was restarted: run it again',
-        )
+        hint = 'its body needs "Name"; an engine repeats a request so when hostprep was restarted: run it again'
+        raise Invalid("the request came without its contents", hint=hint)
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
@@ -214,9 +194,9 @@ def _json(body: bytes, status: int = 200) -> Response:
 
 
 def _status_of(exc: Exception) -> int:
-    if isinstance(exc, OSError) and exc.errno in NO_SPACE:
+    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return 507
-    return next((status for kind, status in _STATUS.items() if isinstance(exc, kind)), 500)
+    return next((status for kind, status in _STATUS if isinstance(exc, kind)), 500)
 
 
 def _log_failure(verb: str, volume: str, exc: Exception, arrived: float) -> None:

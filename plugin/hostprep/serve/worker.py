@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -40,6 +39,7 @@ _GRACEFUL: Final = 30  # seconds that requests under way may take at the end
 _TICK: Final = 1.0  # seconds between two looks for clients that took too long
 _PAUSE: Final = 0.05  # seconds before what the kernel refused is tried again
 _BETWEEN: Final = 1 << 20  # bytes: the rest of a body that nobody read, and the head of the next request
+_BODY: Final = 8 << 20  # bytes of a body in chunks (of one byte: 6 MiB for 1): gunicorn 20 reads a size without end
 _TOGETHER: Final = 65536  # bytes of an answer that leave with its head
 
 
@@ -53,7 +53,7 @@ class Connection(socket.socket):
     since: float
     """When it was accepted, a request began, or an answer began, whichever was last; on time.monotonic()'s clock."""
     room = _BETWEEN
-    """How many bytes are read at most before a request is understood; what its body may have, wire says."""
+    """How many bytes are read at most before a request is understood, and then of its body, if wire reads that."""
     _head = b""
 
     def __init__(self, accepted: socket.socket) -> None:
@@ -100,13 +100,13 @@ class Connection(socket.socket):
             self.sendall(b"")
         self.idle, self.room = True, _BETWEEN
 
-    def cut_off(self) -> None:
-        """Let the thread wait no longer. What has come already of a request is still read, if the connection is idle.
+    def cut_off(self, *, was_idle: bool) -> None:
+        """Let the thread wait no longer. If the connection *was_idle* when it was chosen, what has come is still read.
 
-        The client cannot send to an idle connection any more, and so knows that its next request was not read.
+        A request that came since is answered. The client can send no more, and so knows that its next was not read.
         """
         with contextlib.suppress(OSError):
-            self.shutdown(socket.SHUT_RD if self.idle else socket.SHUT_RDWR)
+            self.shutdown(socket.SHUT_RD if was_idle else socket.SHUT_RDWR)
 
 
 class Worker(gunicorn.workers.base_async.AsyncWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -161,7 +161,7 @@ class Worker(gunicorn.workers.base_async.AsyncWorker):  # type: ignore[misc]  # 
         if not self._room.acquire(blocking=False):
             idle = (each for each in self._open.copy() if each.idle and each.waiting)
             if longest := min(idle, key=lambda each: each.since, default=None):
-                longest.cut_off()
+                longest.cut_off(was_idle=True)
             if not self._room.acquire(timeout=_PAUSE):
                 return
         try:
@@ -197,11 +197,12 @@ class Worker(gunicorn.workers.base_async.AsyncWorker):  # type: ignore[misc]  # 
         """Cut off who has kept a thread waiting for so many seconds."""
         now = time.monotonic()
         for each in self._open.copy():
-            if each.waiting and now - each.since > (idle if each.idle else slow):
-                each.cut_off()
+            was_idle = each.idle
+            if each.waiting and now - each.since > (idle if was_idle else slow):
+                each.cut_off(was_idle=was_idle)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> Any:
-        sock.room = sys.maxsize
+        sock.room = _BODY
         try:
             return super().handle_request(listener_name, req, sock, addr)
         finally:

@@ -1,4 +1,4 @@
-"""create, ls, status, apply, rm: that they need no server, and what they show."""
+"""create, ls, status, apply, rm, restore, purge: that they need no server, and what they show."""
 
 from __future__ import annotations
 
@@ -160,3 +160,33 @@ class TestShown:
         )
         assert lines[9].endswith("a\\nb")
         assert lines[10].endswith("[####................] 1,234 of about 5,000 entries, 123/s, about 30 s left")
+
+
+@pytest.mark.root
+def test_restore(hostprep: Command, host: Host) -> None:
+    """restore brings back the newest, one by its id, and under another name."""
+    for text in ("old", "new"):
+        succeeds(hostprep("create", "mongo"))
+        make_tree(host.data("mongo"), f"file a 0:0 600 {text}")
+        succeeds(hostprep("rm", "mongo"))
+    first, second = host.trash()
+    if (host.root / "trash" / first / "_data" / "a").read_text() != "old":
+        first, second = second, first
+    assert succeeds(hostprep("restore", "mongo", "--id", first, "--as", "older")) == "older\n"
+    assert succeeds(hostprep("restore", "mongo")) == "mongo\n"
+    assert [(host.data(name) / "a").read_text() for name in ("older", "mongo")] == ["old", "new"]
+
+
+@pytest.mark.root
+def test_purge(hostprep: Command, host: Host) -> None:
+    """purge takes what has expired, ids, or all."""
+    for name in ("a", "b", "c"):
+        succeeds(hostprep("create", name))
+        succeeds(hostprep("rm", name))
+    assert succeeds(hostprep("purge")) == "0 purged\n"
+    assert succeeds(hostprep("purge", host.trash()[0])) == "1 purged\n"
+    assert succeeds(hostprep("purge", "--all")) == "2 purged\n"
+    assert host.trash() == []
+    succeeds(hostprep("create", "a"))
+    succeeds(hostprep("rm", "a"))
+    assert succeeds(hostprep("--trash-keep", "0", "purge")) == "1 purged\n"

@@ -138,3 +138,19 @@ def test_units(doctor: Doctor, host: Host, tmp_path: Path, monkeypatch: pytest.M
         systemctl.write_text(f"#!/bin/sh\n{script}\n")
         (finding,) = doctor.all("start order")
         assert finding["fix"] == fix, script
+
+
+@pytest.mark.parametrize(
+    ("states", "fix"),
+    [("loaded inactive", "systemctl start docker.service"), ("loaded active", ""), ("not-found inactive", "")],
+)
+def test_an_engine_that_does_not_answer(
+    doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: str, fix: str
+) -> None:
+    """Starting Docker is proposed where it is installed and stopped, and not for a wrong socket. A script answers."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    systemctl = tmp_path / "systemctl"
+    systemctl.touch(mode=0o755)
+    systemctl.write_text(f"#!/bin/sh\nprintf '%s\\n' {states}\n")
+    (finding,) = doctor.all("engine")
+    assert (finding["verdict"], finding["fix"]) == ("warning", fix)

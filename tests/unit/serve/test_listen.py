@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -54,6 +55,15 @@ class TestStart:
         server.wait()
         assert server.terminate() == 0
         assert not host.socket.exists()
+
+    def test_nobody_delays_a_start(self, host: Host) -> None:
+        """A lock on the directory of the socket, which every user who may read it can take, delays no start."""
+        held = os.open(host.socket.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            assert host.serve().answers()
+        finally:
+            os.close(held)
 
     @pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
     def test_something_else_at_its_path(self, host: Host, kind: str) -> None:

@@ -65,7 +65,7 @@ class TestConnection:
         """What had come on an idle connection is still read and answered; the client can send no more."""
         connection, client = pair
         client.sendall(b"a request")
-        connection.cut_off()
+        connection.cut_off(was_idle=True)
         with pytest.raises(BrokenPipeError):
             client.sendall(b"another")
         assert connection.recv(1000) == b"a request"
@@ -74,12 +74,21 @@ class TestConnection:
         connection.end_answer()
         assert connection.recv(1000) == b""
 
+    def test_a_request_comes_before_the_cut(self, pair: tuple[Connection, socket.socket]) -> None:
+        """A request that comes between the choice of an idle connection and its cut is answered."""
+        connection, client = pair
+        client.sendall(b"a request")
+        assert connection.recv(1000) == b"a request"
+        connection.cut_off(was_idle=True)
+        connection.sendall(b"an answer")
+        assert client.recv(1000) == b"an answer"
+
     def test_one_in_use_is_cut_off(self, pair: tuple[Connection, socket.socket]) -> None:
         """A client that is waited for in the middle of a request gets no answer."""
         connection, client = pair
         client.sendall(b"half a request")
         connection.recv(1000)
-        connection.cut_off()
+        connection.cut_off(was_idle=False)
         assert connection.recv(1000) == b""
         assert client.recv(1000) == b""
 
@@ -139,6 +148,11 @@ class TestHTTP:
         """A declared length of gigabytes is refused at once, without reading on."""
         answer = raw(host.socket, post("/VolumeDriver.Create", b"{}", f"Content-Length: {1 << 40}"))
         assert answer.startswith(b"HTTP/1.1 413 ")
+
+    def test_a_chunk_whose_size_has_no_end(self, server: Server) -> None:
+        """Of the size of a chunk that does not end only some megabytes are read."""
+        with clients(server, 1) as (client,), pytest.raises(ConnectionError):
+            client.sendall(post("/VolumeDriver.Get", b"", "Transfer-Encoding: chunked") + b"0" * (16 << 20))
 
     def test_a_body_in_chunks(self, host: Host, server: Server) -> None:
         """A body in chunks is read like any."""
@@ -293,6 +307,8 @@ class TestLimits:
     def test_the_longest_idle_makes_room(self, host: Host) -> None:
         """One connection more than there may be is served, and the one that was idle for the longest time is closed."""
         server = serve_with(host, {"_CONNECTIONS": 6})
+        assert server("Get", Name="gone").status == 404  # what the first request waits for is loaded
+        eventually(lambda: connections(server) == 0, "its client is gone")
         with clients(server, 6) as kept:
             for sock in [*kept[3:], *kept[:3]]:
                 sock.sendall(get("gone"))
