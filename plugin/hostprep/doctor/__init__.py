@@ -1,4 +1,4 @@
 """Why a container cannot use a volume, and what mends it.
 
-May import: errors, options, host, settings, tree, engine, volumes.
+May import: errors, options, host, settings, engine, volumes.
 """
