@@ -66,7 +66,7 @@ class NoContainer(HostprepError):
 
 
 class BadSetting(HostprepError):
-    """A setting, or the machine, does not allow hostprep to start."""
+    """A setting, or the machine, does not allow hostprep to start: correct it first."""
 
 
 def in_words(exc: BaseException) -> str:
