@@ -16,7 +16,15 @@ import pytest
 
 from hostprep.serve.worker import Connection
 from tests.support.host import Answer, Host, Server, eventually
-from tests.support.serving import GUNICORNS, activated, connections, gunicorn, host_for_many, serve_with
+from tests.support.serving import (
+    GUNICORNS,
+    activated,
+    connections,
+    gunicorn,
+    host_for_many,
+    serve_with,
+    waiting_for_clients,
+)
 from tests.support.unixhttp import raw
 
 OK = Answer(200, {"Err": ""})
@@ -313,6 +321,7 @@ class TestLimits:
             for sock in [*kept[3:], *kept[:3]]:
                 sock.sendall(get("gone"))
                 assert sock.recv(65536).startswith(b"HTTP/1.1 404 ")
+                eventually(lambda: waiting_for_clients(server) == 6, "the server knows that the client is idle")
             assert server("Create", Name="mongo") == OK
             assert kept[3].recv(65536) == b""
             for sock in [*kept[:3], *kept[4:]]:
