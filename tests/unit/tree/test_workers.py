@@ -85,8 +85,17 @@ def test_the_work_is_shared(root: Path) -> None:
 def test_progress_and_estimate(root: Path) -> None:
     """Reports grow, and once the tree is counted they say how many entries there are about."""
     expected = len(owners(root))
-    slow = "import time; lstat = os.lstat\nos.lstat = lambda name: (time.sleep(0.0002), lstat(name))[1]"
-    with eager(root, f"import os; {slow}") as child:
+    # Slowly until it is counted, however long that takes, so that there are reports after it.
+    slowly = """
+import mmap, os, time
+lstat, count, counted = os.lstat, workers.Leader._count, mmap.mmap(-1, 1)
+def noted(leader):
+    count(leader)
+    counted[0] = 1
+workers.Leader._count = noted
+os.lstat = lambda name: (time.sleep(0.0002 if counted[0] else 0.005), lstat(name))[1]
+"""
+    with eager(root, slowly) as child:
         out, _ = child.communicate(timeout=60)
     reports = [json.loads(line) for line in out.splitlines()][:-1]
     assert [each["done"] for each in reports] == sorted(each["done"] for each in reports)
