@@ -67,7 +67,7 @@ def table(answers: dict[str, float], megabytes: float) -> str:
     plain, none, many = answers["plain Flask"], answers["no volumes"], answers["10,000 volumes"]
     return "\n".join(
         [
-            "| start and memory | | ratio |",
+            "| start of the server, and memory | | ratio |",
             "|---|---:|---:|",
             f"| first answer of a plain Flask application under gunicorn | {plain:.0f} ms | |",
             f"| first answer of hostprep, no volumes | {none:.0f} ms | {none / plain:.2f} of plain |",
