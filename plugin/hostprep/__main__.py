@@ -10,6 +10,8 @@ from .errors import HostprepError, in_words, printable
 
 def main() -> None:
     """Run the command line; an error is one line and exit 1, a wrong flag or a missing argument exit 2."""
+    # For what libraries and later code make: modes that others need are set by hostprep itself.
+    os.umask(0o077)
     try:
         if sys.argv[1:] == ["serve"]:
             # Without click, whose import takes its time: an engine may be waiting for the first answer.

@@ -153,7 +153,7 @@ def hostprep(host: Host, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
         level, handlers = logger.level, list(root.handlers)
         root.handlers.clear()
         capfd.readouterr()
-        code = 0
+        code, umask = 0, os.umask(0o022)
         with monkeypatch.context() as patch:
             for variable in [name for name in os.environ if name.startswith("HOSTPREP_")]:
                 patch.delenv(variable)
@@ -164,6 +164,7 @@ def hostprep(host: Host, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
                 main()
             except SystemExit as exc:
                 code = exc.code if isinstance(exc.code, int) else 1
+        os.umask(umask)
         root.handlers[:] = handlers
         logger.setLevel(level)
         out, err = capfd.readouterr()

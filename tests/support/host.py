@@ -183,8 +183,15 @@ class Host:
 
     def begin(self, *arguments: str, **changed: str) -> subprocess.Popen[str]:
         """Start `python -m hostprep` and do not wait for it."""
+        return self.begin_script("", *arguments, **changed)
+
+    def begin_script(self, script: str, *arguments: str, **changed: str) -> subprocess.Popen[str]:
+        """Start `python -m hostprep`, in which *script* runs first, and do not wait for it."""
+        begin = ["-m", "hostprep"]
+        if script:
+            begin = ["-c", f"{script}\nimport hostprep.__main__\nhostprep.__main__.main()"]
         process = subprocess.Popen(
-            [PYTHON, "-m", "hostprep", *arguments],
+            [PYTHON, *begin, *arguments],
             cwd=REPOSITORY,
             env=self.process_environ(changed),
             stdin=subprocess.DEVNULL,

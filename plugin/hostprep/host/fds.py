@@ -22,6 +22,7 @@ PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 # The entry is gone, or has become something else: no error, since its owner may do that at any time.
 CHANGED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 TEMPORARY = "."  # begins the names that an interrupted step leaves; no volume or trash entry begins with it
+_LINKS = 40  # as many as the kernel follows (path_resolution(7))
 _TEMPORARY_NAME = re.compile(r"\.new-[0-9a-f]{16}", re.ASCII)
 
 
@@ -144,7 +145,7 @@ def walk_and_tell(path: str) -> tuple[int, str]:
     fd = os.open("/", DIRECTORY)
     shown = replaceable = ""
     try:
-        for name in path.split("/")[1:]:
+        for name in filter(None, path.split("/")):
             above = os.fstat(fd)
             shown += "/" + name
             below = open_step(fd, name, shown)
@@ -156,6 +157,89 @@ def walk_and_tell(path: str) -> tuple[int, str]:
         os.close(fd)
         raise
     return fd, replaceable
+
+
+def steps(path: str) -> Iterator[tuple[int, str]]:
+    """Lend each directory on the way from `/` to the absolute, normalized *path*, and itself, with its path.
+
+    Raises what `walk` raises.
+    """
+    fd, shown = os.open("/", DIRECTORY), ""
+    try:
+        for name in filter(None, path.split("/")):
+            shown += "/" + name
+            below = open_step(fd, name, shown)
+            os.close(fd)
+            fd = below
+            yield fd, shown
+    finally:
+        os.close(fd)
+
+
+def make_way(path: str, *, mode: int) -> None:
+    """Make the directory *path*, if it is missing, with *mode*, and those above it that are missing with 0755.
+
+    The umask does not count. Nothing is made where somebody other than root could redirect it.
+
+    Raises:
+        NotAllowed, OSError: as for `walk` with *trusted*; and what mkdir(2) raises.
+    """
+    above, name = os.path.split(path)
+    try:
+        os.close(walk(path, trusted=True))
+    except FileNotFoundError:
+        make_way(above, mode=0o755)
+        with closing(walk(above, trusted=True)) as fd:
+            if not _roots_alone(os.fstat(fd), os.fstat(fd)):  # as what is made there will be root's, too
+                raise redirectable(path) from None
+            with contextlib.suppress(FileExistsError):  # another process has made it meanwhile
+                os.mkdir(component(name), 0o700, dir_fd=fd)
+                with closing(open_dir(fd, name)) as made:
+                    os.fchmod(made, mode)
+        os.close(walk(path, trusted=True))
+
+
+def resolve(path: str) -> str:
+    """The absolute *path*, which has no `..`, without symlinks, as the kernel resolves it at this moment.
+
+    Only links that nobody but root can change are followed. What is missing, or cannot be looked at, stays as it is
+    written: it may be mounted or made later, and whoever opens it says what is wrong.
+
+    Raises:
+        NotAllowed: there is a link that somebody other than root could replace by another.
+        OSError: ELOOP for a link that leads to itself.
+    """
+    # By name: as long as only root can change a directory on the way, nobody redirects a look. Afterwards no link is
+    # followed, so that what is answered are the names that were given.
+    done, left, safe, links = "", path.split("/")[::-1], True, 0
+    while left:
+        name = left.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":  # of a link's; where it leads is known, as there is no link in what is done
+            done = os.path.dirname(done)
+            continue
+        here = f"{done.rstrip('/')}/{name}"
+        try:
+            above, entry = os.lstat(done or "/"), os.lstat(here)
+        except OSError:  # of any kind: a user who spoils his home, by a broken mount, must not keep root from starting
+            return os.path.normpath("/".join([here, *reversed(left)]))
+        safe = safe and _roots_alone(above, entry)
+        if not stat.S_ISLNK(entry.st_mode):
+            done = here
+            continue
+        if not safe:
+            raise NotAllowed(
+                f"{printable(here)} is a symlink, and somebody other than root could change where it leads",
+                hint="name the directory that is meant, without a link",
+            )
+        links += 1
+        if links > _LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), here)
+        target = os.readlink(here)
+        done = "" if target.startswith("/") else done
+        left += reversed(target.split("/"))
+    return done or "/"
 
 
 def open_step(dirfd: int, name: str, shown: str) -> int:
@@ -172,6 +256,14 @@ def open_step(dirfd: int, name: str, shown: str) -> int:
             why = f"{printable(shown)} is {kind(dirfd, name)}, not a directory"
             raise NotAllowed(why, hint="give the real directory; symlinks are never followed") from None
         raise OSError(exc.errno, exc.strerror, shown) from None
+
+
+def only_root_writes(path: str) -> bool:
+    """Whether nobody but root can change what the directory *path* leads to, or what is in it."""
+    with contextlib.suppress(NotAllowed), closing(walk(path, trusted=True)) as fd:
+        st = os.fstat(fd)
+        return st.st_uid == 0 and not st.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return False
 
 
 def redirectable(path: str) -> NotAllowed:

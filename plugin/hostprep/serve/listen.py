@@ -10,8 +10,8 @@ import stat
 from collections.abc import Callable
 from typing import Final
 
-from ..errors import BadSetting, printable
-from ..host.fds import closing
+from ..errors import BadSetting, NotAllowed, printable
+from ..host import fds
 
 _BACKLOG: Final = 1024
 _SYSTEMD: Final = 3  # the first descriptor that systemd passes (sd_listen_fds(3))
@@ -21,15 +21,17 @@ def listen(path: str) -> tuple[socket.socket, Callable[[], None]]:
     """A listening socket at *path*, 0600, and what removes it; or the one that systemd passed, which stays.
 
     Raises:
-        BadSetting: a live server is there already, or something that is no socket.
+        BadSetting: a live server is there already, or something that is no socket; or others than root could put a
+            socket there.
     """
     if passed_by_systemd():
         return socket.socket(fileno=_SYSTEMD), lambda: None
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     before = os.umask(0o177)
     try:
+        path = _own_directory(path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         # Or of several that start at once one would remove another's. Not the directory: every user may lock that.
-        with closing(os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)) as guard:
+        with fds.closing(os.open(f"{path}.lock", flags, 0o600)) as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)
             _remove_stale(path)
             listener = socket.socket(socket.AF_UNIX)
@@ -42,11 +44,31 @@ def listen(path: str) -> tuple[socket.socket, Callable[[], None]]:
         os.umask(before)
 
     def remove() -> None:
+        # It may be another server's by now, but not while this one listens: until then no file gets its inode either.
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.lstat(path), made):  # it may be another server's by now
+            if listener.fileno() >= 0 and os.path.samestat(os.lstat(path), made):
                 os.unlink(path)
 
     return listener, remove
+
+
+def _own_directory(path: str) -> str:
+    """Make the directory of the socket where it is missing, and return *path* without symlinks.
+
+    Raises:
+        BadSetting: somebody other than root could put a socket there.
+    """
+    try:
+        directory = fds.resolve(os.path.dirname(path))
+        # dockerd makes /run/docker with 0700, and systemd does so for hostprep.socket.
+        fds.make_way(os.path.dirname(directory), mode=0o700)
+        fds.make_way(directory, mode=0o755)
+    except NotAllowed as exc:
+        raise BadSetting(f"HOSTPREP_SOCKET: {exc.message}", hint=exc.hint) from None
+    if not fds.only_root_writes(directory):
+        why = f"somebody other than root could put a socket of their own into {printable(directory)}"
+        raise BadSetting(f"HOSTPREP_SOCKET: {why}", hint="the directory must be root's, and writable by root alone")
+    return f"{directory.rstrip('/')}/{os.path.basename(path)}"
 
 
 def passed_by_systemd() -> bool:
@@ -63,5 +85,5 @@ def _remove_stale(path: str) -> None:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
-        else:
-            raise BadSetting(f"a server already answers at {printable(path)}", hint="stop it first")
+            return
+        raise BadSetting(f"a server already answers at {printable(path)}", hint="stop it first")

@@ -51,7 +51,7 @@ class Root:
             raise BadSetting("hostprep needs to be root", hint="it gives directories to other users; use sudo")
         try:
             if create and not settings.require_marker:
-                os.makedirs(root, mode=0o700, exist_ok=True)
+                fds.make_way(root, mode=0o700)
             fd = fds.walk(root, trusted=True)
         except FileNotFoundError:
             marker = "is its disk mounted? HOSTPREP_REQUIRE_MARKER=1"

@@ -218,6 +218,111 @@ class TestWalk:
             assert replaceable == named
 
 
+class TestResolve:
+    LINKS = (
+        "dir disk/data",
+        "dir other",
+        "symlink link disk",
+        "symlink absolute HERE/disk",
+        "symlink disk/up ../other",
+        "symlink again link",
+        "symlink dangling nowhere/x",
+        "file file",
+    )
+
+    @pytest.mark.parametrize(
+        ("path", "leads_to"),
+        [
+            ("disk/data", "disk/data"),
+            ("link/data", "disk/data"),
+            ("absolute/data", "disk/data"),
+            ("again/data", "disk/data"),
+            ("link/up", "other"),
+            ("link/up/missing/x", "other/missing/x"),
+            ("dangling", "nowhere/x"),
+            ("missing/x", "missing/x"),
+            ("file/x", "file/x"),
+        ],
+    )
+    def test_as_the_kernel(self, tmp_path: Path, path: str, leads_to: str) -> None:
+        """Links that only root can change are followed as the kernel follows them; what is missing stays as written."""
+        make_tree(tmp_path, *(line.replace("HERE", str(tmp_path)) for line in self.LINKS))
+        assert fds.resolve(f"{tmp_path}/{path}") == f"{tmp_path}/{leads_to}" == os.path.realpath(f"{tmp_path}/{path}")
+
+    @pytest.mark.parametrize("path", ["home/link", "home/link/x", "link", "home/below/link"])
+    @pytest.mark.parametrize(("owner", "bits"), [(1000, 0o755), (0, 0o777)], ids=["anothers", "writable-by-all"])
+    def test_a_link_that_others_can_change(self, tmp_path: Path, path: str, owner: int, bits: int) -> None:
+        """A link below a directory that is not root's alone is not followed, nor one of root's that leads over one."""
+        make_tree(
+            tmp_path, "dir home/below", "dir disk", "symlink link home/link", "symlink home/below/link ../../disk"
+        )
+        make_tree(tmp_path, "symlink home/link ../disk")
+        os.chown(tmp_path / "home", owner, owner)
+        os.chmod(tmp_path / "home", bits)
+        with pytest.raises(NotAllowed, match="somebody other than root could change where it leads"):
+            fds.resolve(f"{tmp_path}/{path}")
+
+    @pytest.mark.parametrize(("link", "followed"), [(0, True), (1000, False)], ids=["roots", "anothers"])
+    def test_a_link_in_a_sticky_directory(self, tmp_path: Path, link: int, followed: bool) -> None:  # noqa: FBT001
+        """In a directory such as /tmp only links of root's are followed."""
+        make_tree(tmp_path, "dir tmp 0:0 1777", "dir disk", f"symlink tmp/link ../disk {link}:{link}")
+        if followed:
+            assert fds.resolve(f"{tmp_path}/tmp/link") == f"{tmp_path}/disk"
+        else:
+            with pytest.raises(NotAllowed):
+                fds.resolve(f"{tmp_path}/tmp/link")
+
+    def test_no_end(self, tmp_path: Path) -> None:
+        """A link that leads to itself is an error."""
+        make_tree(tmp_path, "symlink loop loop")
+        with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+            fds.resolve(f"{tmp_path}/loop")
+
+
+class TestMakeWay:
+    @pytest.mark.parametrize("umask", [0o000, 0o077, 0o777], ids=oct)
+    def test_modes(self, tmp_path: Path, umask: int) -> None:
+        """What is missing is made, with the modes that were said, whatever the umask is."""
+        before = os.umask(umask)
+        try:
+            fds.make_way(f"{tmp_path}/a/b/c", mode=0o750)
+        finally:
+            os.umask(before)
+        assert [stat.S_IMODE(os.stat(tmp_path / path).st_mode) for path in ("a", "a/b", "a/b/c")] == [
+            0o755,
+            0o755,
+            0o750,
+        ]
+
+    def test_what_is_there(self, tmp_path: Path) -> None:
+        """A directory that is there stays as it is."""
+        make_tree(tmp_path, "dir a 0:0 711")
+        fds.make_way(f"{tmp_path}/a", mode=0o755)
+        assert stat.S_IMODE(os.stat(tmp_path / "a").st_mode) == 0o711
+
+    @pytest.mark.parametrize("above", ["home 1000:1000 755", "home 0:0 777", "home 0:0 775"])
+    def test_where_others_can_write(self, tmp_path: Path, above: str) -> None:
+        """Nothing is made where somebody other than root could put another directory in its place."""
+        make_tree(tmp_path, f"dir {above}", "dir home/below")
+        for path in ("home/a", "home/a/b", "home/below/a"):
+            with pytest.raises(NotAllowed, match="somebody other than root"):
+                fds.make_way(f"{tmp_path}/{path}", mode=0o700)
+        assert (os.listdir(tmp_path / "home"), os.listdir(tmp_path / "home/below")) == (["below"], [])
+
+    def test_in_a_sticky_directory(self, tmp_path: Path) -> None:
+        """In a directory such as /tmp it is made: nobody can rename or remove what is root's there."""
+        make_tree(tmp_path, "dir tmp 0:0 1777")
+        fds.make_way(f"{tmp_path}/tmp/a/b", mode=0o700)
+        assert os.listdir(tmp_path / "tmp/a") == ["b"]
+
+    def test_a_link(self, tmp_path: Path) -> None:
+        """Nothing is made through a symlink."""
+        make_tree(tmp_path, "dir disk", "symlink link disk")
+        with pytest.raises(NotAllowed, match="symlink"):
+            fds.make_way(f"{tmp_path}/link/a", mode=0o700)
+        assert os.listdir(tmp_path / "disk") == []
+
+
 class TestReadFile:
     def test_a_file(self, here: int, tmp_path: Path) -> None:
         """A regular file of root's is read whole."""

@@ -13,8 +13,14 @@ import pytest
 
 from tests.support.host import Answer, Host, Server, eventually, mode, owner
 from tests.support.serving import activated
+from tests.support.trees import make_tree
 
 pytestmark = pytest.mark.root
+
+
+def waiting_for_locks() -> str:
+    """Who waits for a lock of a file now (proc(5), /proc/locks)."""
+    return "".join(line for line in Path("/proc/locks").read_text().splitlines() if " -> " in line)
 
 
 class TestStart:
@@ -64,6 +70,45 @@ class TestStart:
             assert host.serve().answers()
         finally:
             os.close(held)
+
+    @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777], ids=oct)
+    def test_directories_that_are_made(self, host: Host, umask: int) -> None:
+        """What is missing of /run/docker/plugins is made with modes of its own, whatever umask it was started with."""
+        path = host.socket.parent / "run" / "docker" / "plugins" / "hostprep.sock"
+        before = os.umask(umask)
+        try:
+            assert host.serve(HOSTPREP_SOCKET=str(path)).answers()
+        finally:
+            os.umask(before)
+        assert [mode(above) for above in path.parents[:3]] == ["0755", "0700", "0755"]
+        assert (mode(path), mode(Path(f"{path}.lock"))) == ("0600", "0600")
+
+    @pytest.mark.parametrize(
+        ("ids", "bits", "below"),
+        [
+            ("0:0", "777", ""),
+            ("0:0", "1777", ""),
+            ("0:0", "775", ""),
+            ("1000:1000", "755", ""),
+            ("0:0", "777", "/docker/plugins"),
+            ("1000:1000", "755", "/docker/plugins"),
+        ],
+    )
+    def test_a_directory_that_others_can_write(self, host: Host, ids: str, bits: str, below: str) -> None:
+        """Where somebody other than root could put a socket in its place, it does not start, and makes nothing."""
+        make_tree(host.socket.parent, f"dir run {ids} {bits}")
+        done = host.run("serve", HOSTPREP_SOCKET=f"{host.socket.parent}/run{below}/hostprep.sock")
+        assert (done.code, done.err.count("\n")) == (1, 1)
+        assert done.err.startswith("hostprep: HOSTPREP_SOCKET: somebody other than root could put")
+        assert os.listdir(host.socket.parent / "run") == []
+
+    def test_behind_roots_link(self, host: Host) -> None:
+        """A symlink of root's leads to the socket, as /var/run does."""
+        make_tree(host.socket.parent, "dir run", "symlink var run")
+        server = host.serve(HOSTPREP_SOCKET=f"{host.socket.parent}/var/hostprep.sock")
+        assert server.answers()
+        assert server.terminate() == 0
+        assert os.listdir(host.socket.parent / "run") == ["hostprep.sock.lock"]
 
     @pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
     def test_something_else_at_its_path(self, host: Host, kind: str) -> None:

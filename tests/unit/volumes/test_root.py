@@ -131,6 +131,23 @@ class TestRoot:
         message = refused(host, {"HOSTPREP_ROOT": f"{host.root.parent}/above/root"})
         assert message.startswith("HOSTPREP_ROOT: somebody other than root")
 
+    @pytest.mark.parametrize("umask", [0o000, 0o077, 0o777], ids=oct)
+    def test_parents_that_are_missing(self, host: Host, umask: int) -> None:
+        """Directories above the root that are missing are made, root's and 0755, whatever the umask is."""
+        before = os.umask(umask)
+        try:
+            Store.open_root(Settings.read({"HOSTPREP_ROOT": f"{host.srv}/a/b/root"}), create=True)
+        finally:
+            os.umask(before)
+        assert [mode(host.srv / path) for path in ("a", "a/b", "a/b/root")] == ["0755", "0755", "0700"]
+
+    @pytest.mark.parametrize(("ids", "bits"), [("1000:1000", "755"), ("0:0", "777")], ids=str)
+    def test_a_refused_one_leaves_nothing(self, host: Host, ids: str, bits: str) -> None:
+        """Where somebody else could swap a directory that is missing, none is made."""
+        make_tree(host.root.parent, f"dir above {ids} {bits}")
+        refused(host, {"HOSTPREP_ROOT": f"{host.root.parent}/above/a/b/root"})
+        assert os.listdir(host.root.parent / "above") == []
+
     def test_a_file(self, host: Host) -> None:
         """A file in the place of the root is refused."""
         host.root.touch()
@@ -142,8 +159,8 @@ class TestRoot:
             [
                 PYTHON,
                 "-c",
-                "import os, sys, hostprep.cli.commands, hostprep.cli.volumes; from hostprep.__main__ import main; "
-                "os.setuid(1000); sys.argv = ['hostprep', 'ls']; main()",
+                "import os, sys, tomllib, hostprep.cli.commands, hostprep.cli.volumes; "
+                "from hostprep.__main__ import main; os.setuid(1000); sys.argv = ['hostprep', 'ls']; main()",
             ],
             cwd=REPOSITORY,
             env=host.process_environ(),
