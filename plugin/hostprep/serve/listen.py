@@ -81,9 +81,19 @@ def _remove_stale(path: str) -> None:
     with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise BadSetting(f"{printable(path)} exists and is no socket", hint="remove it, or set HOSTPREP_SOCKET")
+        probe.settimeout(0)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
-            return
+            if not _is_bound(path):
+                os.unlink(path)
+                return
+        except BlockingIOError:  # its backlog is full
+            pass
         raise BadSetting(f"a server already answers at {printable(path)}", hint="stop it first")
+
+
+def _is_bound(path: str) -> bool:
+    """Whether a process has a socket at *path*, be it that it does not listen yet, as systemd's or a plugin's may."""
+    with open("/proc/net/unix", "rb") as sockets:
+        return any(line.split(maxsplit=7)[7:] == [os.fsencode(path)] for line in sockets.read().splitlines())

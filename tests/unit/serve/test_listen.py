@@ -62,6 +62,50 @@ class TestStart:
         assert server.terminate() == 0
         assert not host.socket.exists()
 
+    def test_between_bind_and_listen(self, host: Host) -> None:
+        """A server that starts while another has bound its socket, and does not listen yet, does not remove it."""
+        gate = host.socket.parent / "closed"
+        gate.touch()
+        first = host.begin_script(
+            "import os, socket, sys, time\n"
+            "class Slow(socket.socket):\n"
+            "    def listen(self, *backlog):\n"
+            f"        while os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
+            "        super().listen(*backlog)\n"
+            "socket.socket = Slow\n",
+            "serve",
+        )
+        eventually(host.socket.exists, "the first has bound its socket")
+        made = os.lstat(host.socket).st_ino
+        second = host.begin("serve")
+        eventually(lambda: f" {second.pid} " in waiting_for_locks() or second.poll() is not None, "the second waits")
+        assert second.poll() is None
+        gate.unlink()
+        server = Server(first, host.socket)
+        server.wait()
+        assert second.wait(60) == 1
+        assert os.lstat(host.socket).st_ino == made
+        assert server.terminate() == 0
+
+    def test_a_socket_that_does_not_listen_yet(self, host: Host) -> None:
+        """A socket that another program has bound, as systemd does, is not removed before that program listens."""
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(host.socket))
+            done = host.run("serve")
+            assert (done.code, "a server already answers" in done.err) == (1, True)
+            assert host.socket.exists()
+            bound.listen()
+
+    def test_a_full_backlog(self, host: Host) -> None:
+        """A server that has not accepted anybody for a while is one that is there."""
+        with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as client:
+            busy.bind(str(host.socket))
+            busy.listen(0)
+            client.connect(str(host.socket))
+            done = host.run("serve")
+            assert (done.code, "a server already answers" in done.err) == (1, True)
+            assert host.socket.exists()
+
     def test_nobody_delays_a_start(self, host: Host) -> None:
         """A lock on the directory of the socket, which every user who may read it can take, delays no start."""
         held = os.open(host.socket.parent, os.O_RDONLY)
