@@ -247,18 +247,18 @@ class TestRefused:
             ("srv/db", "in full"),
             ("./db", "in full"),
             ("~/db", "in full"),
-            ("/srv/../etc", "write it as /etc"),
+            ("/srv/../etc", "in full"),
             ("/srv/./db", "write it as /srv/db"),
             ("/srv//db", "write it as /srv/db"),
             ("//srv/db", "write it as /srv/db"),
             ("/srv/db/", "write it as /srv/db"),
             ("/", "root of the file system"),
             ("/srv/\0db", "in full"),
-            ("/srv/db/..", "write it as /srv"),
+            ("/srv/db/..", "in full"),
         ],
     )
     def test_paths(self, value: str, hint: str) -> None:
-        """A path that is relative or has another spelling is refused, with the right one."""
+        """A path that is relative or has another spelling is refused, with the right one; `..` may lead anywhere."""
         message = refused(path=value)
         assert message.startswith("option path: ")
         assert hint in message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 import click
@@ -11,7 +10,7 @@ from ..errors import Conflict, HostprepError, in_words, printable
 from ..settings import Settings
 from ..volumes.driver import Driver
 from ..volumes.importing import Outcome, Step, from_directory, from_local_persist, read_local_persist
-from .shared import deadline, dry_run_flag, given_options, make_ready, open_driver
+from .shared import deadline, directory_argument, dry_run_flag, given_options, make_ready, open_driver
 
 
 @click.command("import")
@@ -38,7 +37,7 @@ def import_volumes(
     if source is None or name is None:
         _import_all(driver, found, given, dry_run=dry_run)
         return
-    moved = from_directory(driver, name, os.path.abspath(source), given, deadline(settings), dry_run=dry_run)
+    moved = from_directory(driver, name, directory_argument(source), given, deadline(settings), dry_run=dry_run)
     would = "would move" if dry_run else "moved"
     print(printable(f"{name}: {would} {moved.source} to {moved.place}"))
     if dry_run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +13,7 @@ from ..settings import Settings
 from ..tree import directory
 from ..tree.directory import Prepared
 from . import output
-from .shared import dry_run_flag, given_options, json_flag, require_root
+from .shared import directory_argument, dry_run_flag, given_options, json_flag, require_root
 
 
 @click.command()
@@ -30,7 +29,7 @@ def prepare(settings: Settings, *, path: str, given: dict[str, str], dry_run: bo
     contents get owner and label, too.
     """
     require_root("it gives directories to other users")
-    path = os.path.abspath(path)
+    path = directory_argument(path)
     labels = Labels.open(settings.selinux, managed=settings.managed)
     with output.pass_bar(f"preparing {path}") as update:
         done = directory.prepare(path, given, labels, root=settings.root, dry_run=dry_run, report=update)

@@ -40,6 +40,21 @@ dry_run_flag = click.option("--dry-run", is_flag=True, help="Print what would be
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def directory_argument(text: str) -> str:
+    """The absolute path of a directory that was given on the command line, relative to the working directory.
+
+    `..` may stand at its beginning: the path of the working directory has no symlink. Behind a name, where `..` leads
+    depends on whether the name is a symlink's.
+
+    Raises:
+        Invalid: `..` stands behind a name, or the path is empty.
+    """
+    if not text or ".." in text.lstrip("./").split("/"):
+        what = "has .. behind a name, which may be a symlink's" if text else "is empty"
+        raise Invalid(f'the path "{printable(text)}" {what}', hint="write the directory's own path")
+    return os.path.normpath(f"/{os.path.join(os.getcwd(), text).lstrip('/')}")
+
+
 def require_root(why: str) -> None:
     if os.geteuid() != 0:
         raise BadSetting("hostprep needs to be root", hint=f"{why}; use sudo")

@@ -12,7 +12,7 @@ from hostprep.cli import prepare
 from hostprep.tree.directory import Prepared
 from hostprep.tree.plan import Change
 from hostprep.tree.walk import Outcome
-from tests.support.commands import succeeds
+from tests.support.commands import fails, succeeds
 from tests.support.fixtures import Command
 from tests.support.host import Host, owner
 from tests.support.trees import make_tree, owners
@@ -49,6 +49,33 @@ class TestPrepare:
         monkeypatch.chdir(tmp_path)
         succeeds(hostprep("prepare", "db", *MONGO))
         assert owner(tmp_path / "db") == (184, 998)
+
+    @pytest.mark.parametrize(
+        "path",
+        ["b/link/../x", "HERE/b/link/../x", "./b/link/../x", "../below/b/link/../x", "b/link/..", "b/../b/x", ""],
+    )
+    def test_up_from_a_name(
+        self, hostprep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+    ) -> None:
+        """`..` behind a name, which may be a link's, is refused in words, and an empty path, too."""
+        make_tree(tmp_path, "dir below/b/x", "dir elsewhere/x", "dir elsewhere/y")
+        make_tree(tmp_path, "symlink below/b/link ../../elsewhere/y")
+        monkeypatch.chdir(tmp_path / "below")
+        for more in ([], ["--dry-run"]):
+            fails(
+                hostprep("prepare", path.replace("HERE", f"{tmp_path}/below"), *MONGO, *more), "write the directory's"
+            )
+        assert set(owners(tmp_path).values()) == {(0, 0)}
+
+    @pytest.mark.parametrize("path", ["../db", ".././db/", "..//..//above//db", "./db"])
+    def test_up_from_the_working_directory(
+        self, hostprep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+    ) -> None:
+        """`..` at the beginning is what is above the working directory, by whatever link that was entered."""
+        make_tree(tmp_path, "dir above/db", "dir above/below/db", "symlink link above/below")
+        monkeypatch.chdir(tmp_path / "link")
+        succeeds(hostprep("prepare", path, *MONGO))
+        assert owner(tmp_path / "above" / ("below/db" if path == "./db" else "db")) == (184, 998)
 
 
 class TestShown:
