@@ -21,6 +21,8 @@ class Mount:
     """A line of mountinfo (proc(5))."""
 
     id: int
+    parent: int
+    """The mount that it is on."""
     point: str
     shared: bool
     slave: bool
@@ -95,12 +97,12 @@ def mount_table(process: str = "self") -> list[Mount]:
 
 def _mount(line: str) -> Mount:
     # id, parent, device, root, mount point, options, then any number of optional fields up to a hyphen.
-    number, _, device, root, point, _, *rest = line.split(" ")
+    number, parent, device, root, point, _, *rest = line.split(" ")
     optional, (kind, source, options) = rest[: rest.index("-")], rest[rest.index("-") + 1 :]
     shared = any(field.startswith("shared:") for field in optional)
     slave = any(field.startswith("master:") for field in optional)
     point, root, source = map(unescaped, (point, root, source))
-    return Mount(int(number), point, shared, slave, device, root, kind, source, tuple(options.split(",")))
+    return Mount(int(number), int(parent), point, shared, slave, device, root, kind, source, tuple(options.split(",")))
 
 
 def unescaped(text: str) -> str:

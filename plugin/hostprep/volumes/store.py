@@ -23,7 +23,9 @@ from typing import Final
 
 from ..errors import Busy, Conflict, NoSuchVolume, Unreadable, printable
 from ..host import fds
+from ..host.mountinfo import mount_table
 from ..host.paths import overlap
+from ..host.places import Places, share
 from ..options import Name, is_name
 from ..settings import Settings
 from . import pins
@@ -153,11 +155,13 @@ class Store(Root):
             yield
 
     def check_claim(self, path: str, name: Name) -> None:
-        """Check that no other volume than *name* has *path*, lies in it or contains it.
+        """Check that no other volume than *name* has *path*, lies in it or contains it, by whatever names.
 
         Raises:
             Conflict: another does.
         """
+        places = Places(mount_table())
+        here = places.of(path)
         for other in self.names():
             if other == name:
                 continue
@@ -166,7 +170,7 @@ class Store(Root):
             except Unreadable as exc:
                 raise Conflict(f"cannot tell whether path {printable(path)} is free: {exc.message}") from None
             claimed = record.options.path if record else None
-            if claimed is not None and overlap(path, claimed):
+            if claimed is not None and (overlap(path, claimed) or share(here, places.of(claimed))):
                 raise Conflict(
                     f"path {printable(path)} is, contains or lies in {printable(claimed)}, which is volume {other}'s",
                     hint="two volumes would repair each other's owner and label",

@@ -152,6 +152,30 @@ class TestByPath:
         assert host.left_in_volumes() == ["mongo"]
         driver.create("redis", {"path": f"{host.srv}/a/dbx"}, soon())
 
+    @pytest.mark.parametrize(
+        ("bound", "at", "path"),
+        [
+            ("a/db", "b", "b"),
+            ("a/db", "b", "b/below"),
+            ("a/db/below", "b", "b"),
+            ("a", "b", "b"),
+            ("a", "b", "b/db"),
+            ("a", "b", "b/db/below"),
+        ],
+    )
+    def test_another_name_of_another_volumes_path(
+        self, driver: Driver, host: Host, bound: str, at: str, path: str
+    ) -> None:
+        """A bind mount gives another volume's directory a second name: it is 409 by that, too."""
+        (host.srv / "a" / "db" / "below").mkdir(parents=True)
+        (host.srv / at).mkdir()
+        driver.create("mongo", {**MONGO, "path": f"{host.srv}/a/db"}, soon())
+        with mounted("--bind", f"{host.srv}/{bound}", f"{host.srv}/{at}"):
+            with pytest.raises(Conflict, match=f"{host.srv}/a/db, which is volume mongo's"):
+                driver.create("redis", {"uid": "5", "path": f"{host.srv}/{path}"}, soon())
+        assert owner(host.srv / "a" / "db") == (184, 998)
+        assert host.left_in_volumes() == ["mongo"]
+
     def test_another_volumes_path_at_once(self, driver: Driver, host: Host) -> None:
         """Of parallel Creates for one path one wins, and the others are told."""
         docker = Docker(create_app(driver).test_client())
