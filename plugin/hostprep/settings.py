@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
-import errno
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from .errors import BadSetting, printable
+from .errors import BadSetting, NotAllowed, printable
+from .host import fds
 from .host.labels import SELinux
-from .host.paths import THEMSELVES, is_system, system_directory
+from .host.system import engine_inside, is_system, system_directory
 
 _MANAGED_PATIENCE: Final = 25  # seconds: an engine waits 30 for a managed plugin
 _DURATION = re.compile(r"([0-9]{1,15})([smhd])", re.ASCII)
@@ -78,15 +79,21 @@ def duration(text: str) -> int:
 
 
 def _path(text: str) -> str:
-    if not text.startswith("/") or "\0" in text:
-        raise ValueError("an absolute path")
+    # Where `..` leads depends on links, so it is not taken away as text.
+    if not text.startswith("/") or "\0" in text or ".." in text.split("/"):
+        raise ValueError("an absolute path without ..")
     return os.path.normpath("/" + text.lstrip("/"))
 
 
 def _root(text: str) -> str:
     # It is resolved once: from here on no component may be a symlink, and the engine is answered this path.
-    root = os.path.realpath(_path(text))
-    if root in THEMSELVES or is_system(root):
+    try:
+        root = fds.resolve(_path(text))
+    except NotAllowed as exc:
+        raise ValueError(f"a directory of hostprep's own: {exc.message}") from None
+    except OSError as exc:
+        raise ValueError(f"a directory of hostprep's own: {exc.strerror}") from None
+    if is_system(root):
         raise ValueError("a directory of hostprep's own: that is a system directory")
     return root
 
@@ -98,10 +105,10 @@ def engine_socket(text: str) -> str:
         ValueError: it is none. Over TCP anybody who answers could say to which ids root gives directories.
     """
     path = text.removeprefix("unix://")
-    if path == text or not path.startswith("/") or "\0" in path:
+    if path == text or not path.startswith("/"):
         why = "hostprep asks no engine over a network"
         raise ValueError(f"unix:///run/docker.sock or another socket of this host: {why}")
-    return f"unix://{os.path.normpath('/' + path.lstrip('/'))}"
+    return f"unix://{_path(path)}"
 
 
 def _word(*words: str) -> Callable[[str], str]:
@@ -151,18 +158,23 @@ def _check_managed(settings: Settings) -> None:
 
 
 def _checked_prefixes(settings: Settings) -> tuple[str, ...]:
+    """The prefixes without symlinks; one that leads over a link of somebody else's stays as it is written.
+
+    No path below that one can be opened then, and that user must not be able to keep hostprep from starting.
+    """
     resolved = []
     for prefix in settings.allow:
-        if touched := system_directory(prefix, settings.root):
-            hint = "name a directory that holds nothing but container data, such as /srv"
-            what = f"{printable(prefix)} is, contains, lies in or leads to {touched}"
-            raise BadSetting(f"HOSTPREP_ALLOW: {what}", hint=hint)
+        real = prefix
         try:
-            real = os.path.realpath(prefix, strict=True)
+            with contextlib.suppress(NotAllowed):
+                real = fds.resolve(prefix)
         except OSError as exc:
-            if exc.errno in (errno.ENOENT, errno.EACCES):  # it may be mounted or made later, and only root can look
-                real = os.path.realpath(prefix)
-            else:
-                raise BadSetting(f"HOSTPREP_ALLOW: {printable(prefix)}: {exc.strerror}") from None
+            raise BadSetting(f"HOSTPREP_ALLOW: {printable(prefix)}: {exc.strerror}") from None
+        touched = system_directory(prefix, settings.root, prefix=True)
+        touched = touched or system_directory(real, settings.root, prefix=True) or engine_inside(real, trusted=True)
+        if touched:
+            hint = "name a directory that holds nothing but container data, such as /srv/containers"
+            what = f"{printable(prefix)} is, contains, lies in or leads to {printable(touched)}"
+            raise BadSetting(f"HOSTPREP_ALLOW: {what}", hint=hint)
         resolved.append(real)
     return tuple(resolved)

@@ -216,6 +216,23 @@ class TestPaths:
         assert self.everything(victim) == before
         assert docker.status("mongo")["ready"] is False
 
+    def test_a_prefix_that_became_a_link(self, host: Host) -> None:
+        """A user who makes a prefix in his home a link gets no other home allowed, and stops nobody else's volumes."""
+        home, victim = host.srv.parent / "anna", host.srv.parent / "bert"
+        (victim / "precious").mkdir(parents=True)
+        home.mkdir()
+        (home / "data").symlink_to(victim)
+        for path in (home, home / "data", victim):
+            os.chown(path, SOMEBODY, SOMEBODY, follow_symlinks=False)
+        server = host.serve(HOSTPREP_ALLOW=f"{home}/data:{host.srv}")
+        assert f"HOSTPREP_ALLOW: no path below {home}/data can be used: {home}/data is a symlink" in server.log
+        before = self.everything(victim)
+        for path in (home / "data" / "precious", home / "data" / "new", victim / "precious", victim / "new"):
+            answer = server("Create", Name="mongo", Opts={"path": str(path), "uid": "184", "recurse": "always"})
+            assert answer.status == 403, answer
+        assert self.everything(victim) == before
+        assert server("Create", Name="mongo", Opts={"path": f"{host.srv}/db"}).status == 200
+
     def test_what_root_has_mounted(self, docker: Docker, host: Host) -> None:
         """A bind mount below a prefix is root's word, and is followed; one inside of the volume is not gone into."""
         elsewhere, inside = host.srv.parent / "elsewhere", host.srv.parent / "inside"

@@ -102,7 +102,7 @@ class Hostprep:
         self._log = log
         # HOSTPREP_SELINUX=off in the environment of the tests shows which of them witness hostprep's labels.
         self.settings = {k: v for k, v in os.environ.items() if k.startswith("HOSTPREP_")}
-        self.settings["HOSTPREP_ALLOW"] = f"{SRV}:/home"
+        self.settings["HOSTPREP_ALLOW"] = f"{SRV}:/home/user"
 
     def start(self) -> None:
         """Install it, over settings that are there and a drop-in of the administrator's."""

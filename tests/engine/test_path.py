@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from testbed.engine import Hostprep
+
 from .client import OPTIONS, WRITE, Docker, owner
 
 pytestmark = pytest.mark.engine
@@ -61,3 +63,14 @@ def test_overlap(docker: Docker, allowed: Path) -> None:
         said = docker.fails("volume", "create", "-d", "hostprep", "-o", f"path={path}", "other")
         assert "mongo" in said.replace("mongo-shared", "")
     assert docker.volumes() == ["mongo"]
+
+
+def test_the_engines_data(docker: Docker, hostprep: Hostprep) -> None:
+    """The data of an engine that no configuration file names is known by what is inside, and is no container's."""
+    docker("volume", "create", "local")
+    volume = Path(str(docker.inspect("local")["Mountpoint"]))
+    root = volume.parents[2]
+    for path in (root, root / "volumes", volume.parent, root / "new"):
+        done = hostprep.command("prepare", "--dry-run", str(path), *OPTIONS)
+        assert done.returncode == 1
+        assert f"{root}, where an engine keeps its data" in done.stderr

@@ -10,6 +10,7 @@ import pytest
 from hostprep.errors import BadSetting
 from hostprep.host.labels import SELinux
 from hostprep.settings import Scope, Settings, duration
+from tests.support.trees import make_tree
 
 
 def refused(**environ: str) -> str:
@@ -96,7 +97,12 @@ def test_wrong_durations(variable: str, text: str) -> None:
         ("HOSTPREP_ROOT", "/var", "system directory"),
         ("HOSTPREP_ROOT", "/var/lib", "system directory"),
         ("HOSTPREP_ROOT", "/etc/hostprep", "system directory"),
-        ("HOSTPREP_ROOT", "/usr/../etc", "system directory"),
+        ("HOSTPREP_ROOT", "/var/log/x", "system directory"),
+        ("HOSTPREP_ROOT", "/home", "system directory"),
+        ("HOSTPREP_ROOT", "/data/../x", "without .."),
+        ("HOSTPREP_SOCKET", "/run/x/../y.sock", "without .."),
+        ("HOSTPREP_ALLOW", "/srv:/data/..", "without .."),
+        ("HOSTPREP_DOCKER_HOST", "unix:///run/../docker.sock", "without .."),
         ("HOSTPREP_SOCKET", "hostprep.sock", "an absolute path"),
         ("HOSTPREP_SOCKET", "", "an absolute path"),
         ("HOSTPREP_ALLOW", "srv", "an absolute path"),
@@ -173,19 +179,18 @@ class TestPrefixes:
         """Nothing that lies in one can be a prefix."""
         assert refused(HOSTPREP_ALLOW=prefix).startswith(f"HOSTPREP_ALLOW: {prefix} ")
 
-    @pytest.mark.parametrize(
-        "prefix", ["/srv", "/var/lib/mysql", "/var/opt", "/var/lib/docker2", "/home", "/data", "/usrdata"]
-    )
+    @pytest.mark.parametrize("prefix", ["/srv", "/home/anna", "/var/lib/docker2", "/data", "/usrdata"])
     def test_directories_for_data(self, prefix: str) -> None:
         """Directories that only resemble or neighbour one can, missing ones too."""
         assert Settings.read({"HOSTPREP_ALLOW": prefix}).allow == (os.path.realpath(prefix),)
 
-    @pytest.mark.parametrize("below", ["", "/volumes", "/.."], ids=["itself", "below", "above"])
-    def test_hostpreps_own_root(self, tmp_path: Path, below: str) -> None:
+    @pytest.mark.parametrize("prefix", ["a/root", "a/root/volumes", "a"], ids=["itself", "below", "above"])
+    def test_hostpreps_own_root(self, tmp_path: Path, prefix: str) -> None:
         """hostprep's root, and what contains or lies in it, can be no prefix."""
-        root = tmp_path / "hostprep" / "root"
+        root = tmp_path / "a" / "root"
         root.mkdir(parents=True)
-        assert "HOSTPREP_ALLOW" in refused(HOSTPREP_ROOT=str(root), HOSTPREP_ALLOW=f"{root}{below}")
+        message = refused(HOSTPREP_ROOT=str(root), HOSTPREP_ALLOW=f"{tmp_path}/{prefix}")
+        assert message.startswith(f"HOSTPREP_ALLOW: {tmp_path}/{prefix} is")
 
     def test_a_link_into_a_system_directory(self, tmp_path: Path) -> None:
         """A prefix that resolves into a system directory is refused."""
@@ -198,6 +203,37 @@ class TestPrefixes:
         (tmp_path / "root").mkdir()
         (tmp_path / "data").symlink_to("root")
         assert "HOSTPREP_ALLOW" in refused(HOSTPREP_ROOT=str(tmp_path / "root"), HOSTPREP_ALLOW=str(tmp_path / "data"))
+
+    @pytest.mark.root
+    @pytest.mark.parametrize(
+        "target", ["nobodys-friend", "/etc", "."], ids=["into-anothers", "into-the-system", "loop"]
+    )
+    @pytest.mark.parametrize(("owner", "bits"), [(1000, 0o755), (0, 0o777)], ids=["anothers", "writable-by-all"])
+    def test_a_link_that_others_can_change(self, tmp_path: Path, target: str, owner: int, bits: int) -> None:
+        """Over a link that a user can change no prefix is resolved; nor does that user keep hostprep from starting."""
+        make_tree(tmp_path, "dir home", f"symlink home/data {target}")
+        os.chown(tmp_path / "home", owner, owner)
+        os.chmod(tmp_path / "home", bits)
+        for prefix in (f"{tmp_path}/home/data", f"{tmp_path}/home/data/mongo"):
+            assert Settings.read({"HOSTPREP_ALLOW": prefix}).allow == (prefix,)
+
+    @pytest.mark.root
+    def test_a_root_behind_a_link_that_others_can_change(self, tmp_path: Path) -> None:
+        """hostprep's root is not looked for behind such a link: that stops the start."""
+        make_tree(tmp_path, "dir disk", "dir home 1000:1000", f"symlink home/data {tmp_path}/disk")
+        assert "somebody other than root could change where it leads" in refused(HOSTPREP_ROOT=f"{tmp_path}/home/data")
+
+    @pytest.mark.root
+    @pytest.mark.parametrize(("owner", "stops"), [(0, True), (1000, False)], ids=["roots", "anothers"])
+    def test_an_engines_data(self, tmp_path: Path, owner: int, stops: bool) -> None:  # noqa: FBT001
+        """What root's engine has made shows that a prefix is its data; what a user made keeps nobody from starting."""
+        make_tree(tmp_path, "dir data/volumes", "file data/volumes/metadata.db")
+        os.chown(tmp_path / "data", owner, owner)
+        for prefix in (f"{tmp_path}/data", f"{tmp_path}/data/volumes"):
+            if stops:
+                assert f"{tmp_path}/data, where an engine keeps its data" in refused(HOSTPREP_ALLOW=prefix)
+            else:
+                assert Settings.read({"HOSTPREP_ALLOW": prefix}).allow == (prefix,)
 
     def test_a_link_elsewhere_is_resolved_once(self, tmp_path: Path) -> None:
         """A prefix that is a link stands for where it leads to at the start."""

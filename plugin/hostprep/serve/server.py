@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from ..errors import HostprepError, in_words, printable
+from ..errors import HostprepError, NotAllowed, in_words, printable
+from ..host import fds
 from ..host.process import raise_open_files
 from ..settings import Settings
 from ..volumes import trash
@@ -42,6 +43,11 @@ def serve(settings: Settings) -> None:
         images = Engine(settings.docker_host)
     driver = Driver.open(settings, create=True, images=images)
     driver.store.remove_leftovers()
+    for prefix in settings.allow:
+        try:
+            os.close(fds.walk(prefix, trusted=False))
+        except (NotAllowed, OSError) as exc:
+            log.warning("HOSTPREP_ALLOW: no path below %s can be used: %s", printable(prefix), printable(in_words(exc)))
     listener, remove_socket = listen(settings.socket)
     where = "the socket that systemd passed" if passed_by_systemd() else settings.socket
     log.info("serving %s at %s", settings.root, printable(where))

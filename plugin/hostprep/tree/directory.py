@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ..errors import Invalid, NotAllowed, NotReady, printable
 from ..host import fds
 from ..host.labels import Labels
-from ..host.paths import system_directory
+from ..host.system import engine_data, system_directory
 from ..options import Mode, Options, Recurse, parse_path
 from . import process, walk
 from .plan import Change, Found, Plan, Want
@@ -53,7 +53,7 @@ def prepare(
 
     Raises:
         Invalid: an option has no meaning here, or is malformed.
-        NotAllowed: *path* is a system directory, or has a symlink on the way.
+        NotAllowed: *path* is not for a container's data (see host/system.py), or has a symlink on the way.
         NotReady: the directory above does not exist.
         Unreadable: the pass over the contents failed; the directory itself is as it was.
     """
@@ -67,8 +67,8 @@ def prepare(
         if options.label.type and (refusal := labels.refusal(str(options.label))):
             log.warning("%s", refusal)
     path = parse_path(path)
-    if touched := system_directory(path, root):
-        where = f"{printable(path)} is, contains or lies in {touched}"
+    if touched := system_directory(path, root) or engine_data(path, root):
+        where = f"{printable(path)} is, contains or lies in {printable(touched)}"
         raise NotAllowed(where, hint="choose a directory for data only")
     prepared = Prepared(path)
     parent, name = os.path.split(path)

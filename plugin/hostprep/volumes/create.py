@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from ..errors import Busy, Conflict, HostprepError, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
 from ..host import fds
+from ..host.system import check_no_engine
 from ..options import Name, path_key
 from ..tree.plan import Plan
 from . import pins
@@ -124,9 +125,11 @@ def _make(readiness: Readiness, locked: LockedName, declared: Declaration, deadl
 
 
 def _open_parent(store: Store, path: str, key: str, stack: contextlib.ExitStack) -> tuple[int, str, str]:
-    """`open_parent` until *stack* ends, with the option *key* in its errors."""
+    """`open_parent` until *stack* ends, for a volume that is made, with the option *key* in its errors."""
     try:
-        return stack.enter_context(open_parent(store.settings, path))
+        opened = stack.enter_context(open_parent(store.settings, path))
+        check_no_engine(path, store.root)
+        return opened
     except NotAllowed as exc:
         raise NotAllowed(f"option {key}: {exc.message}", hint=exc.hint) from None
     except FileNotFoundError as exc:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from ..errors import Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, NotReady, in_words, printable
 from ..host import fds, mountinfo
-from ..host.paths import is_engine_volume, overlap, system_directory
+from ..host.paths import overlap
+from ..host.system import check_no_engine, engine_data, is_engine_volume, system_directory
 from ..options import ALIAS, Name, check_name, parse_path
 from ..tree.plan import Change, Plan, Want
 from .declaration import Declaration
@@ -134,6 +135,7 @@ def _check(store: Store, name: Name, path: str, declared: Declaration, claimed: 
     try:
         with open_parent(store.settings, path) as (parent, last, _):
             os.close(fds.open_step(parent, last, path))
+        check_no_engine(path, store.root)
     except FileNotFoundError as exc:
         raise _missing(str(exc.filename)) from None
     return False
@@ -231,11 +233,11 @@ def _declare(driver: Driver, given: Mapping[str, str]) -> Declaration:
 def _check_place(directory: str, root: str) -> None:
     """Refuse system directories, an engine's own, and hostprep's root."""
     if is_engine_volume(directory):
-        touched = root if overlap(os.path.realpath(directory), root) else None
+        touched = root if overlap(directory, root) else None
     else:
-        touched = system_directory(directory, root)
+        touched = system_directory(directory, root) or engine_data(directory, root)
     if touched:
-        why = f"{printable(directory)} is, contains or lies in {touched}"
+        why = f"{printable(directory)} is, contains or lies in {printable(touched)}"
         raise NotAllowed(why, hint="of an engine's directories only volumes/NAME/_data can be taken over")
 
 

@@ -307,3 +307,12 @@ def test_container_removed_while_stopped(podman: Podman, hostprep: Hostprep) -> 
 
     assert podman.run("mongo:/data", WRITE) == "written"
     assert owner(mountpoint) == (184, 998)
+
+
+def test_podmans_data(podman: Podman, hostprep: Hostprep) -> None:
+    """Where Podman keeps its data, wherever that is, is known by what is inside, and is no container's."""
+    root = podman("info", "--format", "{{.Store.GraphRoot}}")
+    for path in (root, f"{root}/volumes", f"{root}/new"):
+        done = hostprep.command("prepare", "--dry-run", path, *OPTIONS)
+        assert done.returncode == 1
+        assert f"{root}, where an engine keeps its data" in done.stderr

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostprep.host.paths import is_below, overlap, system_directory
+from hostprep.host.paths import is_below, overlap
 
 
 @pytest.mark.parametrize(
@@ -34,8 +32,3 @@ def test_overlap_is_one_list_beginning_the_other(one: list[str], other: list[str
     expected = one[:short] == other[:short]
     assert overlap("/" + "/".join(one), "/" + "/".join(other)) is expected
     assert overlap("/" + "/".join(other), "/" + "/".join(one)) is expected
-
-
-def test_data_is_no_system_directory(tmp_path: Path) -> None:
-    """A directory for data touches nothing that is protected."""
-    assert system_directory(str(tmp_path / "data"), str(tmp_path / "root")) is None

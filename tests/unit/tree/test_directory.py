@@ -139,13 +139,23 @@ def test_a_file(tmp_path: Path, root: Path) -> None:
 
 @pytest.mark.usefixtures("read_only_machine")
 @pytest.mark.parametrize(
-    "path", ["/", "/etc", "/etc/x", "/usr/local/x", "/var", "/var/lib", "/var/lib/docker/x", "/root", "/lib64"]
+    "path",
+    [
+        *("/", "/etc", "/etc/x", "/usr/local/x", "/var", "/var/lib", "/var/lib/docker/x", "/root", "/lib64", "/home"),
+        *("/srv", "/var/log", "/var/spool/cron", "/var/cache", "/var/mail"),
+    ],
 )
 def test_system_directories(root: Path, path: str) -> None:
     """System directories and engines' data are refused, dry or not."""
     for dry_run in (True, False):
         with pytest.raises((NotAllowed, Invalid)):
             prepared(path, root, dry_run=dry_run, uid="184")
+
+
+@pytest.mark.usefixtures("read_only_machine")
+def test_directly_below_the_root_directory(root: Path) -> None:
+    """A directory directly in `/` that is no system directory is for data."""
+    assert prepared("/hostprep-tests-have-none", root, dry_run=True, uid="184").made
 
 
 @pytest.mark.parametrize("below", ["", "/volumes/x/_data", "/.."])

@@ -176,6 +176,27 @@ class TestByPath:
         assert owner(host.srv / "a" / "db") == (184, 998)
         assert host.left_in_volumes() == ["mongo"]
 
+    def test_hostpreps_own_under_another_name(self, open_driver: OpenDriver, host: Host) -> None:
+        """A bind mount of hostprep's root below a prefix leads to no volume, record or trash."""
+        driver = open_driver()
+        driver.create("mongo", MONGO, soon())
+        (host.srv / "b").mkdir()
+        with mounted("--bind", str(host.root), f"{host.srv}/b"):
+            for path in ("b", "b/volumes", "b/volumes/mongo/_data", "b/new"):
+                with pytest.raises(NotAllowed, match=f"lies in {host.root}"):
+                    driver.create("redis", {"uid": "5", "path": f"{host.srv}/{path}"}, soon())
+        assert owner(host.data("mongo")) == (184, 998)
+        assert host.left_in_volumes() == ["mongo"]
+
+    @pytest.mark.parametrize("path", ["docker", "docker/volumes", "docker/volumes/db/_data", "docker/new"])
+    def test_an_engines_data(self, driver: Driver, host: Host, path: str) -> None:
+        """An engine's data below a prefix is refused, wherever that engine keeps it."""
+        make_tree(host.srv, "dir docker/volumes/db/_data 5:5", "file docker/volumes/metadata.db")
+        with pytest.raises(NotAllowed, match=f"{host.srv}/docker, where an engine keeps its data"):
+            driver.create("mongo", {**MONGO, "path": f"{host.srv}/{path}"}, soon())
+        assert owner(host.srv / "docker/volumes/db/_data") == (5, 5)
+        assert host.left_in_volumes() == []
+
     def test_another_volumes_path_at_once(self, driver: Driver, host: Host) -> None:
         """Of parallel Creates for one path one wins, and the others are told."""
         docker = Docker(create_app(driver).test_client())

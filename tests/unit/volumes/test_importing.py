@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hostprep.errors import Invalid, NotAllowed, NotReady
-from hostprep.host.paths import is_engine_volume
+from hostprep.errors import Conflict, Invalid, NotAllowed, NotReady
+from hostprep.host.system import is_engine_volume
 from hostprep.settings import Settings
 from hostprep.volumes.driver import Driver
 from hostprep.volumes.importing import from_directory, read_local_persist
@@ -81,11 +81,13 @@ class TestLocalPersist:
         make_tree(host.srv, "dir db", "dir db/below", "dir good", "file file", "dir taken", "symlink link db")
         os.mkdir(host.srv.parent / "outside")
         succeeds(hostprep("create", "exists", "-o", "uid=1"))
+        make_tree(host.srv, "dir docker/volumes", "dir docker/x", "file docker/volumes/metadata.db")
         succeeds(hostprep("create", "owner", "-o", f"path={host.srv}/taken"))
         wrong = {
             "below": (f"{host.srv}/db/below", "contains or lies in"),
             "dots": (f"{host.srv}/good/../db", "normalized"),
             "exists": (f"{host.srv}/good", "exists with other options: uid is 1"),
+            "engine": (f"{host.srv}/docker/x", "where an engine keeps its data"),
             "file": (f"{host.srv}/file", "is a file"),
             "link": (f"{host.srv}/link", "is a symlink"),
             "missing": (f"{host.srv}/none", "does not exist (is its disk mounted?)"),
@@ -242,13 +244,40 @@ class TestFrom:
         fails(hostprep("import", "--from", f"{host.srv}/file", "mongo"), "is a file")
         assert host.left_in_volumes() == []
 
+    def test_up_from_a_name(self, hostprep: Command, host: Host) -> None:
+        """`..` behind a name, which may be a link's, is refused in words."""
+        make_tree(host.srv, "dir b/db", "dir elsewhere/db", "dir elsewhere/y", "symlink b/link ../elsewhere/y")
+        for more in ([], ["--dry-run"]):
+            fails(hostprep("import", "--from", f"{host.srv}/b/link/../db", "mongo", *more), "write the directory's own")
+        assert (host.srv / "b/db").exists()
+        assert (host.srv / "elsewhere/db").exists()
+
+    def test_an_engines_volume(self, hostprep: Command, host: Host) -> None:
+        """Of an engine's data, wherever it is, the data of a volume can be taken over, and nothing else."""
+        make_tree(host.srv, "dir docker/volumes/db/_data 5:5", "file docker/volumes/metadata.db", "dir docker/image")
+        for path in ("docker", "docker/image", "docker/volumes", "docker/volumes/db"):
+            fails(hostprep("import", "--from", f"{host.srv}/{path}", "mongo"), "where an engine keeps its data")
+        succeeds(hostprep("import", "--from", f"{host.srv}/docker/volumes/db/_data", "mongo"))
+        assert owner(host.data("mongo")) == (5, 5)
+
+    def test_another_name_of_a_volumes_path(self, driver: Driver, host: Host) -> None:
+        """A directory that is another volume's by another name, or holds it, is that volume's."""
+        make_tree(host.srv, "dir a/db", "dir b")
+        driver.create("mongo", {"path": f"{host.srv}/a/db"}, soon())
+        with mounted("--bind", f"{host.srv}/a", f"{host.srv}/b"):
+            with pytest.raises(Conflict, match="which is volume mongo's"):
+                from_directory(driver, "other", f"{host.srv}/b/db", {}, soon(), dry_run=False)
+        assert host.left_in_volumes() == ["mongo"]
+
     def test_redirectable(self, hostprep: Command, host: Host) -> None:
         """Below a directory that somebody else can write nothing is taken over: it could be another by then."""
         make_tree(host.srv, "dir home 1000:1000", "dir home/db")
         fails(hostprep("import", "--from", f"{host.srv}/home/db", "mongo"), "somebody other than root")
 
     @pytest.mark.usefixtures("read_only_machine")
-    @pytest.mark.parametrize("path", ["/", "/etc", "/usr/lib", "/var/lib/docker", "/var/lib/docker/overlay2/x"])
+    @pytest.mark.parametrize(
+        "path", ["/", "/etc", "/usr/lib", "/home", "/var/log", "/var/lib/docker", "/var/lib/docker/overlay2/x"]
+    )
     def test_system_directories(self, driver: Driver, path: str) -> None:
         """System directories and an engine's own are refused."""
         with pytest.raises((NotAllowed, Invalid)):
