@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import stat
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -14,6 +15,7 @@ from ..errors import BadSetting, NotAllowed, printable
 from ..host import fds
 
 _BACKLOG: Final = 1024
+_TRIES, _PAUSE = 100, 0.02  # how often, and with which pause in seconds, a socket that is bound is asked again
 _SYSTEMD: Final = 3  # the first descriptor that systemd passes (sd_listen_fds(3))
 
 
@@ -78,22 +80,35 @@ def passed_by_systemd() -> bool:
 
 def _remove_stale(path: str) -> None:
     """Remove a socket at *path* whose server is gone."""
-    with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
+    with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise BadSetting(f"{printable(path)} exists and is no socket", hint="remove it, or set HOSTPREP_SOCKET")
+        for _ in range(_TRIES):
+            if _answers(path):
+                raise BadSetting(f"a server already answers at {printable(path)}", hint="stop it first")
+            if not _is_bound(path):
+                break
+            time.sleep(_PAUSE)
+        os.unlink(path)
+
+
+def _answers(path: str) -> bool:
+    """Whether a process listens at *path*, be it that it has not accepted anybody for a while."""
+    with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(0)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            if not _is_bound(path):
-                os.unlink(path)
-                return
+            return False
         except BlockingIOError:  # its backlog is full
             pass
-        raise BadSetting(f"a server already answers at {printable(path)}", hint="stop it first")
+        return True
 
 
 def _is_bound(path: str) -> bool:
-    """Whether a process has a socket at *path*, be it that it does not listen yet, as systemd's or a plugin's may."""
+    """Whether a process has bound a socket to *path*, as systemd has for a moment before it listens.
+
+    It may have done so in a mount namespace of its own, as any user can. So this is only a reason to wait a while.
+    """
     with open("/proc/net/unix", "rb") as sockets:
         return any(line.split(maxsplit=7)[7:] == [os.fsencode(path)] for line in sockets.read().splitlines())
