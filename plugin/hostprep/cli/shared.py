@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -49,7 +50,7 @@ def directory_argument(text: str) -> str:
     Raises:
         Invalid: `..` stands behind a name, or the path is empty.
     """
-    if not text or ".." in text.lstrip("./").split("/"):
+    if not text or ".." in itertools.dropwhile(("", ".", "..").__contains__, text.split("/")):
         what = "has .. behind a name, which may be a symlink's" if text else "is empty"
         raise Invalid(f'the path "{printable(text)}" {what}', hint="write the directory's own path")
     return os.path.normpath(f"/{os.path.join(os.getcwd(), text).lstrip('/')}")

@@ -52,7 +52,16 @@ class TestPrepare:
 
     @pytest.mark.parametrize(
         "path",
-        ["b/link/../x", "HERE/b/link/../x", "./b/link/../x", "../below/b/link/../x", "b/link/..", "b/../b/x", ""],
+        [
+            "b/link/../x",
+            "HERE/b/link/../x",
+            "./b/link/../x",
+            "../below/b/link/../x",
+            "b/link/..",
+            "b/../b/x",
+            ".../../x",
+            "",
+        ],
     )
     def test_up_from_a_name(
         self, hostprep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
