@@ -5,7 +5,8 @@ dockerd, hostprep and all containers live in namespaces of their own:
 - mount, with a tmpfs on /run and on /etc/docker, so that they meet neither another engine's sockets and
   plugins nor its settings. Propagation is slave: what the host mounts is seen here, nothing goes back. Within it
   mounts are shared, as systemd has them on a host;
-- pid, so that with its first process everything ends, whoever started it;
+- pid, so that with its first process everything ends, whoever started it. As in a container of systemd-nspawn, all that
+  uses the engine's volumes runs inside;
 - net, so that none of the host's interfaces and firewall rules is touched.
 
 Standard library only: the demo must need no more than hostprep itself.
@@ -38,6 +39,7 @@ PATH = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ.get("PATH", "")
 MACHINE = "/machine"
 INIT = """
 mount -t tmpfs -o mode=0755 tmpfs /run && mount -t tmpfs tmpfs /etc/docker && mkdir -p /run/docker/plugins || exit
+mkdir /run/systemd && echo systemd-nspawn > /run/systemd/container || exit
 home=$1 tree=$2 machine=$3 temporary=$4 shared=
 if [ "$tree" ]; then
     # What engines write beside their data does not get into the tree, which is used again.

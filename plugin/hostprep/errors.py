@@ -5,6 +5,8 @@ OSError is not wrapped. The front ends (the wire, the command line) put it into 
 
 from __future__ import annotations
 
+import errno
+
 
 class HostprepError(Exception):
     """The base class, never raised itself. *message* says what is wrong, *hint* what to do about it."""
@@ -75,6 +77,8 @@ def in_words(exc: BaseException) -> str:
         return str(exc)
     if isinstance(exc, OSError):
         what = exc.strerror or type(exc).__name__
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            what += "; hostprep purge deletes removed volumes, which hostprep ls --trash lists"
         return f"{exc.filename}: {what}" if exc.filename not in (None, "") else what
     return f"internal error: {type(exc).__name__}: {exc}"
 

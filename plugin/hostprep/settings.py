@@ -37,6 +37,8 @@ class Settings:
     selinux: SELinux = SELinux.AUTO
     patience: int = 100
     trash_keep: int = 86400
+    purge_for_space: bool = False
+    """Whether removed volumes may be deleted before *trash_keep* is over, when the file system is nearly full."""
     require_marker: bool = False
     log_level: str = "info"
     docker_host: str = ""
@@ -126,6 +128,7 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "selinux": _member(SELinux),
     "patience": duration,
     "trash_keep": duration,
+    "purge_for_space": lambda text: _word("0", "1")(text) == "1",
     "require_marker": lambda text: _word("0", "1")(text) == "1",
     "log_level": _word("debug", "info", "warning", "error"),
     "docker_host": lambda text: engine_socket(text) if text else "",

@@ -18,6 +18,7 @@ CAPABILITIES = {
     "fsetid": 4,
     "linux_immutable": 9,
     "sys_admin": 21,
+    "sys_ptrace": 19,
 }  # capability.h
 
 
@@ -142,6 +143,31 @@ def test_upgrade(docker: Docker, hostprep: Hostprep) -> None:
     assert hostprep.SETTINGS.read_text() == settings
     assert docker.exec("db", "echo written > /data/file; cat /data/file") == "written"
     assert docker.run("mongo:/data", "cat /data/file") == "written"
+
+
+def test_purge_of_what_is_in_use(docker: Docker, hostprep: Hostprep) -> None:
+    """In the sandbox, what containers of root's and of others have mounted is not purged, and what nobody has is."""
+    names = ("mongo", "redis", "other")
+    for name in names:
+        docker.create(name)
+    docker.daemon("db", "mongo:/data")
+    docker("run", "-d", "--name=root", "--stop-signal=KILL", "-v", "redis:/data", "busybox", "sleep", "600")
+    hostprep.set(HOSTPREP_TRASH_KEEP="0")
+    try:
+        checked("systemctl", "restart", hostprep.UNIT)
+        for name in names:
+            hostprep("Remove", name)
+        eventually(lambda: "purged other" in hostprep.log(), "what nobody uses is gone")
+        eventually(lambda: hostprep.log().count(" is not purged: process ") == 2, "it is said of both")
+        for container in ("db", "root"):
+            assert docker.exec(container, "echo written > /data/file; cat /data/file") == "written"
+        docker("rm", "-f", "db", "root")
+        docker.create("more")
+        docker("volume", "rm", "more")
+        eventually(lambda: "purged mongo" in hostprep.log() and "purged redis" in hostprep.log(), "they are gone, too")
+    finally:
+        hostprep.set()
+        checked("systemctl", "restart", hostprep.UNIT)
 
 
 def test_wrong_setting(docker: Docker, hostprep: Hostprep) -> None:

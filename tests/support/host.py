@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,10 +182,10 @@ class Host:
     def process_environ(self, changed: Mapping[str, str] | None = None) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], **self.environ, **(changed or {})}
 
-    def begin(self, *arguments: str, **changed: str) -> subprocess.Popen[str]:
-        """Start `python -m hostprep` and do not wait for it."""
+    def begin(self, *arguments: str, under: Sequence[str] = (), **changed: str) -> subprocess.Popen[str]:
+        """Start `python -m hostprep`, by the command *under* if there is one, and do not wait for it."""
         process = subprocess.Popen(
-            [PYTHON, "-m", "hostprep", *arguments],
+            [*under, PYTHON, "-m", "hostprep", *arguments],
             cwd=REPOSITORY,
             env=self.process_environ(changed),
             stdin=subprocess.DEVNULL,
@@ -202,10 +203,10 @@ class Host:
         self.started.remove(process)
         return Done(process.returncode, out, err)
 
-    def serve(self, *flags: str, **changed: str) -> Server:
+    def serve(self, *flags: str, under: Sequence[str] = (), **changed: str) -> Server:
         """Start a server and wait until it answers."""
         socket = Path(changed.get("HOSTPREP_SOCKET", self.socket))
-        process = self.begin(*flags, "serve", **changed)
+        process = self.begin(*flags, "serve", under=under, **changed)
         server = Server(process, socket)
         server.wait()
         return server
@@ -277,6 +278,14 @@ class Server:
 def _mount_ids() -> dict[int, str]:
     """The mount points of this process by mount id."""
     return {mount.id: mount.point for mount in mount_table()}
+
+
+def with_the_capabilities_of_the_unit() -> tuple[str, ...]:
+    """The command that runs another with the capabilities of hostprep.service, and no others."""
+    unit = (REPOSITORY / "systemd" / "hostprep.service").read_text()
+    (names,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
+    kept = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in names.split())
+    return ("setpriv", f"--bounding-set=-all,{kept}", "--no-new-privs")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from ..errors import HostprepError, Invalid, NoSuchVolume
+from ..errors import Conflict, HostprepError, Invalid, NoSuchVolume, printable
 from ..options import KNOWN
 from ..settings import Settings
 from ..tree.process import Progress
@@ -87,13 +87,18 @@ def apply(settings: Settings, *, name: str, given: dict[str, str], unset: tuple[
 @click.command()
 @click.argument("name")
 @click.option("--retained", is_flag=True, help="Move the data of a retained volume to the trash (see ls --retained).")
+@click.option("--force", is_flag=True, help="Remove it although somebody has it mounted, who keeps what is mounted.")
 @click.pass_obj
-def rm(settings: Settings, *, name: str, retained: bool) -> None:
+def rm(settings: Settings, *, name: str, retained: bool, force: bool) -> None:
     """Remove a volume; restore can bring it back.
 
-    Its data can be restored until --trash-keep is over. With path or on_remove=retain the data stays where it is.
+    Its data can be restored until --trash-keep is over. With path or on_remove=retain the data stays where it is. A
+    volume that is mounted is only removed with --force. No purge deletes its data before it is unmounted.
     """
     driver = Driver.open(settings, create=False)
+    if not force and (users := driver.users(name)):
+        hint = "stop its containers and unmount it; or --force: they keep what they have mounted"
+        raise Conflict(f"volume {name} is in use: {printable(users[0])}", hint=hint)
     (driver.discard_retained if retained else driver.remove)(name, deadline(settings))
     print(name)
 
@@ -117,12 +122,15 @@ def purge(settings: Settings, *, everything: bool, ids: tuple[str, ...]) -> None
     """Delete removed volumes for good.
 
     ls --trash lists the IDs. Without an ID, purge deletes what was removed longer than --trash-keep ago. It deletes no
-    volume that is still mounted.
+    volume that is still mounted, or that may be. If something stays that it was to delete, it says why, and exits 1.
     """
     if everything and ids:
         raise Invalid("purge takes --all or ids, not both")
     driver = Driver.open(settings, create=False)
-    print(f"{driver.purge(None if everything else list(ids))} purged")
+    done = driver.purge(None if everything else list(ids))
+    print(f"{done.gone} purged")
+    if done.kept:
+        raise Conflict(f"{len(done.kept)} removed volumes were not purged", hint="the lines above say why")
 
 
 def _all(driver: Driver) -> Iterator[dict[str, Any]]:

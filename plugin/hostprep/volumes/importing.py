@@ -11,10 +11,12 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from ..errors import Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, NotReady, in_words, printable
-from ..host import fds, mountinfo
+from ..host import fds
 from ..host.paths import is_engine_volume, overlap, system_directory
+from ..host.uses import uses
 from ..options import ALIAS, Name, check_name, parse_path
 from ..tree.plan import Change, Plan, Want
 from .declaration import Declaration
@@ -26,6 +28,7 @@ from .volume import DATA, open_parent
 log = logging.getLogger("hostprep")
 
 _LIMIT = 16 * 1024 * 1024  # bytes of a state file
+_STOP: Final = "stop whoever uses it first"
 
 
 class Outcome(enum.Enum):
@@ -160,7 +163,7 @@ def from_directory(
     Nothing is copied. The record is made first, durably: a crash leaves all as it was, or all done, or a volume without
     data beside the directory, which the same import completes. The next Mount sets owner, mode and label.
 
-    Every process's mounts are searched for the directory; see mountinfo.uses for what that misses.
+    Every process's mounts are searched for the directory; see uses.uses for what that misses.
 
     Args:
         dry_run: change nothing. The engine is not asked about an `image` then.
@@ -281,8 +284,11 @@ def _check_movable(store: Store, directory: str, parent: int, data: int) -> None
         # rename(2) refuses to go from one mount to another, even of the same file system.
         if os.fstat(data).st_dev != os.fstat(volumes).st_dev or fds.mount_id(parent) != fds.mount_id(volumes):
             raise _elsewhere(store, directory)
-    if used := mountinfo.uses(data, directory):
-        raise Conflict(f"{printable(directory)} is in use: {printable(used[0])}", hint="stop its containers first")
+    used = uses(data, directory)
+    if used.found:
+        raise Conflict(f"{printable(directory)} is in use: {printable(used.found[0].who)}", hint=_STOP)
+    if used.doubt:
+        raise NotAllowed(f"who uses {printable(directory)} cannot be told: {used.doubt}", hint=_STOP)
 
 
 def _elsewhere(store: Store, directory: str) -> NotAllowed:

@@ -183,6 +183,19 @@ def test_reload_and_prune(podman: Podman, docker: Docker, hostprep: Hostprep) ->
     assert podman.run("mine:/data", "cat /data/file") == "written"
 
 
+def test_purge_of_what_an_overlay_is_made_of(podman: Podman, hostprep: Hostprep) -> None:
+    """`:O` mounts no volume but an overlay of it, and the volume is in use all the same."""
+    mountpoint = podman.create("mongo")
+    Path(mountpoint, "file").touch()
+    podman("run", "-d", "--name", "one", "-v", "mongo:/data:O", "busybox", "sleep", "1000")
+    assert "in the overlay at" in hostprep.command("rm", "mongo").stderr
+    assert hostprep.command("rm", "--force", "mongo").returncode == 0
+    assert "in the overlay at" in hostprep.command("purge", "--all").stderr
+    podman("exec", "one", "ls", "/data/file")
+    podman("rm", "-f", "-t", "0", "one")
+    assert hostprep.command("purge", "--all").returncode == 0
+
+
 def test_restored_before_a_reload(podman: Podman, hostprep: Hostprep) -> None:
     """Without a reload Podman does not ask for what was restored: it makes a local volume of that name, empty."""
     podman.create("mongo")

@@ -88,7 +88,7 @@ class TestByPath:
         driver.create("made", {"path": f"{host.srv}/new"}, soon())
         for name in ("adopted", "made"):
             driver.remove(name, soon())
-        assert driver.purge(None) == 2
+        assert driver.purge(None).gone == 2
         assert sorted(os.listdir(host.srv)) == ["db", "new"]
 
     def test_foreign_owners(self, driver: Driver, host: Host) -> None:
