@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -68,6 +69,14 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) ->
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds:g} s")
         time.sleep(0.01)
+
+
+def with_the_capabilities_of_the_service() -> list[str]:
+    """The command that runs another with the capabilities of systemd/hostprep.service, and no others."""
+    unit = (TOP / "systemd" / "hostprep.service").read_text()
+    (names,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
+    kept = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in names.split())
+    return ["setpriv", f"--bounding-set=-all,{kept}", "--no-new-privs"]
 
 
 _MADE = "trusted.hostprep.testbed"
@@ -390,12 +399,12 @@ class Hostprep:
         return own | {f"HOSTPREP_{name.upper()}": value for name, value in given.items()}
 
     def start(self, *, within: Sequence[str] = (), **settings: str) -> None:
-        """Serve, and wait for an answer. *settings* (patience="5s" and the like) are for this start only.
+        """Serve, as the systemd service does, and wait for an answer.
 
-        So is *within*, a command that runs the server.
+        *settings* (patience="5s" and the like) are for this start only. So is *within*, a command that runs the server.
         """
         self.changed = bool(settings or within)
-        argv = [*within, sys.executable, "-m", "hostprep", "serve"]
+        argv = [*within, *with_the_capabilities_of_the_service(), sys.executable, "-m", "hostprep", "serve"]
         server = self._process = self.engine.spawn(argv, log=self.log, env=self.variables(settings))
         wait_for(lambda: not server.running() or self.answers(), "hostprep to answer")
         if not server.running():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import stat
 import subprocess
@@ -22,6 +21,7 @@ from flask.testing import FlaskClient
 from hostprep.host.mountinfo import mount_table
 from hostprep.serve.wire import NoAnswer
 from hostprep.volumes.driver import Driver
+from testbed.engine import with_the_capabilities_of_the_service
 from tests.support.unixhttp import Answer, Connection
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -203,10 +203,10 @@ class Host:
         self.started.remove(process)
         return Done(process.returncode, out, err)
 
-    def serve(self, *flags: str, under: Sequence[str] = (), **changed: str) -> Server:
-        """Start a server and wait until it answers."""
+    def serve(self, *flags: str, **changed: str) -> Server:
+        """Start a server, with the capabilities that the systemd service has, and wait until it answers."""
         socket = Path(changed.get("HOSTPREP_SOCKET", self.socket))
-        process = self.begin(*flags, "serve", under=under, **changed)
+        process = self.begin(*flags, "serve", under=with_the_capabilities_of_the_service(), **changed)
         server = Server(process, socket)
         server.wait()
         return server
@@ -278,14 +278,6 @@ class Server:
 def _mount_ids() -> dict[int, str]:
     """The mount points of this process by mount id."""
     return {mount.id: mount.point for mount in mount_table()}
-
-
-def with_the_capabilities_of_the_unit() -> tuple[str, ...]:
-    """The command that runs another with the capabilities of hostprep.service, and no others."""
-    unit = (REPOSITORY / "systemd" / "hostprep.service").read_text()
-    (names,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
-    kept = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in names.split())
-    return ("setpriv", f"--bounding-set=-all,{kept}", "--no-new-privs")
 
 
 @contextlib.contextmanager

@@ -57,9 +57,9 @@ def uses(directory: int, path: str, formerly: Iterable[tuple[str, str]] = ()) ->
         return Uses((), "hostprep runs in a chroot and does not see the mount that the directory is on")
     here, known = place_in_file_system(mount, path), [(path, ""), *formerly]
     tables, doubt = _tables()
-    found = []
-    for process, table in tables:
-        who = "it is" if process == "self" else f"process {process} has it"
+    ours, found = os.readlink("/proc/self/ns/mnt"), []
+    for namespace, process, table in tables:
+        who = "it is" if namespace == ours else f"process {process} has it"
         by_id = {each.id: each for each in table}
         for each in table:
             under = by_id.get(each.parent)
@@ -93,26 +93,27 @@ def _layers(mount: Mount) -> Iterator[str]:
                     yield os.path.normpath(re.sub(r"\\(.)", r"\1", layer))
 
 
-def _tables() -> tuple[list[tuple[str, list[Mount]]], str]:
-    """What one process of each mount namespace sees, with that process; and why that may not be all, or "".
+def _tables() -> tuple[list[tuple[str, str, list[Mount]]], str]:
+    """Of each mount namespace a process and the mounts that it sees; and why these may not be all, or "".
 
     mountinfo shows what is mounted below the root directory of the process. So each namespace needs a process whose
     root directory is the namespace's.
     """
-    whole: dict[str, tuple[str, list[Mount]]] = {}
-    chrooted: dict[str, tuple[str, list[Mount]]] = {}
+    whole: dict[str, tuple[str, str, list[Mount]]] = {}
+    chrooted: dict[str, tuple[str, str, list[Mount]]] = {}
     looked_at: set[str] = set()
     doubt = _hidden()
     for _ in range(_ROUNDS):
         missed = False
-        for process in ["self", *filter(str.isdecimal, os.listdir("/proc"))]:
+        # In hostprep's own chroot, if it is in one, all seems whole: the first process of the system sees more.
+        for process in ["1", "self", *filter(str.isdecimal, os.listdir("/proc"))]:
             if process not in looked_at:
                 looked_at.add(process)
                 try:
                     namespace, is_whole = _view(process)
                     known = whole if is_whole else chrooted
                     if namespace not in known:
-                        known[namespace] = process, mount_table(process)
+                        known[namespace] = namespace, process, mount_table(process)
                 except PermissionError as exc:
                     doubt = doubt or f"the mounts of process {process} cannot be seen: {exc.strerror}"
                 except OSError as exc:
@@ -124,12 +125,12 @@ def _tables() -> tuple[list[tuple[str, list[Mount]]], str]:
         # One that has ended may have left a child, of the same namespace, that was not there when /proc was listed.
     else:
         doubt = doubt or "processes start and end too fast to be looked at"
-    seen = {mount.id for _, table in whole.values() for mount in table}
+    seen = {mount.id for _, _, table in whole.values() for mount in table}
     found = list(whole.values())
-    for namespace, (process, table) in chrooted.items():
+    for namespace, process, table in chrooted.values():
         if namespace not in whole and seen.isdisjoint(mount.id for mount in table):
             doubt = doubt or f"process {process} is in a chroot, so what its namespace has mounted cannot all be seen"
-            found.append((process, table))
+            found.append((namespace, process, table))
     return found, doubt
 
 

@@ -154,6 +154,18 @@ print(uses(fd, "/data").doubt)
     assert "runs in a chroot" in done.stdout, done.stderr
 
 
+def test_outside_of_the_chroot(data: Path) -> None:
+    """In a chroot that is a mount, what is mounted outside of it in the same namespace is found all the same."""
+    prepare = f"""
+        mount --rbind / {data.parent}/jail
+        mount --bind {data.parent}/jail{data} {data.parent}/here
+    """
+    (data.parent / "jail").mkdir()
+    found = seen(data, "chroot", str(data.parent / "jail"), prepare=prepare)
+    assert f"it is mounted at {data.parent}/here" in found["found"]
+    assert found["doubt"] == ""
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"), [("docker", "pid namespace of its own"), ("lxc", ""), ("systemd-nspawn", "")]
 )
