@@ -301,11 +301,11 @@ def wait_for_passes(driver: Driver, name: str) -> None:
 def children_of(pid: int) -> dict[int, bytes]:
     """The processes that *pid* has started and that are there still, with their command lines; a zombie has none."""
     found = {}
-    for stat_file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            parent = stat_file.read_text().rpartition(")")[2].split()[1]
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            parent = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1]
             if int(parent) == pid:
-                found[int(stat_file.parent.name)] = stat_file.with_name("cmdline").read_bytes()
+                found[int(process)] = Path(f"/proc/{process}/cmdline").read_bytes()
     return found
 
 
