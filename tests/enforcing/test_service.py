@@ -149,7 +149,7 @@ def test_purge_of_what_is_in_use(docker: Docker, hostprep: Hostprep) -> None:
     """In the sandbox, what containers of root's and of others have mounted is not purged, and what nobody has is."""
     names = ("mongo", "redis", "other")
     for name in names:
-        docker.create(name)
+        docker.create(name, **({"uid": "0", "gid": "0"} if name == "redis" else {}))
     docker.daemon("db", "mongo:/data")
     docker("run", "-d", "--name=root", "--stop-signal=KILL", "-v", "redis:/data", "busybox", "sleep", "600")
     hostprep.set(HOSTPREP_TRASH_KEEP="0")
@@ -158,7 +158,7 @@ def test_purge_of_what_is_in_use(docker: Docker, hostprep: Hostprep) -> None:
         for name in names:
             hostprep("Remove", name)
         eventually(lambda: "purged other" in hostprep.log(), "what nobody uses is gone")
-        eventually(lambda: hostprep.log().count(" is not purged: process ") == 2, "it is said of both")
+        eventually(lambda: hostprep.log().count(" is not purged: process ") > 1, "it is said of both")
         for container in ("db", "root"):
             assert docker.exec(container, "echo written > /data/file; cat /data/file") == "written"
         docker("rm", "-f", "db", "root")
