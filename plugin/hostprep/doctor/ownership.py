@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 
 from ..errors import printable
+from ..host import acl
 from ..options import Mode
 from . import permissions
 from .finding import Apply, Finding, Verdict
@@ -22,13 +23,13 @@ def check_access(volume: InspectedVolume, subject: Subject) -> Iterator[Finding]
     """
     mounted = subject.container.mount_of(volume.record.name) if subject.container else None
     reads = mounted is not None and not mounted.writable and not subject.asked
-    wanted = permissions.READ | permissions.ENTER if reads else permissions.ALL
+    wanted = acl.READ | acl.ENTER if reads else acl.ALL
     granted = subject.may(volume.found, volume.acl)
     who = str(subject)
     if subject.remap is not None:
         who += f", on this host {subject.who}"
     if not (missing := granted.missing(wanted)):
-        what = f"{who} may {permissions.words(wanted)}, as {granted.by}"
+        what = f"{who} may {acl.words(wanted)}, as {granted.by}"
         yield Finding("userns" if subject.remap else "owner", Verdict.OK, what)
         yield from _contents(volume, subject, wanted)
         return
@@ -46,7 +47,7 @@ def check_access(volume: InspectedVolume, subject: Subject) -> Iterator[Finding]
         check = "root_squash"
         what += ", and its server does not let hostprep change that"
     remedy = _owner_remedy(volume, subject, granted, wanted)
-    for_whom = f"{permissions.words(wanted)} for {subject.who}"
+    for_whom = f"{acl.words(wanted)} for {subject.who}"
     yield Finding(check, volume.severity(remedy, [subject]), what, for_whom, remedy)
 
 
@@ -78,10 +79,10 @@ def _contents(volume: InspectedVolume, subject: Subject, wanted: int) -> Iterato
         if st.st_uid == subject.who.uid:
             continue  # the owner may change the mode
         granted = subject.may(st, read_acl(file))
-        needed = wanted if stat.S_ISDIR(st.st_mode) else wanted & ~permissions.ENTER
+        needed = wanted if stat.S_ISDIR(st.st_mode) else wanted & ~acl.ENTER
         if granted.missing(needed):
-            closed += bool(granted.missing(needed & ~permissions.WRITE))
-            read_only += not granted.missing(needed & ~permissions.WRITE)
+            closed += bool(granted.missing(needed & ~acl.WRITE))
+            read_only += not granted.missing(needed & ~acl.WRITE)
             example = example or f"{printable(name)} is {st.st_uid}:{st.st_gid} {Mode(stat.S_IMODE(st.st_mode))}"
     if not closed and not read_only:
         return
