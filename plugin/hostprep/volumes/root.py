@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Final, Self
 
 from ..errors import BadSetting, NotAllowed, Unreadable, in_words
-from ..host import fds
+from ..host import acl, fds
 from ..host.locks import locked
 from ..settings import Settings
 
@@ -184,9 +184,10 @@ def _is_empty(root: int) -> bool:
 
 
 def _make_root(root: int) -> None:
+    acl.disinherit(root)
     for part in PARTS:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(part, 0o700, dir_fd=root)
+            os.close(fds.make_dir(root, part))
     with fds.closing(fds.open_dir(root, "locks")) as locks, locked(locks, "init", deadline=time.monotonic() + 10):
         if not fds.exists(root, MARKER):
             for left in filter(fds.is_temporary, os.listdir(root)):  # an interrupted _make_root left them
