@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from ..errors import NotAllowed, NotReady
+from ..host import acl
 from ..host.labels import Labels
 from ..options import Recurse
 from ..tree.plan import Plan, Want
@@ -51,6 +52,7 @@ def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
                 status["warnings"].append(f"the file system keeps no labels: {want.label} is not applied")
             elif (label := want.label or found.label) and (refusal := labels.refusal(label)):
                 status["warnings"].append(refusal)
+            status["warnings"] += acl.warnings(data, found.access)
             if record.options.path is not None and want.recurse is Recurse.NEVER:
                 status["warnings"] += _foreign(data, want)
     except (NotReady, NotAllowed) as exc:
