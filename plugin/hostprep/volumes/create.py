@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..errors import Busy, Conflict, HostprepError, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
+from ..errors import Busy, Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
 from ..host import fds
 from ..options import Name, path_key
 from ..tree.plan import Plan
@@ -46,6 +46,9 @@ def create(readiness: Readiness, resolver: Resolver, name: Name, given: Mapping[
                 raise Busy(f"volume {name} was removed a moment ago", hint="start again")
             if options.label and options.label.type and (refusal := labels.refusal(str(options.label))):
                 log.warning("create of %s: %s", name, refusal)
+            if len(name) < 2 and name not in store.names():
+                why = f"volume name {name} has one character"  # github.com/moby/moby, volume/service, names
+                raise Invalid(why, hint="take two or more, as for Docker's local driver")
             before: Record | None = None
             made: Identity | None
             try:

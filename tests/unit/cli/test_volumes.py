@@ -181,15 +181,15 @@ def test_restore(hostprep: Command, host: Host) -> None:
 @pytest.mark.root
 def test_purge(hostprep: Command, host: Host) -> None:
     """purge takes what has expired, ids, or all."""
-    for name in ("a", "b", "c"):
+    for name in ("one", "two", "three"):
         succeeds(hostprep("create", name))
         succeeds(hostprep("rm", name))
     assert succeeds(hostprep("purge")) == "0 purged\n"
     assert succeeds(hostprep("purge", host.trash()[0])) == "1 purged\n"
     assert succeeds(hostprep("purge", "--all")) == "2 purged\n"
     assert host.trash() == []
-    succeeds(hostprep("create", "a"))
-    succeeds(hostprep("rm", "a"))
+    succeeds(hostprep("create", "one"))
+    succeeds(hostprep("rm", "one"))
     assert succeeds(hostprep("--trash-keep", "0", "purge")) == "1 purged\n"
 
 

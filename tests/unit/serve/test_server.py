@@ -288,7 +288,7 @@ class TestPurge:
 
     def test_what_has_expired(self, host: Host) -> None:
         """What is older than HOSTPREP_TRASH_KEEP goes at the start, and the rest stays."""
-        for name in ("a", "b"):
+        for name in ("one", "two"):
             host.run("create", name)
             host.run("rm", name)
         old, young = host.trash()

@@ -148,13 +148,13 @@ class TestRestore:
 class TestPurge:
     def test_ids(self, driver: Driver, host: Host) -> None:
         """purge ID deletes those, whatever their age, and no others."""
-        first, second, third = (removed(driver, host, name) for name in ("a", "b", "c"))
+        first, second, third = (removed(driver, host, name) for name in ("one", "two", "three"))
         assert driver.purge([first, third]).gone == 2
         assert host.trash() == [second]
 
     def test_everything(self, driver: Driver, host: Host) -> None:
         """purge --all deletes all that was removed, whenever."""
-        for name in ("a", "b"):
+        for name in ("one", "two"):
             removed(driver, host, name)
         assert driver.purge(None).gone == 2
         assert host.trash() == []
@@ -162,8 +162,8 @@ class TestPurge:
     def test_what_has_expired(self, open_driver: OpenDriver, host: Host) -> None:
         """Without an argument what is older than HOSTPREP_TRASH_KEEP goes."""
         driver = open_driver(HOSTPREP_TRASH_KEEP="2h")
-        removed(driver, host, "a", age=7300)
-        young = removed(driver, host, "b", age=7100)
+        removed(driver, host, "one", age=7300)
+        young = removed(driver, host, "two", age=7100)
         assert driver.purge([]).gone == 1
         assert host.trash() == [young]
 
@@ -287,7 +287,7 @@ class TestPurge:
 
     def test_one_that_is_in_use(self, driver: Driver, host: Host, caplog: pytest.LogCaptureFixture) -> None:
         """What somebody has mounted is not purged, however it is asked for, until it is not; others are meanwhile."""
-        entry, other = removed(driver, host, "a", age=90000), removed(driver, host, "b", age=90000)
+        entry, other = removed(driver, host, "one", age=90000), removed(driver, host, "two", age=90000)
         (host.srv / "here").mkdir()
         with mounted("--bind", f"{host.root}/trash/{entry}/_data", f"{host.srv}/here"):
             assert trash.in_use(driver.store, [entry, other]) == {entry: f"it is mounted at {host.srv}/here"}
@@ -345,14 +345,14 @@ class TestSpace:
 
     def test_the_oldest_first(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
         """One entry after another goes, the oldest first."""
-        old = removed(driver, host, "a", age=9000)
-        removed(driver, host, "b", age=8000)
+        old = removed(driver, host, "one", age=9000)
+        removed(driver, host, "two", age=8000)
         assert trash.due(driver.store)[0][:1] == [old]
 
     def test_not_one_in_use(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
         """One that is in use does not keep the next from going."""
-        first = removed(driver, host, "a", age=9000)
-        removed(driver, host, "b", age=8000)
+        first = removed(driver, host, "one", age=9000)
+        removed(driver, host, "two", age=8000)
         (host.srv / "here").mkdir()
         with mounted("--bind", f"{host.root}/trash/{first}/_data", f"{host.srv}/here"):
             assert driver.purge([]) == Purge(1, {first: f"it is mounted at {host.srv}/here"})
@@ -362,8 +362,8 @@ class TestSpace:
         self, driver: Driver, host: Host, full: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No more goes than is needed."""
-        removed(driver, host, "a", age=9000)
-        kept = removed(driver, host, "b", age=8000)
+        removed(driver, host, "one", age=9000)
+        kept = removed(driver, host, "two", age=8000)
         delete = trash.purge
 
         def freeing(*args: object, **rest: bool) -> Purge:
@@ -404,8 +404,8 @@ class TestSpace:
 
     def test_one_that_cannot_be_deleted(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
         """An entry that cannot be deleted keeps no other from going, and the purge comes to an end."""
-        stuck = removed(driver, host, "a", age=9000)
-        removed(driver, host, "b", age=8000)
+        stuck = removed(driver, host, "one", age=9000)
+        removed(driver, host, "two", age=8000)
         (host.root / "trash" / stuck / "_data" / "m").mkdir()
         with mounted("-t", "tmpfs", "none", f"{host.root}/trash/{stuck}/_data/m"):
             assert driver.purge([]).gone == 1
