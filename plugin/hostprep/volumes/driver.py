@@ -17,7 +17,7 @@ from ..host import fds, mountinfo
 from ..host.labels import Labels
 from ..host.paths import is_below, overlap
 from ..host.uses import uses
-from ..options import KNOWN, Name, check_name
+from ..options import KNOWN, Name, check_name, from_podman
 from ..settings import Settings
 from . import create, status, trash
 from .declaration import Declaration, Images, Resolver
@@ -68,7 +68,7 @@ class Driver:
             NotAllowed: its path is not allowed, or unsafe; or nobody can be asked about images here.
             NoEngine, NoImage: the image is not there, or does not say its ids; or no engine answers.
         """
-        create.create(self.readiness, self.resolver, check_name(name), given, deadline)
+        create.create(self.readiness, self.resolver, check_name(name), from_podman(given), deadline)
 
     def apply(self, name: str, given: Mapping[str, str], unset: tuple[str, ...], deadline: float) -> Record:
         """Change options in place, which engines cannot. The next Mount makes the volume so.
