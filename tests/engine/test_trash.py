@@ -61,6 +61,15 @@ def test_purge_of_what_is_in_use(docker: Docker, hostprep: Hostprep, script: str
     assert (purged.returncode, purged.stdout.strip()) == (0, "1 purged"), purged.stderr
 
 
+def test_prune(docker: Docker) -> None:
+    """Docker's prunes take no volume of hostprep's that nobody uses, whatever their flags."""
+    docker.create("mongo")
+    docker("volume", "prune", "-f")
+    docker.engine.client("docker", "volume", "prune", "-a", "-f")  # named ones, too, since 23.0
+    docker("system", "prune", "--volumes", "-f")
+    assert docker.volumes() == ["mongo"]
+
+
 def test_restore_refused(docker: Docker, hostprep: Hostprep) -> None:
     """A volume that exists is never replaced by one from the trash; under another name both are there."""
     docker.create("mongo")
