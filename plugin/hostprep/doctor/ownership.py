@@ -60,7 +60,13 @@ def _owner_remedy(volume: InspectedVolume, subject: Subject, granted: permission
         rights = "".join(letter if wanted & bit else "-" for bit, letter in ((4, "r"), (2, "w"), (1, "x")))
         # By the mount, where there is one: another user could replace a component of the path.
         where = volume.volume.mountpoint
-        return shlex.join(["setfacl", "-m", f"u:{who.uid}:{rights}", where])
+        command = shlex.join(["setfacl", "-m", f"u:{who.uid}:{rights}", where])
+        declared = volume.record.options.mode
+        if declared is None or not wanted & ~(declared >> 3):
+            return command
+        # A declared mode is the list's mask at each start.
+        wider = Apply({"mode": str(Mode(declared | wanted << 3))}).command(volume.record.name)
+        return f"{wider} && {command}"
     mode = volume.mode if volume.record.options.mode is None else volume.record.options.mode
     if granted.group and volume.record.options.gid == volume.found.st_gid:  # it stays shared with that group
         return Apply({"mode": str(Mode(mode | wanted << 3))})
@@ -95,11 +101,11 @@ def _contents(volume: InspectedVolume, subject: Subject, wanted: int) -> Iterato
         remedy = volume.file_system.on_its_server("chown", "-R", str(subject.who))
     elif not volume.file_system.keeps_owners:
         remedy = volume.given_at_mount(subject.who).fix(volume.record.name)
-    yield Finding("contents", verdict, what, f"all contents owned by {subject.who}", remedy)
+    yield Finding("contents", verdict, what, f"all contents owned by user {subject.who.uid}", remedy)
 
 
 def _owner_options(volume: InspectedVolume, who: Who) -> dict[str, str]:
-    """The options that declare *who* the owner, as far as they are not declared yet."""
+    """The options that declare *who* the owner, as far as they are not declared yet. An undeclared group stays so."""
     declared = volume.record.options
     options = {"uid": str(who.uid)} if declared.uid != who.uid else {}
-    return options | ({"gid": str(who.gid)} if declared.gid != who.gid else {})
+    return options | ({"gid": str(who.gid)} if declared.gid not in (None, who.gid) else {})
