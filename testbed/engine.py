@@ -394,7 +394,8 @@ class Hostprep:
 
     def variables(self, settings: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment variables of the server and the command."""
-        own = {"HOSTPREP_ROOT": str(self.root), "PYTHONPATH": str(TOP / "plugin")}
+        known = f"{self.root}.known"  # what this machine remembers is not touched
+        own = {"HOSTPREP_ROOT": str(self.root), "HOSTPREP_KNOWN_ROOTS": known, "PYTHONPATH": str(TOP / "plugin")}
         given = self.settings | dict(settings or {})
         return own | {f"HOSTPREP_{name.upper()}": value for name, value in given.items()}
 

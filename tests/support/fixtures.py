@@ -65,17 +65,24 @@ def _mounts() -> Counter[str]:
     return Counter(Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines())
 
 
+def _known_roots() -> Counter[str]:
+    with contextlib.suppress(OSError):
+        return Counter(os.listdir(Settings().known_roots))
+    return Counter()
+
+
 _WATCHED: dict[str, Callable[[], Counter[str]]] = {
     "descriptors": _descriptors,
     "child processes": _children,
     "threads": _threads,
     "mounts": _mounts,
+    "what this machine remembers": _known_roots,
 }
 
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """Fail a test that leaves a descriptor, a child process, a thread or a mount behind."""
+    """Fail a test that leaves a descriptor, a child process, a thread, a mount or a remembered root behind."""
     _adopt_orphans(1)
     before = {what: look() for what, look in _WATCHED.items()}
     yield

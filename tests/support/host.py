@@ -161,6 +161,7 @@ class Host:
             "HOSTPREP_ROOT": str(self.root),
             "HOSTPREP_SOCKET": str(self.socket),
             "HOSTPREP_ALLOW": str(self.srv),
+            "HOSTPREP_KNOWN_ROOTS": str(directory / "known"),
         }
         self.started: list[subprocess.Popen[str]] = []
 

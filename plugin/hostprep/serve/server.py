@@ -122,6 +122,7 @@ class Purges:
         environ = {
             **{key: value for key, value in os.environ.items() if not key.startswith("HOSTPREP_")},
             "HOSTPREP_ROOT": settings.root,
+            "HOSTPREP_KNOWN_ROOTS": settings.known_roots,
             "HOSTPREP_TRASH_KEEP": f"{settings.trash_keep}s",
             "HOSTPREP_PURGE_FOR_SPACE": "1" if settings.purge_for_space else "0",
             "HOSTPREP_SELINUX": settings.selinux.value,  # what it asks for is asked of that process, too
