@@ -51,6 +51,10 @@ class NotReady(HostprepError):
     """The data directory is missing or could not be made right: repair it on the host."""
 
 
+class OtherData(NotReady):
+    """Another directory, or another file system, is where a volume's data was: mount its disk, or accept that."""
+
+
 class NoEngine(HostprepError):
     """No engine answers, not in time, or with an error: start it, name another, or leave it out."""
 

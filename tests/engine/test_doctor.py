@@ -271,13 +271,16 @@ def test_container_without_the_volume(doctor: Doctor, docker: Docker) -> None:
 
 
 def test_replaced_directory(doctor: Doctor, docker: Docker, allowed: Path) -> None:
-    """A container that still has the volume's old directory must be restarted."""
+    """Another directory is accepted first; then a container that still has the old one must be restarted."""
     place = allowed / "mongo"
     docker.create("mongo", "-o", f"path={place}", *OPTIONS)
     docker.daemon("db", "mongo:/data")
     place.rename(allowed / "old")
     place.mkdir()
     os.chown(place, 184, 998)
+    finding = doctor.finding("directory", "mongo", "--container", "db")
+    assert (finding["fix"], "is another directory than before" in finding["what"]) == ("", True)
+    doctor.paste("hostprep apply mongo --accept-data")
     finding = doctor.finding("mount", "mongo", "--container", "db")
     assert finding["fix"] == "docker restart db"
     doctor.paste(finding["fix"])

@@ -67,16 +67,22 @@ def status(settings: Settings, *, name: str, as_json: bool) -> None:
 @given_options
 @click.option("--unset", multiple=True, metavar="KEY", help="Remove this option.")
 @click.option("--no-wait", is_flag=True, help="Leave the repair to the next start of a container.")
+@click.option("--accept-data", is_flag=True, help="The directory that is there now is the volume's data from now on.")
 @click.pass_obj
-def apply(settings: Settings, *, name: str, given: dict[str, str], unset: tuple[str, ...], no_wait: bool) -> None:
+def apply(
+    settings: Settings, *, name: str, given: dict[str, str], unset: tuple[str, ...], no_wait: bool, accept_data: bool
+) -> None:
     """Change options of a volume in place.
 
     An engine cannot do that. The data and all other options stay. The command ends when the volume is ready.
+
+    A volume whose directory is not the one that it had, or is on another file system, is not mounted: its disk may be
+    missing. If you have put the data there yourself, as from a backup, --accept-data says so.
     """
     if both := given.keys() & set(unset):
         raise Invalid(f"{min(both)} is both set and unset", hint="choose one of -o and --unset")
     driver = open_driver(settings, given, create=False)
-    driver.apply(name, given, unset, deadline(settings))
+    driver.apply(name, given, unset, deadline(settings), accept_data=accept_data)
     if no_wait:
         print(f"{name}: recorded; the next start of a container repairs the volume")
     else:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from ..engine.containers import Container, ContainerMount
-from ..errors import HostprepError, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
+from ..errors import HostprepError, NoSuchVolume, NotAllowed, NotReady, OtherData, Unreadable, printable
 from ..host import fds
 from ..host.mountinfo import mount_table, unescaped
 from ..host.process import open_inside
@@ -91,8 +91,9 @@ def _missing(place: str, exc: NotReady | NotAllowed) -> Finding:
     """The finding that the directory of a volume cannot be opened."""
     remedy, wanted = "", exc.hint
     if isinstance(exc, NotReady):
-        wanted = "the data (is its disk mounted?); if the data is lost, this command makes an empty directory"
-        remedy = shlex.join(["mkdir", place])
+        if not isinstance(exc, OtherData):
+            wanted = "the data (is its disk mounted?); if the data is lost, this command makes an empty directory"
+            remedy = shlex.join(["mkdir", place])
         if (point := _unmounted(place)) is not None:
             wanted, remedy = f"the file system that {_FSTAB} names for {point}", shlex.join(["mount", point])
     return Finding("directory", Verdict.BAD, exc.message, wanted, remedy)

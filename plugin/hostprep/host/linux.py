@@ -33,9 +33,13 @@ XFS_SUPER_MAGIC = 0x58465342
 BTRFS_SUPER_MAGIC = 0x9123683E
 BTRFS_FIRST_FREE_OBJECTID = 256  # the inode number of each sub-volume's root directory, and of nothing else
 BTRFS_SUBVOL_RDONLY = 2
-BTRFS_IOC_SNAP_DESTROY = 0x5000940F  # these, too, elsewhere than on mips, powerpc and sparc
+BTRFS_IOC_SNAP_DESTROY = 0x5000940F  # elsewhere than on mips, powerpc and sparc, as below
 BTRFS_IOC_SUBVOL_GETFLAGS = 0x80089419
 BTRFS_IOC_SUBVOL_SETFLAGS = 0x4008941A
+NFS_SUPER_MAGIC = 0x6969
+ZFS_SUPER_MAGIC = 0x2FC12FC1  # OpenZFS, include/sys/zfs_vfsops.h
+XFS_IOC_FSGEOMETRY_V1 = 0x80705864
+BTRFS_IOC_FS_INFO = 0x8400941F
 FS_IOC_GETFLAGS = 0x80000000 | struct.calcsize("l") << 16 | 0x6601  # elsewhere than on mips, powerpc and sparc
 FS_IOC_SETFLAGS = 0x40000000 | struct.calcsize("l") << 16 | 0x6602
 FS_IMMUTABLE_FL = 0x10
@@ -108,6 +112,20 @@ def file_system(fd: int) -> int:
     found = (ctypes.c_long * 32)()  # a struct statfs, of which this is the first field, has 15
     _checked(_libc.fstatfs(ctypes.c_int(fd), found))
     return int(found[0]) & 0xFFFFFFFF
+
+
+def xfs_uuid(fd: int) -> bytes:
+    """The UUID of the XFS that *fd* is on (ioctl_xfs_fsgeometry(2))."""
+    geometry = bytearray(112)  # struct xfs_fsop_geom_v1
+    fcntl.ioctl(fd, XFS_IOC_FSGEOMETRY_V1, geometry)
+    return bytes(geometry[64:80])
+
+
+def btrfs_uuid(fd: int) -> bytes:
+    """The UUID of the btrfs that *fd* is on, the same in all of its sub-volumes (linux/btrfs.h)."""
+    info = bytearray(1024)  # struct btrfs_ioctl_fs_info_args
+    fcntl.ioctl(fd, BTRFS_IOC_FS_INFO, info)
+    return bytes(info[16:32])
 
 
 def open_tree(fd: int, flags: int) -> int:

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import Busy, HostprepError, Invalid, NoSuchVolume, NotAllowed, Unreadable, in_words, printable
@@ -70,13 +71,25 @@ class Driver:
         """
         create.create(self.readiness, self.resolver, check_name(name), from_podman(given), deadline)
 
-    def apply(self, name: str, given: Mapping[str, str], unset: tuple[str, ...], deadline: float) -> Record:
+    def apply(
+        self,
+        name: str,
+        given: Mapping[str, str],
+        unset: tuple[str, ...],
+        deadline: float,
+        *,
+        accept_data: bool = False,
+    ) -> Record:
         """Change options in place, which engines cannot. The next Mount makes the volume so.
+
+        Args:
+            accept_data: the directory that is there now is the volume's, although another was before.
 
         Raises:
             Invalid: as for Create.
             Conflict: `path` would change.
             NoSuchVolume: there is none.
+            NotReady: no directory is there to be accepted.
             NotAllowed, NoEngine, NoImage: as for Create. An image is looked into again whenever it is given.
         """
         name, asked = check_name(name), Declaration(given)
@@ -91,6 +104,8 @@ class Driver:
             changed = volume.record.changed(asked, unset)
             if changed.options.label is not None:
                 self.labels.check(changed.options.label)
+            if accept_data:
+                changed = replace(changed, data=volume.look_at_data())
             self.passes.cancel(name)
             volume.write(changed)
         return changed

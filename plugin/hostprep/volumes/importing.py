@@ -21,7 +21,7 @@ from ..options import ALIAS, Name, check_name, parse_path
 from ..tree.plan import Change, Plan, Want
 from .declaration import Declaration
 from .driver import Driver
-from .record import Record, no_repeats, rfc3339
+from .record import WITHIN, Record, no_repeats, rfc3339
 from .store import LockedName, Store
 from .volume import DATA, open_parent
 
@@ -199,7 +199,7 @@ def from_directory(
         if locked is None:
             return move
         if not begun:
-            record = Record(name, declared, rfc3339(), imported=True)
+            record = Record(name, declared, rfc3339(), imported=True, data=WITHIN)
             with locked.new(record, deadline) as new:
                 new.write_record()
                 new.publish()
