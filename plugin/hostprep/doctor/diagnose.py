@@ -206,7 +206,7 @@ def _drift(volume: InspectedVolume) -> Iterator[Finding]:
         yield Finding("drift", Verdict.WARNING, "; ".join(status["drift"]), wanted, Apply())
     elif progress := status.get("progress"):
         yield Finding("drift", Verdict.WARNING, f"a pass over the contents runs: {progress['done']} entries done")
-    elif not status["ready"]:
+    elif volume.volume.pending() is not None:
         what = "a pass over the contents was interrupted; the next start of a container finishes it"
         yield Finding("drift", Verdict.WARNING, what, "the contents as declared", Apply())
     else:

@@ -1,4 +1,4 @@
-"""What tells the file system of a directory from others after a reboot, too.
+"""What tells the file system of a directory from others after a reboot, too, and whether it takes writes.
 
 Device numbers do not outlive a reboot, and statfs(2) makes `f_fsid` of them on XFS and others. So each kind is asked
 for the number in its superblock where it tells that to everybody.
@@ -20,6 +20,7 @@ _LASTING: Final = {
     linux.ZFS_SUPER_MAGIC: "zfs",
     linux.NFS_SUPER_MAGIC: "nfs",
 }
+_REFUSING: Final = frozenset({b"emergency_ro", b"shutdown"})
 
 
 def fingerprint(directory: int) -> str:
@@ -46,3 +47,22 @@ def _identity(directory: int, magic: int) -> str:
         if exc.errno != errno.ENOTTY:
             raise
     return ""
+
+
+def takes_writes(directory: int) -> bool:
+    """Whether the mount that *directory* was opened on and its file system take writes.
+
+    ext4 that stops after an error (errors=remount-ro) does not say so in statfs(2) since Linux 6.12. It says so in its
+    options since 6.15; between these it cannot be told.
+    """
+    if os.fstatvfs(directory).f_flag & os.ST_RDONLY:
+        return False
+    if linux.file_system(directory) != linux.EXT4_SUPER_MAGIC:
+        return True
+    device = os.fstat(directory).st_dev
+    try:
+        name = os.path.basename(os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
+        with open(f"/proc/fs/ext4/{name}/options", "rb") as options:
+            return _REFUSING.isdisjoint(options.read().split())
+    except OSError:  # there is no /sys, or no such driver
+        return True

@@ -312,7 +312,12 @@ def clear(directory: int, temporary: str) -> None:
         try:
             fd = fds.open_dir(directory, temporary)
         except NotADirectoryError:
-            os.unlink(temporary, dir_fd=directory)
+            try:
+                os.unlink(temporary, dir_fd=directory)
+            except OSError as exc:
+                if exc.errno != errno.EROFS:
+                    raise
+                log.warning("%s is left as it is: %s", temporary, exc.strerror)
             return
         with fds.closing(fd):
             _unmake_path(fd)

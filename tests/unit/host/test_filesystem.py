@@ -1,4 +1,4 @@
-"""What tells a file system from others after a reboot."""
+"""What tells a file system from others after a reboot, and whether it takes writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hostprep.host.filesystem import fingerprint
+from hostprep.host.filesystem import fingerprint, takes_writes
 from tests.support.disks import KINDS, Disk, open_directory
 from tests.support.host import eventually, mounted
 
@@ -34,14 +34,23 @@ def place(nothing_left: None, tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def taken(device: int, image: Path) -> Iterator[None]:
-    """Somebody else has the loop device that a disk had before."""
-    image.write_bytes(bytes(1 << 20))
-    name = f"/dev/loop{os.minor(device)}"
-    command = ["losetup", name, str(image)]
-    eventually(lambda: subprocess.run(command, check=False, capture_output=True).returncode == 0, f"{name} is free")
-    yield
-    subprocess.run(["losetup", "-d", name], check=True)
+def taken(device: int, images: Path) -> Iterator[None]:
+    """Somebody else has the loop device that a disk in *images* had: this test, or another user of this machine."""
+    name, other = f"loop{os.minor(device)}", images / "other.img"
+    other.write_bytes(bytes(1 << 20))
+
+    def holder() -> str:
+        subprocess.run(["losetup", f"/dev/{name}", str(other)], check=False, capture_output=True)
+        with contextlib.suppress(OSError):
+            return Path(f"/sys/block/{name}/loop/backing_file").read_text().strip()
+        return ""
+
+    try:
+        eventually(lambda: holder() not in ("", str(images / "xfs.img"), str(images / "ext4.img")), f"{name} is taken")
+        yield
+    finally:
+        if holder() == str(other):
+            subprocess.run(["losetup", "-d", f"/dev/{name}"], check=True)
 
 
 class TestFingerprint:
@@ -53,7 +62,7 @@ class TestFingerprint:
             (place / "data").mkdir()
             before, device_before = (at(place), at(place / "data")), device(place)
         # The numbers of btrfs are of no device.
-        other = contextlib.nullcontext() if kind == "btrfs" else taken(device_before, tmp_path / "other.img")
+        other = contextlib.nullcontext() if kind == "btrfs" else taken(device_before, tmp_path)
         with other, disk.mounted(place):
             assert (at(place), at(place / "data")) == before
             assert kind == "btrfs" or device(place) != device_before
@@ -94,3 +103,38 @@ class TestFingerprint:
             with mounted("-t", kind, *options, "none", str(place)):
                 found.add(at(place))
         assert found == {"1021994::" if kind == "tmpfs" else "794c7630::"}
+
+
+class TestTakesWrites:
+    def takes(self, place: Path) -> bool:
+        with open_directory(place) as fd:
+            return takes_writes(fd)
+
+    def test_a_mount(self, place: Path) -> None:
+        """A read-only bind mount does not, while what it was made of does."""
+        (place / "it").mkdir()
+        (place / "bound").mkdir()
+        with mounted("--bind", str(place / "it"), str(place / "bound")):
+            assert self.takes(place / "bound")
+            subprocess.run(["mount", "-o", "remount,bind,ro", place / "bound"], check=True)
+            assert not self.takes(place / "bound")
+            assert self.takes(place / "it")
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_file_system(self, place: Path, tmp_path: Path, kind: str) -> None:
+        """A file system that is mounted read-only does not."""
+        with Disk(tmp_path, kind).mounted(place):
+            assert self.takes(place)
+            subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+            assert not self.takes(place)
+
+    @pytest.mark.parametrize("how", ["errors=remount-ro", "shut down"])
+    def test_an_error(self, place: Path, tmp_path: Path, how: str) -> None:
+        """ext4 that has stopped after an error does not, although statfs(2) no longer says so."""
+        disk = Disk(tmp_path, "ext4 small")
+        with disk.mounted(place):
+            assert self.takes(place)
+            (disk.shut_down if how == "shut down" else disk.find_damaged)(place)
+            with pytest.raises(OSError, match="Read-only|Input/output"):
+                (place / "file").touch()
+            assert not self.takes(place)
