@@ -89,10 +89,15 @@ class Root:
                 raise BadSetting(f"{root} has no {MARKER}, {why}", hint=hint) from None
             except Unreadable as exc:
                 raise BadSetting(f"{root}: {exc.message}", hint=exc.hint) from None
-        if served and served != opened.identity:
+            now = known.Known(opened.identity, _mounted_parts(fd))
+        if served is not None and served.id not in ("", now.id):
             raise _lost(settings, "is another root")
-        if create and not served:  # the root first: known before it is made, it would be missed after an interruption
-            known.remember(settings, opened.identity)
+        for part in served.mounts - now.mounts if served else ():
+            raise _lost(settings, f"has nothing mounted at {part}")
+        if (
+            create and served != now
+        ):  # the root first: known before it is made, it would be missed after an interruption
+            known.remember(settings, now)
         return opened
 
     def _verify(self, fd: int) -> None:
@@ -159,6 +164,15 @@ def _lost(settings: Settings, what: str) -> BadSetting:
     """The refusal of what is not the root that this host has served: told "no such volume", engines forget them."""
     hint = f"is its disk mounted? To begin anew: {known.begin_anew(settings)}"
     return BadSetting(f"{settings.root} {what}; this host has served volumes from there before", hint=hint)
+
+
+def _mounted_parts(root: int) -> frozenset[str]:
+    found = set()
+    for part in PARTS:
+        with fds.closing(fds.open_dir(root, part)) as directory:
+            if fds.mount_id(directory) != fds.mount_id(root):
+                found.add(part)
+    return frozenset(found)
 
 
 def _device_and_inode(directory: int) -> tuple[int, int]:

@@ -69,20 +69,19 @@ class TestPath:
             assert server("Create", Name="mongo", Opts={"path": str(point), **MONGO}).status == 200
             assert server("Mount", Name="mongo", ID="1").body["Mountpoint"] == str(point)
             (point / "file").write_text("precious")
-            disk.take_away(point)
 
-            answer = server("Mount", Name="mongo", ID="2")
-            status = server("Get", Name="mongo").body["Volume"]["Status"]
-            assert server("Unmount", Name="mongo", ID="1").status == 200
+        answer = server("Mount", Name="mongo", ID="2")
+        status = server("Get", Name="mongo").body["Volume"]["Status"]
+        assert server("Unmount", Name="mongo", ID="1").status == 200
 
-            assert (answer.status, status["ready"]) == (500, False)
-            for said in (answer.error, *status["warnings"]):
-                assert said.startswith(
-                    f"the data of volume mongo is not there: {point} is on another file system than before "
-                    "(is its disk mounted? If this is its data from now on: hostprep apply mongo --accept-data)"
-                )
-            assert (owner(point), mode(point), os.listdir(point)) == ((0, 0), "0755", [])
-            disk.mount_again(point)
+        assert (answer.status, status["ready"]) == (500, False)
+        for said in (answer.error, *status["warnings"]):
+            assert said.startswith(
+                f"the data of volume mongo is not there: {point} is on another file system than before "
+                "(is its disk mounted? If this is its data from now on: hostprep apply mongo --accept-data)"
+            )
+        assert (owner(point), mode(point), os.listdir(point)) == ((0, 0), "0755", [])
+        with disk.mounted(point):
             assert server("Mount", Name="mongo", ID="3").body["Mountpoint"] == str(point)
             assert server("Get", Name="mongo").body["Volume"]["Status"]["ready"] is True
             assert (point / "file").read_text() == "precious"

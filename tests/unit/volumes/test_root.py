@@ -204,7 +204,7 @@ class TestServedBefore:
     def test_remembered(self, driver: Driver, host: Host, known: Path) -> None:
         """Whoever makes a root leaves its path and its id elsewhere, for root alone."""
         identity = json.loads((host.root / "hostprep.json").read_text())["id"]
-        assert json.loads(known.read_text()) == {"root": str(host.root), "id": identity}
+        assert json.loads(known.read_text()) == {"root": str(host.root), "id": identity, "mounts": []}
         assert (mode(known), mode(known.parent), owner(known)) == ("0600", "0700", (0, 0))
 
     @pytest.mark.parametrize("left", ["nothing", "an empty directory", "lost+found", "an interrupted making"])
@@ -239,16 +239,14 @@ class TestServedBefore:
             server = host.serve()
             assert server("Create", Name="mongo").status == 200
             assert server.terminate() == 0
-            disk.take_away(host.root)
-            assert not host.root.is_mount()
 
-            for command in (["serve"], ["create", "mongo"], ["ls"]):
-                done = host.run(*command)
-                assert (done.code, done.out) == (1, "")
-                assert f"{host.root} is empty; this host has served volumes from there before" in done.err
+        for command in (["serve"], ["create", "mongo"], ["ls"]):
+            done = host.run(*command)
+            assert (done.code, done.out) == (1, "")
+            assert f"{host.root} is empty; this host has served volumes from there before" in done.err
 
-            assert os.listdir(host.root) == []
-            disk.mount_again(host.root)
+        assert os.listdir(host.root) == []
+        with disk.mounted(host.root):
             server = host.serve()
             assert server("Get", Name="mongo").status == 200
             assert server.terminate() == 0
@@ -280,16 +278,31 @@ class TestServedBefore:
         open_driver()
         assert known.exists()
 
-    @pytest.mark.parametrize("text", ["", "{", "[]", '{"root": "/"}', '{"id": 5}'])
+    def test_a_part_on_another_disk(self, open_driver: OpenDriver, host: Host) -> None:
+        """Where a disk was mounted on `volumes`, the empty directory below it does not tell what volumes there are."""
+        open_driver()
+        with mounted("-t", "tmpfs", "-o", "mode=0700", "none", str(host.root / "volumes")):
+            open_driver().create("mongo", {}, soon())
+        for create in (True, False):
+            assert f"{host.root} has nothing mounted at volumes; this host has" in refused(host, create=create)
+
+    def test_below_the_root(self, host: Host) -> None:
+        """What is remembered on the root's own disk would be gone with it."""
+        place = {"HOSTPREP_KNOWN_ROOTS": f"{host.root}/known"}
+        assert "HOSTPREP_KNOWN_ROOTS lies in HOSTPREP_ROOT" in refused(host, place)
+        assert not host.root.exists()
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"root": "/"}', '{"id": "x"}', '{"id": "x", "mounts": 5}'])
     def test_damaged(self, open_driver: OpenDriver, host: Host, known: Path, text: str) -> None:
         """A damaged memory still says that there was a root; the next start on that root mends it."""
         identity = open_driver().store.identity
         known.write_text(text)
+        known.chmod(0o644)
         host.root.rename(host.root.with_name("disk"))
         refused(host)
         host.root.with_name("disk").rename(host.root)
         open_driver()
-        assert json.loads(known.read_text())["id"] == identity
+        assert (json.loads(known.read_text())["id"], mode(known)) == (identity, "0600")
 
     @pytest.mark.parametrize("place", ["others/known", "others", "nobody/known"])
     @pytest.mark.parametrize("whose", ["0:0 777", "1000:1000 700"])
