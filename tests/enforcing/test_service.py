@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -58,6 +59,15 @@ def test_security(hostprep: Hostprep) -> None:
     score = re.search(r"Overall exposure level for hostprep.service: (\d+\.\d) OK", said)
     assert score, said[-200:]
     assert f"**{score[1]} (OK)** in systemd {version}" in page
+
+
+def test_remembers(hostprep: Hostprep) -> None:
+    """The sandbox and the policy let it remember its root, for root alone."""
+    known = Path("/etc/hostprep/roots/var%2Flib%2Fhostprep")
+
+    assert json.loads(known.read_text())["id"] == json.loads((ROOT / "hostprep.json").read_text())["id"]
+    assert (stat.S_IMODE(known.stat().st_mode), stat.S_IMODE(known.parent.stat().st_mode)) == (0o600, 0o700)
+    assert "is not remembered" not in hostprep.log()
 
 
 def test_setgid(docker: Docker) -> None:

@@ -92,8 +92,8 @@ class Root:
             now = known.Known(opened.identity, _mounted_parts(fd))
         if served is not None and served.id not in ("", now.id):
             raise _lost(settings, "is another root")
-        for part in served.mounts - now.mounts if served else ():
-            raise _lost(settings, f"has nothing mounted at {part}")
+        if served is not None and (bare := served.mounts - now.mounts):
+            raise _lost(settings, f"has nothing mounted at {min(bare)}")
         if (
             create and served != now
         ):  # the root first: known before it is made, it would be missed after an interruption
