@@ -13,7 +13,7 @@ SIDE_BY_SIDE = $(PYTEST) -n auto
 # COMMAND=PACKAGE of Debian's; a command that is there is left alone. Newer releases have the client apart.
 ENGINE := dockerd=docker.io docker=docker-cli busybox=busybox-static
 TOOLS := $(ENGINE) systemd-analyze=systemd docker-compose=docker-compose docker-registry=docker-registry \
-	mmdebstrap=mmdebstrap ip=iproute2 setfacl=acl mkfs.ext4=e2fsprogs mkfs.btrfs=btrfs-progs
+	mmdebstrap=mmdebstrap ip=iproute2 setfacl=acl mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
 
 # Where the engine cannot be had, its tests say so and are skipped; with CI=true that is an error.
 PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then testbed/packages $(TOOLS); fi

@@ -90,6 +90,7 @@ def served(command: list[str], directory: Path, **extra: str) -> Iterator[tuple[
         **os.environ,
         "PYTHONPATH": f"{TOP / 'plugin'}:{TOP}",
         "HOSTPREP_ROOT": str(directory / "r"),
+        "HOSTPREP_KNOWN_ROOTS": str(directory / "known"),
         "HOSTPREP_SOCKET": path,
     }
     environ |= {"HOSTPREP_LOG_LEVEL": "warning", **extra}

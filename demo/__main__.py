@@ -29,7 +29,7 @@ def main() -> int:
             run(engine, "docker", "import", "-", "mongodb", stdin=images.busybox())
             say("hostprep")
             with Hostprep(engine) as hostprep:
-                echo(f"HOSTPREP_ROOT={hostprep.root}", *hostprep.process.argv)
+                echo(f"HOSTPREP_ROOT={hostprep.root}", *hostprep.process.argv[-4:])
                 show(engine, hostprep)
         say("everything that the demo started is removed")
     except KeyboardInterrupt:

@@ -5,7 +5,8 @@ dockerd, hostprep and all containers live in namespaces of their own:
 - mount, with a tmpfs on /run and on /etc/docker, so that they meet neither another engine's sockets and
   plugins nor its settings. Propagation is slave: what the host mounts is seen here, nothing goes back. Within it
   mounts are shared, as systemd has them on a host;
-- pid, so that with its first process everything ends, whoever started it;
+- pid, so that with its first process everything ends, whoever started it. As in a container of systemd-nspawn, all that
+  uses the engine's volumes runs inside;
 - net, so that none of the host's interfaces and firewall rules is touched.
 
 Standard library only: the demo must need no more than hostprep itself.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -38,6 +40,7 @@ PATH = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ.get("PATH", "")
 MACHINE = "/machine"
 INIT = """
 mount -t tmpfs -o mode=0755 tmpfs /run && mount -t tmpfs tmpfs /etc/docker && mkdir -p /run/docker/plugins || exit
+mkdir /run/systemd && echo systemd-nspawn > /run/systemd/container || exit
 home=$1 tree=$2 machine=$3 temporary=$4 shared=
 if [ "$tree" ]; then
     # What engines write beside their data does not get into the tree, which is used again.
@@ -66,6 +69,14 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) ->
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds:g} s")
         time.sleep(0.01)
+
+
+def with_the_capabilities_of_the_service() -> list[str]:
+    """The command that runs another with the capabilities of systemd/hostprep.service, and no others."""
+    unit = (TOP / "systemd" / "hostprep.service").read_text()
+    (names,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
+    kept = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in names.split())
+    return ["setpriv", f"--bounding-set=-all,{kept}", "--no-new-privs"]
 
 
 _MADE = "trusted.hostprep.testbed"
@@ -383,17 +394,18 @@ class Hostprep:
 
     def variables(self, settings: Mapping[str, str] | None = None) -> dict[str, str]:
         """The environment variables of the server and the command."""
-        own = {"HOSTPREP_ROOT": str(self.root), "PYTHONPATH": str(TOP / "plugin")}
+        known = f"{self.root}.known"  # what this machine remembers is not touched
+        own = {"HOSTPREP_ROOT": str(self.root), "HOSTPREP_KNOWN_ROOTS": known, "PYTHONPATH": str(TOP / "plugin")}
         given = self.settings | dict(settings or {})
         return own | {f"HOSTPREP_{name.upper()}": value for name, value in given.items()}
 
     def start(self, *, within: Sequence[str] = (), **settings: str) -> None:
-        """Serve, and wait for an answer. *settings* (patience="5s" and the like) are for this start only.
+        """Serve, as the systemd service does, and wait for an answer.
 
-        So is *within*, a command that runs the server.
+        *settings* (patience="5s" and the like) are for this start only. So is *within*, a command that runs the server.
         """
         self.changed = bool(settings or within)
-        argv = [*within, sys.executable, "-m", "hostprep", "serve"]
+        argv = [*within, *with_the_capabilities_of_the_service(), sys.executable, "-m", "hostprep", "serve"]
         server = self._process = self.engine.spawn(argv, log=self.log, env=self.variables(settings))
         wait_for(lambda: not server.running() or self.answers(), "hostprep to answer")
         if not server.running():

@@ -29,6 +29,8 @@ class Entry(NamedTuple):
     uid: int = 0
     gid: int = 0
     content: bytes | None = None
+    access: bytes = b""
+    """An access control list, as the kernel has it."""
 
 
 def busybox(*more: Entry) -> bytes:
@@ -61,6 +63,9 @@ def busybox(*more: Entry) -> bytes:
 def add(tar: tarfile.TarFile, entry: Entry) -> None:
     info = tarfile.TarInfo(entry.path)
     info.mode, info.uid, info.gid = entry.mode, entry.uid, entry.gid
+    if entry.access:
+        text = entry.access.decode("utf-8", "surrogateescape")
+        info.pax_headers = {"SCHILY.xattr.system.posix_acl_access": text, "SCHILY.xattr.system.posix_acl_default": text}
     if entry.content is None:
         info.type = tarfile.DIRTYPE
     else:

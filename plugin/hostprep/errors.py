@@ -5,6 +5,8 @@ OSError is not wrapped. The front ends (the wire, the command line) put it into 
 
 from __future__ import annotations
 
+import errno
+
 
 class HostprepError(Exception):
     """The base class, never raised itself. *message* says what is wrong, *hint* what to do about it."""
@@ -49,6 +51,10 @@ class NotReady(HostprepError):
     """The data directory is missing or could not be made right: repair it on the host."""
 
 
+class OtherData(NotReady):
+    """Another directory, or another file system, is where a volume's data was: mount its disk, or accept that."""
+
+
 class NoEngine(HostprepError):
     """No engine answers, not in time, or with an error: start it, name another, or leave it out."""
 
@@ -75,6 +81,8 @@ def in_words(exc: BaseException) -> str:
         return str(exc)
     if isinstance(exc, OSError):
         what = exc.strerror or type(exc).__name__
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            what += "; hostprep purge deletes removed volumes, which hostprep ls --trash lists"
         return f"{exc.filename}: {what}" if exc.filename not in (None, "") else what
     return f"internal error: {type(exc).__name__}: {exc}"
 

@@ -48,12 +48,21 @@ class Mode(int):
         if _MODE.fullmatch(text):
             return cls(int(text, 8))
         hint = 'write it as octal digits with a leading zero; in YAML with quotes: mode: "0750"'
+        meant = []
         if re.fullmatch("[0-7]{3,4}", text):
-            hint = f'write mode: "0{text}", with the leading zero and, in YAML, with the quotes'
-        if _ID.fullmatch(text) and 0o100 <= int(text[:5]) <= 0o777:
-            made = f'write mode: "{cls(int(text))}" if YAML made {text} of an unquoted {cls(int(text))}'
-            hint = f"{made}; {hint}" if re.fullmatch("[0-7]{3,4}", text) else made
+            meant.append((cls(int(text, 8)), "with the leading zero and, in YAML, with the quotes"))
+        if _ID.fullmatch(text) and len(text) < 5 and 0 < int(text) <= 0o7777:
+            meant.append((cls(int(text)), f"if YAML made {text} of an unquoted {cls(int(text))}"))
+        if meant:
+            meant.sort(key=lambda each: not each[0]._is_usual)
+            hint = "; or ".join(f'write mode: "{mode}", {when}' for mode, when in meant)
         raise _bad("mode", text, "an octal mode from 00 to 07777 with a leading zero", hint)
+
+    @property
+    def _is_usual(self) -> bool:
+        """Whether the owner may do what the group may, and the group what all may."""
+        owner, group, others = self >> 6 & 7, self >> 3 & 7, self & 7
+        return owner & group == group and group & others == others
 
     def __str__(self) -> str:
         return f"0{self:03o}"
@@ -193,9 +202,7 @@ class Options:
         """
         for key, value in given.items():
             if key not in KNOWN:
-                near = _nearest(key.lower(), KNOWN, 0.5)
-                hint = f"did you mean {near}?" if near else f"known are {', '.join(KNOWN)}"
-                raise Invalid(f"unknown option {_quoted(key)}", hint=hint)
+                raise Invalid(f"unknown option {_quoted(key)}", hint=_instead_of(key))
             if value == "":
                 raise Invalid(f"option {key} is empty", hint=f"give a value, or leave {key} out")
         if "path" in given and ALIAS in given:
@@ -229,9 +236,77 @@ class Options:
         return self.on_remove is OnRemove.RETAIN
 
 
+def from_podman(given: Mapping[str, str]) -> dict[str, str]:
+    """The options *given*, with `uid` and `gid` where Podman says them in its own way.
+
+    A Quadlet's `User=` and `Group=`, and `-o o=uid=184,gid=998`, arrive as `o`, `UID` and `GID` (containers/podman,
+    pkg/domain/infra/abi/parse.go, VolumeOptions).
+
+    Raises:
+        Invalid: two of them disagree, or `o` says something else.
+    """
+    found = {key: value for key, value in given.items() if key not in ("o", "UID", "GID")}
+    said = [(key.lower(), given[key], key) for key in ("UID", "GID") if key in given]
+    for part in given.get("o", "").split(",") if "o" in given else ():
+        key, _, value = part.partition("=")
+        if key not in ("uid", "gid"):
+            why = f'option o: "{printable(part)}" is neither uid=NUMBER nor gid=NUMBER'
+            raise Invalid(why, hint=_MOUNTS_NOTHING)
+        said.append((key, value, f"o={part}"))
+    for key, value, where in said:
+        if found.setdefault(key, value) != value:
+            raise Invalid(f"option {key} is {printable(found[key])}, and {printable(where)} says {printable(value)}")
+    return found
+
+
 ALIAS: Final = "mountpoint"
 """How users of local-persist write `path`: github.com/MatchbookLab/local-persist, driver.go, Create."""
 KNOWN: Final = (*Options.__dataclass_fields__, ALIAS)
+_MOUNTS_NOTHING: Final = "hostprep mounts nothing: mount the disk on the host, and give its directory by path"
+_INSTEAD: Final = {
+    "user": "give the number: uid",
+    "username": "give the number: uid",
+    "owner": "give the numbers: uid and gid",
+    "chown": "give the numbers: uid and gid",
+    "userid": "give the number: uid",
+    "group": "give the number: gid",
+    "groupid": "give the number: gid",
+    "groupname": "give the number: gid",
+    "permission": "mode does that",
+    "permissions": "mode does that",
+    "perm": "mode does that",
+    "perms": "mode does that",
+    "chmod": "mode does that",
+    "umask": "mode does that",
+    "context": "label does that",
+    "selinux": "label does that",
+    "bind": "path does that",
+    "dir": "path does that",
+    "directory": "path does that",
+    "hostpath": "path does that",
+    "source": "path does that",
+    "o": _MOUNTS_NOTHING,
+    "device": _MOUNTS_NOTHING,
+    "type": _MOUNTS_NOTHING,
+    "size": "hostprep limits no size",
+    "retain": "on_remove=retain does that",
+    "keep": "on_remove=retain does that",
+}
+"""What users of other drivers write, and what hostprep has for it."""
+_MEANT: Final = {
+    "recurse": {
+        "true": "always",
+        "yes": "always",
+        "on": "always",
+        "1": "always",
+        "all": "always",
+        "recursive": "always",
+    }
+    | dict.fromkeys(("false", "no", "off", "0", "none"), "never"),
+    "on_remove": dict.fromkeys(("keep", "leave", "preserve", "keep-data"), "retain")
+    | dict.fromkeys(("remove", "purge", "trash", "rm"), "delete"),
+}
+"""Words that mean what one of the accepted ones does."""
 
 
 def path_key(given: Mapping[str, str]) -> str:
@@ -256,14 +331,23 @@ def _choice(key: str, text: str, kind: type[_E]) -> _E:
         return kind(text)
     except ValueError:
         words = [str(member.value) for member in kind]
-        hint = f"did you mean {near}?" if (near := _nearest(text, words)) else f"write {key}={words[0]}"
+        near = _MEANT[key].get(text.lower()) or _nearest(text.lower(), words)
+        hint = f"did you mean {near}?" if near else f"write {' or '.join(f'{key}={word}' for word in words)}"
         raise _bad(key, text, " or ".join(words), hint) from None
 
 
-def _nearest(text: str, known: Sequence[str], cutoff: float = 0.6) -> str | None:
+def _instead_of(key: str) -> str:
+    """What to write instead of the option *key*, which hostprep does not know."""
+    if instead := _INSTEAD.get(key.lower()):
+        return instead
+    near = _nearest(key.lower(), KNOWN)
+    return f"did you mean {near}?" if near else f"known are {', '.join(KNOWN)}"
+
+
+def _nearest(text: str, known: Sequence[str]) -> str | None:
     import difflib  # here, since each start would have to wait for it
 
-    return next(iter(difflib.get_close_matches(text, known, n=1, cutoff=cutoff)), None)
+    return next(iter(difflib.get_close_matches(text.strip(), known, n=1, cutoff=0.65)), None)
 
 
 def _quoted(text: str) -> str:

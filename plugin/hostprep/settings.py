@@ -38,7 +38,10 @@ class Settings:
     selinux: SELinux = SELinux.AUTO
     patience: int = 100
     trash_keep: int = 86400
+    purge_for_space: bool = False
+    """Whether removed volumes may be deleted before *trash_keep* is over, when the file system is nearly full."""
     require_marker: bool = False
+    known_roots: str = "/etc/hostprep/roots"
     log_level: str = "info"
     docker_host: str = ""
     """The socket of the engine that may be asked about images; empty: none is asked."""
@@ -133,7 +136,9 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "selinux": _member(SELinux),
     "patience": duration,
     "trash_keep": duration,
+    "purge_for_space": lambda text: _word("0", "1")(text) == "1",
     "require_marker": lambda text: _word("0", "1")(text) == "1",
+    "known_roots": _path,
     "log_level": _word("debug", "info", "warning", "error"),
     "docker_host": lambda text: engine_socket(text) if text else "",
     "managed": lambda text: _word("0", "1")(text) == "1",
@@ -147,6 +152,7 @@ def _check_managed(settings: Settings) -> None:
         "socket": "the engine says where",
         "allow": "it reaches no directory of the host but its own: for path, make install",
         "docker_host": "it reaches no engine: give uid and gid, or make install",
+        "known_roots": "it remembers its root within itself",
     }
     defaults = Settings()
     for key, hint in reasons.items():

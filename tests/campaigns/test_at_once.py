@@ -56,7 +56,7 @@ def test_removed_and_purged_before_another_remove(driver: Driver, monkeypatch: p
         with locked(name, deadline) as volume:
             yield volume
         monkeypatch.undo()
-        assert driver.purge(None) == 1
+        assert driver.purge(None).gone == 1
         driver.remove(name, deadline)
 
     monkeypatch.setattr(driver.store, "locked", another_waits)
@@ -143,12 +143,12 @@ def test_purged_by_two(
     purge = trash.purge
     begun: list[int] = []
 
-    def purge_behind(of: store.Store, chosen: list[str], **rest: bool) -> int:
+    def purge_behind(of: store.Store, chosen: list[str], *, insist: bool = True, why: str = "") -> trash.Purge:
         if not begun:
-            begun.append(purge(other.store, chosen[:1]))
-        return purge(of, chosen, **rest)
+            begun.append(purge(other.store, chosen[:1]).gone)
+        return purge(of, chosen, insist=insist, why=why)
 
     monkeypatch.setattr(trash, "purge", purge_behind)
-    assert driver.purge(ids) == 1
+    assert driver.purge(ids).gone == 1
     assert begun == [1]
     assert host.trash() == []

@@ -29,6 +29,7 @@ from hostprep.host import fds
 from hostprep.host.fds import closing
 from hostprep.tree.walk import Order, Outcome
 from hostprep.volumes.driver import Driver
+from tests.support.disks import Disk
 from tests.support.fixtures import OpenDriver
 from tests.support.host import LABEL, PYTHON, REPOSITORY, Host, eventually, label, owner, set_label, soon
 from tests.support.trees import make_tree, owners
@@ -82,7 +83,7 @@ class Canary:
 
 def canary_at(directory: Path) -> Canary:
     """A canary in which every name of the attacked tree is somebody's file or directory, too."""
-    directory.mkdir(mode=0o755)
+    directory.mkdir(mode=0o755, exist_ok=True)
     (directory / "canary").write_text("sings")
     (directory / "below").mkdir()
     (directory / "below" / "canary").write_text("sings")
@@ -398,6 +399,27 @@ class TestRemoval:
                 assert attacking.rounds() > before
         run(kernel, root, "-c", REMOVE, "FD")
         assert os.listdir(root) == []
+
+    def test_subvolumes(self, tmp_path: Path) -> None:
+        """What is destroyed whole becomes a link to a sub-volume outside, or another one: nothing there goes."""
+        place = tmp_path / "disk"
+        place.mkdir()
+        with Disk(tmp_path, "btrfs").mounted(place):
+            root = place / "tree"
+            root.mkdir()
+            os.chown(root, OWNER, OWNER)
+            subprocess.run(["btrfs", "-q", "subvolume", "create", place / "outside"], check=True)
+            canary = canary_at(place / "outside")
+            subprocess.run(["btrfs", "-q", "subvolume", "create", place / "outside/below/below"], check=True)
+            canary.look()
+            with attack("subvolumes", root, *pairs()):
+                end, gone = time.monotonic() + PASS_ENDS, 0
+                while gone < 100 and time.monotonic() < end:
+                    gone += int(run([], root, "-c", REMOVE, "FD").partition("done=")[2].partition(",")[0])
+                assert gone >= 100, "the attacker does not get its turn"
+            run([], root, "-c", REMOVE, "FD")
+            assert os.listdir(root) == []
+            canary.check()
 
     def test_a_purge(self, open_driver: OpenDriver, host: Host) -> None:
         """A container that still has a removed volume changes it while it is purged: what it points to stays."""

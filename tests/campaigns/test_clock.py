@@ -66,10 +66,10 @@ def test_nothing_is_purged_early(driver: Driver, host: Host, clock: Clock) -> No
     driver.create("redis", {}, soon())
     driver.remove("redis", soon())
     clock.goes(23 * HOUR)
-    assert driver.purge([]) == 0
+    assert driver.purge([]).gone == 0
     assert len(host.trash()) == 2
     clock.goes(3 * HOUR)
-    assert driver.purge([]) == 2
+    assert driver.purge([]).gone == 2
 
 
 def test_what_is_answered(driver: Driver, docker: Docker, open_driver: OpenDriver, clock: Clock) -> None:

@@ -18,7 +18,7 @@ from hostprep.volumes.driver import Driver
 from tests.support.host import LABEL, REPOSITORY, Host, mounted, owner, soon
 
 CONFIG: dict[str, Any] = json.loads((REPOSITORY / "config.json").read_text())
-NOT_SET = {"root", "socket", "allow", "docker_host", "managed"}
+NOT_SET = {"root", "socket", "allow", "docker_host", "known_roots", "managed"}
 
 
 class TestConfig:
@@ -64,6 +64,7 @@ class TestSettings:
             ("SOCKET", "/run/elsewhere.sock"),
             ("ALLOW", "/srv"),
             ("DOCKER_HOST", "unix:///run/docker.sock"),
+            ("KNOWN_ROOTS", "/srv/known"),
             ("SELINUX", "force"),
         ],
     )
@@ -79,10 +80,16 @@ class TestSettings:
         assert Settings.read({"HOSTPREP_MANAGED": "1", **environ}).managed
 
 
+def open_managed(host: Host) -> Driver:
+    """As it is within the managed plugin, on the host's root."""
+    known = host.environ["HOSTPREP_KNOWN_ROOTS"]
+    return Driver.open(Settings(root=str(host.root), known_roots=known, managed=True), create=True)
+
+
 @pytest.fixture
 def managed(host: Host) -> Iterator[Driver]:
     """The driver as it is within the managed plugin, on the host's root."""
-    driver = Driver.open(dataclasses.replace(Settings(), root=str(host.root), managed=True), create=True)
+    driver = open_managed(host)
     yield driver
     driver.passes.stop()
 
@@ -136,7 +143,7 @@ class TestMounts:
         """The disk of the root itself is as it should be."""
         host.root.mkdir()
         with mounted("-t", "tmpfs", "tmpfs", str(host.root)):
-            driver = Driver.open(dataclasses.replace(Settings(), root=str(host.root), managed=True), create=True)
+            driver = open_managed(host)
             driver.create("mongo", {}, soon())
             assert driver.mount("mongo", soon()) == str(host.data("mongo"))
             driver.passes.stop()

@@ -434,6 +434,7 @@ JSON: Final = st.recursive(
 )
 FIELDS: Final = (
     "name", "options", "created_at", "made", "taken_up", "left_alone", "narrowed", "pinned", "imported", "resolved",
+    "data",
 )  # fmt: skip
 VICTIM: Final = st.sampled_from(["{victim}", "{srv}/db", "{srv}/link", "{srv}/../victim", "{root}/volumes/other/_data"])
 OPTIONS: Final = st.dictionaries(st.sampled_from(KNOWN), TEXT | VICTIM | JSON, max_size=3)
@@ -450,6 +451,7 @@ def test_every_field_of_a_record(docker: Docker, host: Host, field: str) -> None
     docker.created("other")
     docker.created("mongo", uid="184")
     good = json.loads(host.record("mongo").read_text())
+    del good["data"]  # with it, a record with a path would be damaged whatever else it says
     places = {"victim": str(victim), "srv": str(host.srv), "root": str(host.root)}
     before = (TestPaths.everything(victim), owner(victim), TestPaths.everything(host.volume("other")))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -18,6 +19,7 @@ CAPABILITIES = {
     "fsetid": 4,
     "linux_immutable": 9,
     "sys_admin": 21,
+    "sys_ptrace": 19,
 }  # capability.h
 
 
@@ -57,6 +59,15 @@ def test_security(hostprep: Hostprep) -> None:
     score = re.search(r"Overall exposure level for hostprep.service: (\d+\.\d) OK", said)
     assert score, said[-200:]
     assert f"**{score[1]} (OK)** in systemd {version}" in page
+
+
+def test_remembers(hostprep: Hostprep) -> None:
+    """The sandbox and the policy let it remember its root, for root alone."""
+    known = Path("/etc/hostprep/roots/var%2Flib%2Fhostprep")
+
+    assert json.loads(known.read_text())["id"] == json.loads((ROOT / "hostprep.json").read_text())["id"]
+    assert (stat.S_IMODE(known.stat().st_mode), stat.S_IMODE(known.parent.stat().st_mode)) == (0o600, 0o700)
+    assert "is not remembered" not in hostprep.log()
 
 
 def test_setgid(docker: Docker) -> None:
@@ -142,6 +153,31 @@ def test_upgrade(docker: Docker, hostprep: Hostprep) -> None:
     assert hostprep.SETTINGS.read_text() == settings
     assert docker.exec("db", "echo written > /data/file; cat /data/file") == "written"
     assert docker.run("mongo:/data", "cat /data/file") == "written"
+
+
+def test_purge_of_what_is_in_use(docker: Docker, hostprep: Hostprep) -> None:
+    """In the sandbox, what containers of root's and of others have mounted is not purged, and what nobody has is."""
+    names = ("mongo", "redis", "other")
+    for name in names:
+        docker.create(name, **({"uid": "0", "gid": "0"} if name == "redis" else {}))
+    docker.daemon("db", "mongo:/data")
+    docker("run", "-d", "--name=root", "--stop-signal=KILL", "-v", "redis:/data", "busybox", "sleep", "600")
+    hostprep.set(HOSTPREP_TRASH_KEEP="0")
+    try:
+        checked("systemctl", "restart", hostprep.UNIT)
+        for name in names:
+            hostprep("Remove", name)
+        eventually(lambda: "purged other" in hostprep.log(), "what nobody uses is gone")
+        eventually(lambda: hostprep.log().count(" is not purged: process ") > 1, "it is said of both")
+        for container in ("db", "root"):
+            assert docker.exec(container, "echo written > /data/file; cat /data/file") == "written"
+        docker("rm", "-f", "db", "root")
+        docker.create("more")
+        docker("volume", "rm", "more")
+        eventually(lambda: "purged mongo" in hostprep.log() and "purged redis" in hostprep.log(), "they are gone, too")
+    finally:
+        hostprep.set()
+        checked("systemctl", "restart", hostprep.UNIT)
 
 
 def test_wrong_setting(docker: Docker, hostprep: Hostprep) -> None:

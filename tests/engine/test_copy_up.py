@@ -5,11 +5,14 @@ directory, between the first Mount and its Unmount. hostprep puts them right bef
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import pytest
 
 from testbed.engine import Hostprep
+from testbed.images import Entry, busybox
+from tests.support.users import listed, may
 
 from .client import IDS, OPTIONS, Docker, mode, owner
 
@@ -69,6 +72,26 @@ def test_mode(docker: Docker) -> None:
 
     assert printed == "184:998 2770"
     assert mode(mountpoint) == "2770"
+
+
+def test_an_access_list(docker: Docker) -> None:
+    """What an image's access list gives, a declared mode bounds; whom it lets in, Status says."""
+    entries = [(1, 7, -1), (2, 7, 1005), (4, 5, -1), (16, 7, -1), (32, 0, -1)]
+    access = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *each) for each in entries)
+    docker("import", "-", "listed", stdin=busybox(Entry("data", 0o770, access=access), Entry("data/seed", 0o640)))
+    try:
+        mountpoint = docker.create("mongo", *OPTIONS, "-o", "mode=0750")
+        docker.run("mongo:/data", "echo written > /data/file", image="listed")
+    finally:
+        docker("rmi", "listed")
+    assert listed(Path(mountpoint)) == ["user::rwx", "user:1005:rwx", "group::r-x", "mask::r-x", "other::---"]
+    assert may(Path(mountpoint), 1005, 1005) == "r-x"
+    status = docker.inspect("mongo")["Status"]
+    assert (status["mode"], status["ready"]) == ("0750", True)
+    assert status["warnings"] == [
+        "an access list lets user 1005 read and enter",
+        "what is made in it later inherits an access list, which names user 1005",
+    ]
 
 
 def test_recurse_never(docker: Docker) -> None:

@@ -98,6 +98,24 @@ def test_dockerd_restarted(docker: Docker, engine: Engine) -> None:
     assert docker.run("mongo:/data", WRITE) == "written"
 
 
+def test_dockerd_started_before_hostprep(docker: Docker, engine: Engine, hostprep: Hostprep) -> None:
+    """Without a socket, an engine that starts forgets the volume, and a new container gets an empty local one.
+
+    Once hostprep is there and that local volume is removed, the data is back.
+    """
+    docker.create("mongo")
+    docker.run("mongo:/data", WRITE)
+    hostprep.stop()
+    engine.stop()
+    engine.start()
+    assert docker("run", "--rm", "-v", "mongo:/data", "busybox", "ls", "/data") == ""
+    hostprep.start()
+
+    assert docker.inspect("mongo")["Driver"] == "local"
+    docker("volume", "rm", "mongo")
+    assert docker.run("mongo:/data", "cat /data/file") == "written"
+
+
 def restart(engine: Engine) -> None:
     engine.stop()
     engine.start("--live-restore")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from testbed.engine import TOP, Engine, Hostprep, environment
+from testbed.engine import TOP, Engine, Hostprep, environment, wait_for
 from testbed.images import busybox
 
 from .client import IDS, OPTIONS, WRITE, Docker
@@ -214,9 +214,13 @@ def test_local_volume(doctor: Doctor, docker: Docker) -> None:
     docker.daemon("db", "mongo:/data")  # of no driver: local
     assert "driver local" in doctor.finding("volume", "mongo", "--container", "db")["what"]
     doctor.hostprep.command("create", "mongo", "-o", "uid=184", "-o", "gid=998")
-    assert "driver local" in doctor.finding("mount", "mongo", "--container", "db")["what"]
+    shadowed = "the engine has a volume mongo of driver local: containers get that one, not hostprep's"
+    for arguments in (["mongo", "--container", "db"], ["mongo"]):
+        assert doctor.finding("volume", *arguments)["what"] == shadowed
+    assert shadowed in [each["what"] for each in doctor.found()["findings"]]
     docker("rm", "-f", "db")
     docker("volume", "rm", "mongo")
+    assert docker.inspect("mongo")["Driver"] == "hostprep"
     docker.daemon("db", "mongo:/data", "--volume-driver", "hostprep")
     doctor.well("mongo", "--container", "db")
     assert docker.exec("db", WRITE) == "written"
@@ -267,13 +271,16 @@ def test_container_without_the_volume(doctor: Doctor, docker: Docker) -> None:
 
 
 def test_replaced_directory(doctor: Doctor, docker: Docker, allowed: Path) -> None:
-    """A container that still has the volume's old directory must be restarted."""
+    """Another directory is accepted first; then a container that still has the old one must be restarted."""
     place = allowed / "mongo"
     docker.create("mongo", "-o", f"path={place}", *OPTIONS)
     docker.daemon("db", "mongo:/data")
     place.rename(allowed / "old")
     place.mkdir()
     os.chown(place, 184, 998)
+    finding = doctor.finding("directory", "mongo", "--container", "db")
+    assert (finding["fix"], "is another directory than before" in finding["what"]) == ("", True)
+    doctor.paste("hostprep apply mongo --accept-data")
     finding = doctor.finding("mount", "mongo", "--container", "db")
     assert finding["fix"] == "docker restart db"
     doctor.paste(finding["fix"])
@@ -312,6 +319,28 @@ def test_owner(doctor: Doctor, docker: Docker) -> None:
     docker.create("mongo", "-o", "uid=5", "-o", "gid=6")
     docker.daemon("db", "mongo:/data")
     doctor.mended("owner", "hostprep apply mongo -o uid=184 -o gid=998")
+
+
+def test_an_undeclared_group(doctor: Doctor, docker: Docker) -> None:
+    """Where only a user is declared, the command declares no group, and the tree stays its group's."""
+    data = docker.create("mongo", "-o", "uid=5")
+    docker.daemon("db", "mongo:/data")
+    doctor.mended("owner", "hostprep apply mongo -o uid=184")
+    assert os.stat(data).st_gid == 0
+
+
+def test_one_that_restarts(doctor: Doctor, docker: Docker) -> None:
+    """A container that fails again and again, or has failed last, is looked at like one that runs."""
+    docker.create("mongo", "-o", "uid=5", "-o", "gid=6")
+    flags = ("-u", IDS, "-v", "mongo:/data", "busybox", "touch", "/data/file")
+    docker("run", "-d", "--name", "db", "--restart", "always", *flags)
+    wait_for(lambda: docker("inspect", "-f", "{{.RestartCount}}", "db") != "0", "it fails")
+    assert doctor.finding("owner", "mongo")["fix"] == "hostprep apply mongo -o uid=184 -o gid=998"
+    docker("rm", "-f", "db")
+    docker.engine.client("docker", "run", "--name", "db", *flags)
+    doctor.paste(doctor.finding("owner", "mongo")["fix"])
+    doctor.well("mongo")
+    docker("start", "-a", "db")
 
 
 def test_fix(doctor: Doctor, docker: Docker) -> None:
@@ -405,6 +434,17 @@ def test_access_list(doctor: Doctor, docker: Docker, hostprep: Hostprep) -> None
     docker.daemon("db", "mongo:/data")
     doctor.mended("acl", f"setfacl -m u:184:rwx {data}")
     assert os.stat(data).st_uid == 5
+
+
+def test_access_list_and_mode(doctor: Doctor, docker: Docker) -> None:
+    """Where a declared mode bounds the list, the command widens that, too, and a restart changes nothing."""
+    data = docker.create("mongo", "-o", "uid=5", "-o", "gid=6", "-o", "mode=0750")
+    subprocess.run(["setfacl", "-m", "u:184:rwx,m::r-x", data], check=True)
+    docker.daemon("db", "mongo:/data")
+    doctor.mended("acl", f"hostprep apply mongo -o mode=0770 && setfacl -m u:184:rwx {data}")
+    docker("restart", "-t", "0", "db")
+    doctor.well("mongo", "--container", "db")
+    assert docker.exec("db", WRITE) == "written"
 
 
 def test_changed_owner(doctor: Doctor, docker: Docker) -> None:

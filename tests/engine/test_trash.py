@@ -34,20 +34,40 @@ def test_restore(docker: Docker, hostprep: Hostprep) -> None:
     assert owner(mountpoint) == (184, 998)
 
 
-def test_purge_of_what_is_in_use(docker: Docker, hostprep: Hostprep) -> None:
+# The first process is in a chroot, as that of postfix or bind, or not; another one is not.
+PROCESSES = {
+    "one process": "exec sleep 1000",
+    "first in a chroot": "mkdir /jail; cp /bin/busybox /jail; sleep 1000 & exec chroot /jail /busybox sleep 1000",
+}
+
+
+@pytest.mark.parametrize("script", PROCESSES.values(), ids=PROCESSES)
+def test_purge_of_what_is_in_use(docker: Docker, hostprep: Hostprep, script: str) -> None:
     """What somebody removed while a container uses it is not purged before the container is gone."""
     hostprep.command("purge", "--all")
     docker.create("mongo")
-    docker("run", "-d", "--name", "one", "-v", "mongo:/data", "busybox", "sleep", "1000")
-    assert hostprep.command("rm", "mongo").returncode == 0
+    docker("run", "-d", "--name", "one", "-v", "mongo:/data", "busybox", "sh", "-euc", script)
+    refused = hostprep.command("rm", "mongo")
+    assert (refused.returncode, "volume mongo is in use: process" in refused.stderr) == (1, True)
+    assert hostprep.command("rm", "--force", "mongo").returncode == 0
 
     purged = hostprep.command("purge", "--all")
 
-    assert purged.stdout.strip() == "0 purged"
+    assert (purged.returncode, purged.stdout.strip()) == (1, "0 purged")
     assert "is not purged: process" in purged.stderr
     docker("exec", "one", "sh", "-c", "echo kept > /data/file")
     docker("rm", "-f", "one")
-    assert hostprep.command("purge", "--all").stdout.strip() == "1 purged"
+    purged = hostprep.command("purge", "--all")
+    assert (purged.returncode, purged.stdout.strip()) == (0, "1 purged"), purged.stderr
+
+
+def test_prune(docker: Docker) -> None:
+    """Docker's prunes take no volume of hostprep's that nobody uses, whatever their flags."""
+    docker.create("mongo")
+    docker("volume", "prune", "-f")
+    docker.engine.client("docker", "volume", "prune", "-a", "-f")  # named ones, too, since 23.0
+    docker("system", "prune", "--volumes", "-f")
+    assert docker.volumes() == ["mongo"]
 
 
 def test_restore_refused(docker: Docker, hostprep: Hostprep) -> None:

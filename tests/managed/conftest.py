@@ -173,6 +173,7 @@ def plugin(engine: Engine, made: str) -> Iterator[Plugin]:
     plugin.docker.remove_everything()
     wait_for(lambda: len(plugin.processes()) == 1, "the plugin's other processes to end")
     plugin.disable()
+    shutil.rmtree(plugin.rootfs / "etc/hostprep")  # or it would not start where its root is gone
     for part in plugin.root.iterdir():
         shutil.rmtree(part) if part.is_dir() else part.unlink()
 

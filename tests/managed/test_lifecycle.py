@@ -203,6 +203,17 @@ class TestAfterwards:
         self.goes_on(plugin)
 
     @pytest.mark.usefixtures("used")
+    def test_remembers(self, plugin: Plugin) -> None:
+        """It remembers its root within itself, also while it is disabled."""
+        identity = json.loads((plugin.root / "hostprep.json").read_text())["id"]
+        known = plugin.rootfs / "etc/hostprep/roots/var%2Flib%2Fhostprep"
+        assert json.loads(known.read_text())["id"] == identity
+        plugin.disable()
+        assert json.loads(known.read_text())["id"] == identity
+        plugin.enable()
+        self.goes_on(plugin)
+
+    @pytest.mark.usefixtures("used")
     def test_removed(self, docker: Docker, plugin: Plugin, built: Built) -> None:
         """Removed by force and created again, from another build, it knows its volumes."""
         plugin("rm", "--force", NAME)

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -150,6 +151,11 @@ class TestClocks:
     def test_limits(self, code: str, short: bool) -> None:  # noqa: FBT001
         """A limit below a minute is found, where it is a number."""
         assert bool(clocks.short_limits(code)) is short
+
+    def test_hypothesis(self) -> None:
+        """hypothesis fails no example because it took long."""
+        assert hypothesis.settings().deadline is None
+        assert hypothesis.HealthCheck.too_slow in hypothesis.settings().suppress_health_check
 
     @pytest.mark.parametrize("find", [clocks.timed_assertions, clocks.short_limits], ids=lambda find: find.__name__)
     def test_no_test(self, find: Callable[[str], list[int]]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import struct
@@ -23,6 +24,7 @@ SECONDS: Final = 120.0
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 _MS_BIND, _MNT_DETACH = 4096, 2
+_SUBVOL_CREATE: Final = 0x5000940E  # BTRFS_IOC_SUBVOL_CREATE
 _IN_OPEN, _IN_NONBLOCK = 0x20, 0o4000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -52,6 +54,30 @@ def replace(*pairs: str) -> Round:
             with contextlib.suppress(FileExistsError, FileNotFoundError):  # DIRECTORY itself may be gone
                 os.mkdir(directory)
             with contextlib.suppress(FileExistsError, FileNotFoundError):
+                os.symlink("../outside", link)
+
+    return once
+
+
+def subvolumes(*pairs: str) -> Round:
+    """As exchange; and what a removal took, sub-volume with another one in it and link to `outside`, is made again."""
+    swap = exchange(*pairs)
+
+    def make(above: str, name: str) -> None:
+        here = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.ioctl(here, _SUBVOL_CREATE, bytearray(struct.pack("=q4088s", 0, name.encode())))
+        finally:
+            os.close(here)
+
+    def once() -> None:
+        swap()
+        for pair in pairs:
+            directory, link = pair.split("/")
+            with contextlib.suppress(OSError):
+                make(".", directory)
+                make(directory, "below")
+            with contextlib.suppress(FileExistsError):
                 os.symlink("../outside", link)
 
     return once
@@ -161,6 +187,7 @@ def _count() -> Iterator[int]:
 KINDS: Final[dict[str, Callable[..., Round]]] = {
     "exchange": exchange,
     "replace": replace,
+    "subvolumes": subvolumes,
     "carry": carry,
     "create": create,
     "deepen": deepen,

@@ -27,6 +27,7 @@ _KINDS: Final = {
         8,
         "errors=remount-ro",
     ),
+    "ext4 encrypt": (["mkfs.ext4", "-q", "-m0", "-Oencrypt", "-Elazy_itable_init=0,nodiscard"], 16, "commit=300"),
     "xfs": (["mkfs.xfs", "-q"], 320, "nodiscard"),
     "btrfs": (["mkfs.btrfs", "-q"], 128, "commit=300"),
 }

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from hostprep.__main__ import main
 from hostprep.serve.wire import create_app
@@ -26,6 +27,10 @@ from tests.support import namespaces
 from tests.support.host import PYTHON, Docker, Done, Host, children_of, passes_of
 
 _PR_SET_CHILD_SUBREAPER = 36
+
+# hypothesis fails an example that takes over 200 ms, and a test that draws slowly: on a loaded machine each may.
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 
 
 def _adopt_orphans(yes: int) -> None:
@@ -60,17 +65,24 @@ def _mounts() -> Counter[str]:
     return Counter(Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines())
 
 
+def _known_roots() -> Counter[str]:
+    with contextlib.suppress(OSError):
+        return Counter(os.listdir(Settings().known_roots))
+    return Counter()
+
+
 _WATCHED: dict[str, Callable[[], Counter[str]]] = {
     "descriptors": _descriptors,
     "child processes": _children,
     "threads": _threads,
     "mounts": _mounts,
+    "what this machine remembers": _known_roots,
 }
 
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """Fail a test that leaves a descriptor, a child process, a thread or a mount behind."""
+    """Fail a test that leaves a descriptor, a child process, a thread, a mount or a remembered root behind."""
     _adopt_orphans(1)
     before = {what: look() for what, look in _WATCHED.items()}
     yield

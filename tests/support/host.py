@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from flask.testing import FlaskClient
 from hostprep.host.mountinfo import mount_table
 from hostprep.serve.wire import NoAnswer
 from hostprep.volumes.driver import Driver
+from testbed.engine import with_the_capabilities_of_the_service
 from tests.support.unixhttp import Answer, Connection
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -160,6 +161,7 @@ class Host:
             "HOSTPREP_ROOT": str(self.root),
             "HOSTPREP_SOCKET": str(self.socket),
             "HOSTPREP_ALLOW": str(self.srv),
+            "HOSTPREP_KNOWN_ROOTS": str(directory / "known"),
         }
         self.started: list[subprocess.Popen[str]] = []
 
@@ -181,17 +183,18 @@ class Host:
     def process_environ(self, changed: Mapping[str, str] | None = None) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], **self.environ, **(changed or {})}
 
-    def begin(self, *arguments: str, **changed: str) -> subprocess.Popen[str]:
-        """Start `python -m hostprep` and do not wait for it."""
-        return self.begin_script("", *arguments, **changed)
+    def begin(self, *arguments: str, under: Sequence[str] = (), **changed: str) -> subprocess.Popen[str]:
+        """Start `python -m hostprep`, by the command *under* if there is one, and do not wait for it."""
+        return self._begin([*under, PYTHON, "-m", "hostprep", *arguments], changed)
 
     def begin_script(self, script: str, *arguments: str, **changed: str) -> subprocess.Popen[str]:
         """Start `python -m hostprep`, in which *script* runs first, and do not wait for it."""
-        begin = ["-m", "hostprep"]
-        if script:
-            begin = ["-c", f"{script}\nimport hostprep.__main__\nhostprep.__main__.main()"]
+        script += "\nimport hostprep.__main__\nhostprep.__main__.main()"
+        return self._begin([PYTHON, "-c", script, *arguments], changed)
+
+    def _begin(self, command: list[str], changed: Mapping[str, str]) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [PYTHON, *begin, *arguments],
+            command,
             cwd=REPOSITORY,
             env=self.process_environ(changed),
             stdin=subprocess.DEVNULL,
@@ -210,9 +213,9 @@ class Host:
         return Done(process.returncode, out, err)
 
     def serve(self, *flags: str, **changed: str) -> Server:
-        """Start a server and wait until it answers."""
+        """Start a server, with the capabilities that the systemd service has, and wait until it answers."""
         socket = Path(changed.get("HOSTPREP_SOCKET", self.socket))
-        process = self.begin(*flags, "serve", **changed)
+        process = self.begin(*flags, "serve", under=with_the_capabilities_of_the_service(), **changed)
         server = Server(process, socket)
         server.wait()
         return server
@@ -307,11 +310,11 @@ def wait_for_passes(driver: Driver, name: str) -> None:
 def children_of(pid: int) -> dict[int, bytes]:
     """The processes that *pid* has started and that are there still, with their command lines; a zombie has none."""
     found = {}
-    for stat_file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            parent = stat_file.read_text().rpartition(")")[2].split()[1]
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            parent = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1]
             if int(parent) == pid:
-                found[int(stat_file.parent.name)] = stat_file.with_name("cmdline").read_bytes()
+                found[int(process)] = Path(f"/proc/{process}/cmdline").read_bytes()
     return found
 
 

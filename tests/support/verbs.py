@@ -305,6 +305,7 @@ CASES = [
         walks=True,
         repairs=True,
     ),
+    Case("mount learns", verb("Mount", "mongo"), volume("path=SRV/db", "uid=184"), repairs=True),
     Case(
         "mount makes a mount",
         verb("Mount", "mongo"),

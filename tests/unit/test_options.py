@@ -17,6 +17,7 @@ from hostprep.options import (
     Recurse,
     check_name,
     differences,
+    from_podman,
     parse_id,
     parse_path,
 )
@@ -176,6 +177,11 @@ class TestRefused:
             ("457", 'mode: "0711"'),
             ("456", 'mode: "0710"'),
             ("2770", 'mode: "02770"'),
+            ("1533", 'write mode: "02775", if YAML made 1533 of an unquoted 02775; or write mode: "01533"'),
+            ("1023", 'write mode: "01777"'),
+            ("755", 'write mode: "0755", with the leading zero'),
+            ("420", 'write mode: "0644"'),
+            ("8", 'write mode: "0010"'),
         ],
     )
     def test_modes_that_yaml_made(self, value: str, hint: str) -> None:
@@ -183,6 +189,11 @@ class TestRefused:
         message = refused(mode=value)
         assert message.startswith(f'option mode: "{value}" is not ')
         assert hint in message
+
+    def test_every_mode_that_yaml_made(self) -> None:
+        """Every octal value of up to five digits that YAML has read as a number is computed back."""
+        for mode in range(1, 0o10000):
+            assert f'"0{mode:03o}"' in refused(mode=str(mode))
 
     @pytest.mark.parametrize(
         "value",
@@ -276,13 +287,28 @@ class TestRefused:
         """A path that no mount(2) takes, over 4095 bytes, is malformed."""
         assert "option path: " in refused(path="/srv" + "/abcdefgh" * 500)
 
-    @pytest.mark.parametrize(("key", "value"), [("recurse", "allways"), ("on_remove", "retian")])
-    def test_words_show_the_nearest(self, key: str, value: str) -> None:
-        """A mistyped word is answered with the accepted ones and the nearest."""
+    @pytest.mark.parametrize(
+        ("key", "value", "near"),
+        [
+            ("recurse", "allways", "always"),
+            ("recurse", "true", "always"),
+            ("recurse", "NO", "never"),
+            ("on_remove", "retian", "retain"),
+            ("on_remove", "keep", "retain"),
+            ("on_remove", "purge", "delete"),
+        ],
+    )
+    def test_words_show_the_nearest(self, key: str, value: str, near: str) -> None:
+        """A mistyped word is answered with the accepted ones and the one that is nearest in spelling or meaning."""
         message = refused(**{key: value})
         assert f'"{value}"' in message
-        assert "did you mean" in message
+        assert f"did you mean {near}?" in message
         assert all(each in message for each in {"recurse": ["never", "mismatch"], "on_remove": ["delete"]}[key])
+
+    def test_words_that_mean_nothing(self) -> None:
+        """Where no accepted word is near, all are offered."""
+        assert "write recurse=never or recurse=mismatch or recurse=always" in refused(recurse="17")
+        assert "write on_remove=delete or on_remove=retain" in refused(on_remove="yes")
 
     @pytest.mark.parametrize("value", ["NEVER", "true", "yes", "never ", "1"])
     def test_words_are_exact(self, value: str) -> None:
@@ -306,8 +332,29 @@ class TestRefused:
 
     def test_unknown_options_far_from_any(self) -> None:
         """Where no known option is near, all are named."""
-        message = refused(size="10G")
+        message = refused(nothing="10G")
         assert all(key in message for key in ("uid", "gid", "mode", "label", "path", "recurse", "on_remove"))
+
+    @pytest.mark.parametrize(
+        ("key", "hint"),
+        [
+            ("user", "give the number: uid"),
+            ("owner", "give the numbers: uid and gid"),
+            ("group", "give the number: gid"),
+            ("permissions", "mode does that"),
+            ("chown", "give the numbers: uid and gid"),
+            ("bind", "path does that"),
+            ("device", "mount the disk on the host, and give its directory by path"),
+            ("type", "hostprep mounts nothing"),
+            ("o", "hostprep mounts nothing"),
+            ("size", "hostprep limits no size"),
+        ],
+    )
+    def test_words_of_other_drivers(self, key: str, hint: str) -> None:
+        """An option of another driver is answered with the one that does it, or with what hostprep does instead."""
+        message = refused(**{key: "1"})
+        assert f'unknown option "{key}" (' in message
+        assert hint in message
 
     def test_a_value_with_control_characters(self) -> None:
         """A value is shown with its control characters escaped."""
@@ -318,6 +365,38 @@ class TestRefused:
         message = refused(path="/srv/db", on_remove="delete")
         assert "on_remove=delete" in message
         assert "path" in message
+
+
+class TestPodman:
+    """`o`, `UID` and `GID`, as Podman's clients and Quadlets say uid and gid."""
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"GID": "998", "UID": "184", "o": "uid=184,gid=998"},
+            {"o": "uid=184,gid=998", "uid": "184"},
+            {"UID": "184", "gid": "998"},
+        ],
+    )
+    def test_what_agrees(self, given: dict[str, str]) -> None:
+        """Each is the option that hostprep knows; what else is given stays."""
+        assert from_podman({**given, "mode": "0750"}) == {"uid": "184", "gid": "998", "mode": "0750"}
+
+    @pytest.mark.parametrize(
+        ("given", "why"),
+        [
+            ({"UID": "184", "uid": "185"}, "option uid is 185, and UID says 184"),
+            ({"o": "uid=184,gid=998", "GID": "999"}, "option gid is 999, and o=gid=998 says 998"),
+            ({"o": "uid=184,size=10G"}, 'option o: "size=10G" is neither'),
+            ({"o": "bind"}, "hostprep mounts nothing"),
+            ({"o": ""}, "is neither uid=NUMBER nor gid=NUMBER"),
+        ],
+    )
+    def test_what_does_not(self, given: dict[str, str], why: str) -> None:
+        """What contradicts, or says something else, is refused."""
+        with pytest.raises(Invalid) as caught:
+            from_podman(given)
+        assert why in str(caught.value)
 
 
 class TestMountpoint:

@@ -49,6 +49,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
             "HOSTPREP_PATIENCE": "25s",
             "HOSTPREP_TRASH_KEEP": "7d",
             "HOSTPREP_REQUIRE_MARKER": "1",
+            "HOSTPREP_KNOWN_ROOTS": "/var//known",
             "HOSTPREP_LOG_LEVEL": "debug",
             "HOSTPREP_DOCKER_HOST": "unix:///run//docker.sock",
         }
@@ -62,6 +63,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         patience=25,
         trash_keep=7 * 86400,
         require_marker=True,
+        known_roots="/var/known",
         log_level="debug",
         docker_host="unix:///run/docker.sock",
     )

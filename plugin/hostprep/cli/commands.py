@@ -21,7 +21,9 @@ _FLAGS: Final = {
     "selinux": ("WHEN", "When to set labels: auto, required, force or off."),
     "patience": ("TIME", "How long the start of a container waits for the repair of its files."),
     "trash-keep": ("TIME", "How long a removed volume can be restored."),
+    "purge-for-space": ("0|1", "1: when the disk is nearly full, purge removed volumes before their time."),
     "require-marker": ("0|1", "1: refuse a root directory without hostprep.json."),
+    "known-roots": ("DIR", "Directory in which the roots are remembered that this host has served."),
     "log-level": ("LEVEL", "debug, info, warning or error."),
     "docker-host": ("URL", "Engine to ask about images, such as unix:///run/docker.sock."),
 }

@@ -61,12 +61,14 @@ def doctor(
 
 def _installation(settings: Settings) -> Diagnosis:
     require_root("it looks into directories of other users")
+    local: frozenset[str] = frozenset()
     try:
         with Engine(engine_address(settings)).connect(seconds=ENGINE_SECONDS) as connection:
             engine: EngineInfo | NoEngine = connection.info
+            local = connection.local_volumes()
     except NoEngine as exc:
         engine = exc
-    return Diagnosis("", (), tuple(check_installation(settings, engine)))
+    return Diagnosis("", (), tuple(check_installation(settings, engine, local)))
 
 
 def _diagnose(settings: Settings, name: str, container: str | None, user: str | None) -> Diagnosis:
@@ -80,7 +82,8 @@ def _diagnose(settings: Settings, name: str, container: str | None, user: str | 
                 raise
             missing = exc.message
         whom = subjects(driver, name, engine, container, user)
-    found = diagnose(driver, name, whom)
+        local = engine.local_volumes() if engine else ()
+    found = diagnose(driver, name, whom, local)
     if not missing or user is not None:
         return found
     note = Finding("engine", Verdict.NOTE, f"{missing}: containers that use the volume are not checked")

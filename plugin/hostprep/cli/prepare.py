@@ -46,6 +46,7 @@ def in_json(done: Prepared, *, dry_run: bool) -> dict[str, Any]:
         "dry_run": dry_run,
         "made": done.made,
         "changes": [str(change) for change in done.changes],
+        "warnings": done.warnings,
         "tree": None if done.tree is None else asdict(done.tree),
     }
 
@@ -58,4 +59,4 @@ def lines(done: Prepared, *, dry_run: bool) -> list[str]:
     if done.tree is not None:
         found.append(f"{changed} {done.tree.changed:,} of {done.tree.done:,} entries below it")
         found += [f"{left} alone {each}" for each in done.tree.sentences()]
-    return [f"{done.path}: {line}" for line in found or ["nothing to change"]]
+    return [f"{done.path}: {line}" for line in (found or ["nothing to change"]) + done.warnings]

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from ..errors import HostprepError, Invalid, NoSuchVolume
+from ..errors import Conflict, HostprepError, Invalid, NoSuchVolume, printable
 from ..options import KNOWN
 from ..settings import Settings
 from ..tree.process import Progress
@@ -67,16 +67,22 @@ def status(settings: Settings, *, name: str, as_json: bool) -> None:
 @given_options
 @click.option("--unset", multiple=True, metavar="KEY", help="Remove this option.")
 @click.option("--no-wait", is_flag=True, help="Leave the repair to the next start of a container.")
+@click.option("--accept-data", is_flag=True, help="The directory that is there now is the volume's data from now on.")
 @click.pass_obj
-def apply(settings: Settings, *, name: str, given: dict[str, str], unset: tuple[str, ...], no_wait: bool) -> None:
+def apply(
+    settings: Settings, *, name: str, given: dict[str, str], unset: tuple[str, ...], no_wait: bool, accept_data: bool
+) -> None:
     """Change options of a volume in place.
 
     An engine cannot do that. The data and all other options stay. The command ends when the volume is ready.
+
+    A volume whose directory is not the one that it had, or is on another file system, is not mounted: its disk may be
+    missing. If you have put the data there yourself, as from a backup, --accept-data says so.
     """
     if both := given.keys() & set(unset):
         raise Invalid(f"{min(both)} is both set and unset", hint="choose one of -o and --unset")
     driver = open_driver(settings, given, create=False)
-    driver.apply(name, given, unset, deadline(settings))
+    driver.apply(name, given, unset, deadline(settings), accept_data=accept_data)
     if no_wait:
         print(f"{name}: recorded; the next start of a container repairs the volume")
     else:
@@ -87,13 +93,18 @@ def apply(settings: Settings, *, name: str, given: dict[str, str], unset: tuple[
 @click.command()
 @click.argument("name")
 @click.option("--retained", is_flag=True, help="Move the data of a retained volume to the trash (see ls --retained).")
+@click.option("--force", is_flag=True, help="Remove it although somebody has it mounted, who keeps what is mounted.")
 @click.pass_obj
-def rm(settings: Settings, *, name: str, retained: bool) -> None:
+def rm(settings: Settings, *, name: str, retained: bool, force: bool) -> None:
     """Remove a volume; restore can bring it back.
 
-    Its data can be restored until --trash-keep is over. With path or on_remove=retain the data stays where it is.
+    Its data can be restored until --trash-keep is over. With path or on_remove=retain the data stays where it is. A
+    volume that is mounted is only removed with --force. No purge deletes its data before it is unmounted.
     """
     driver = Driver.open(settings, create=False)
+    if not force and (users := driver.users(name)):
+        hint = "stop its containers and unmount it; or --force: they keep what they have mounted"
+        raise Conflict(f"volume {name} is in use: {printable(users[0])}", hint=hint)
     (driver.discard_retained if retained else driver.remove)(name, deadline(settings))
     print(name)
 
@@ -117,12 +128,15 @@ def purge(settings: Settings, *, everything: bool, ids: tuple[str, ...]) -> None
     """Delete removed volumes for good.
 
     ls --trash lists the IDs. Without an ID, purge deletes what was removed longer than --trash-keep ago. It deletes no
-    volume that is still mounted.
+    volume that is still mounted, or that may be. If something stays that it was to delete, it says why, and exits 1.
     """
     if everything and ids:
         raise Invalid("purge takes --all or ids, not both")
     driver = Driver.open(settings, create=False)
-    print(f"{driver.purge(None if everything else list(ids))} purged")
+    done = driver.purge(None if everything else list(ids))
+    print(f"{done.gone} purged")
+    if done.kept:
+        raise Conflict(f"{len(done.kept)} removed volumes were not purged", hint="the lines above say why")
 
 
 def _all(driver: Driver) -> Iterator[dict[str, Any]]:

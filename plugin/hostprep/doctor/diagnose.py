@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from ..engine.containers import Container, ContainerMount
-from ..errors import HostprepError, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
+from ..errors import HostprepError, NoSuchVolume, NotAllowed, NotReady, OtherData, Unreadable, printable
 from ..host import fds
 from ..host.mountinfo import mount_table, unescaped
 from ..host.process import open_inside
@@ -28,17 +28,25 @@ from .ownership import check_access
 from .subject import Subject
 
 _MAX_LEFT_ALONE: Final = 5  # entries that are shown
-_NOT_LOCAL: Final = "a hostprep volume: copy the data out, remove container and local volume, and create both again"
+_NOT_LOCAL: Final = (
+    "a hostprep volume: copy out what the local one holds, remove its containers and docker volume rm it; what "
+    "hostprep has under that name is there again then"
+)
 _FSTAB: Final = "/etc/fstab"
 
 
-def diagnose(driver: Driver, name: str, subjects: Sequence[Subject]) -> Diagnosis:
+def diagnose(driver: Driver, name: str, subjects: Sequence[Subject], local: Collection[str] = ()) -> Diagnosis:
     """Look at the volume *name* for *subjects*.
+
+    Args:
+        local: the names of the engine's own volumes.
 
     Raises:
         Invalid: *name* is malformed.
     """
     whom = tuple(map(str, subjects))
+    if name in local and driver.store.find(check_name(name)) is not None:
+        return Diagnosis(name, whom, (shadowed(name),))
     with contextlib.ExitStack() as stack:
         try:
             volume = stack.enter_context(driver.store.open(check_name(name)))
@@ -49,6 +57,12 @@ def diagnose(driver: Driver, name: str, subjects: Sequence[Subject]) -> Diagnosi
         except (NotReady, NotAllowed) as exc:
             return Diagnosis(name, whom, (_missing(volume.place, exc),))
         return Diagnosis(name, whom, tuple(_check_volume(InspectedVolume(driver, volume, data, subjects))))
+
+
+def shadowed(name: str) -> Finding:
+    """The finding that the engine has a volume of its own of that name, which it made while hostprep was away."""
+    what = f"the engine has a volume {name} of driver local: containers get that one, not hostprep's"
+    return Finding("volume", Verdict.BAD, what, _NOT_LOCAL)
 
 
 # -- the volume and its directory ----------------------------------------------------------------------------------
@@ -77,8 +91,9 @@ def _missing(place: str, exc: NotReady | NotAllowed) -> Finding:
     """The finding that the directory of a volume cannot be opened."""
     remedy, wanted = "", exc.hint
     if isinstance(exc, NotReady):
-        wanted = "the data (is its disk mounted?); if the data is lost, this command makes an empty directory"
-        remedy = shlex.join(["mkdir", place])
+        if not isinstance(exc, OtherData):
+            wanted = "the data (is its disk mounted?); if the data is lost, this command makes an empty directory"
+            remedy = shlex.join(["mkdir", place])
         if (point := _unmounted(place)) is not None:
             wanted, remedy = f"the file system that {_FSTAB} names for {point}", shlex.join(["mount", point])
     return Finding("directory", Verdict.BAD, exc.message, wanted, remedy)
@@ -191,7 +206,7 @@ def _drift(volume: InspectedVolume) -> Iterator[Finding]:
         yield Finding("drift", Verdict.WARNING, "; ".join(status["drift"]), wanted, Apply())
     elif progress := status.get("progress"):
         yield Finding("drift", Verdict.WARNING, f"a pass over the contents runs: {progress['done']} entries done")
-    elif not status["ready"]:
+    elif volume.volume.pending() is not None:
         what = "a pass over the contents was interrupted; the next start of a container finishes it"
         yield Finding("drift", Verdict.WARNING, what, "the contents as declared", Apply())
     else:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..host import linux
+from ..host.filesystem import takes_writes
 from ..host.mountinfo import Mount, place_in_file_system
 from .finding import Finding, Verdict
 from .permissions import Who
@@ -42,7 +43,7 @@ class FileSystem:
 
     @property
     def read_only(self) -> bool:
-        return bool(os.fstatvfs(self.data).f_flag & os.ST_RDONLY)
+        return not takes_writes(self.data)
 
     @property
     def keeps_owners(self) -> bool:
@@ -99,6 +100,9 @@ def _flags(where: FileSystem, running: list[str]) -> Iterator[Finding]:
     if flags & os.ST_RDONLY:
         what = f"the file system at {where.point} is mounted read-only"
         yield Finding("read-only", Verdict.BAD, what, "read and write", f"mount -o remount,rw {where.point}")
+    elif where.read_only:
+        what = f"the file system at {where.point} takes no writes: it has stopped after an error, which dmesg shows"
+        yield Finding("read-only", Verdict.BAD, what, "to be unmounted, checked (fsck) and mounted again")
     if flags & os.ST_NOEXEC:
         what = f"the file system at {where.point} is mounted noexec: no program in the volume can run"
         remedy = [f"mount -o remount,exec {where.point}", *(f"docker restart {name}" for name in running)]

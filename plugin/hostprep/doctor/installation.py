@@ -10,7 +10,7 @@ import shutil
 import socket
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
 from ..engine.containers import EngineInfo
@@ -20,6 +20,7 @@ from ..host.labels import Labels
 from ..host.policy import kernel_has_selinux
 from ..settings import Settings
 from ..volumes.driver import Driver
+from .diagnose import shadowed
 from .finding import Finding, Verdict
 
 _SECONDS: Final = 5.0  # for each answer of the server or of systemd
@@ -29,8 +30,15 @@ _UNITS: Final = ("hostprep.socket", "hostprep.service")
 _ENGINES: Final = ("docker.service", "podman.service")
 
 
-def check_installation(settings: Settings, engine: EngineInfo | NoEngine) -> Iterator[Finding]:
-    """All checks, in the order in which a start would fail; *engine* is how it describes itself, or why it does not."""
+def check_installation(
+    settings: Settings, engine: EngineInfo | NoEngine, local: Collection[str] = ()
+) -> Iterator[Finding]:
+    """All checks, in the order in which a start would fail.
+
+    Args:
+        engine: how it describes itself, or why it does not.
+        local: the names of its own volumes.
+    """
     yield _selinux(settings)
     driver = None
     try:
@@ -45,7 +53,7 @@ def check_installation(settings: Settings, engine: EngineInfo | NoEngine) -> Ite
     yield from _engine(engine)
     yield from _kernel()
     if driver is not None:
-        yield from _volumes(driver)
+        yield from _volumes(driver, local)
 
 
 # -- what starts, and when -----------------------------------------------------------------------------------------
@@ -179,8 +187,11 @@ def _kernel_feature(what: str, since: str, without: str, use: Callable[[], None]
 # -- the volumes ---------------------------------------------------------------------------------------------------
 
 
-def _volumes(driver: Driver) -> Iterator[Finding]:
+def _volumes(driver: Driver, local: Collection[str]) -> Iterator[Finding]:
     for name, _ in driver.volumes():
+        if name in local:
+            yield shadowed(name)
+            continue
         try:
             status: dict[str, Any] = driver.get(name)["Status"]
         except HostprepError as exc:

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 
 from ..errors import printable
+from ..host import acl
 from ..options import Mode
 from . import permissions
 from .finding import Apply, Finding, Verdict
@@ -22,13 +23,13 @@ def check_access(volume: InspectedVolume, subject: Subject) -> Iterator[Finding]
     """
     mounted = subject.container.mount_of(volume.record.name) if subject.container else None
     reads = mounted is not None and not mounted.writable and not subject.asked
-    wanted = permissions.READ | permissions.ENTER if reads else permissions.ALL
+    wanted = acl.READ | acl.ENTER if reads else acl.ALL
     granted = subject.may(volume.found, volume.acl)
     who = str(subject)
     if subject.remap is not None:
         who += f", on this host {subject.who}"
     if not (missing := granted.missing(wanted)):
-        what = f"{who} may {permissions.words(wanted)}, as {granted.by}"
+        what = f"{who} may {acl.words(wanted)}, as {granted.by}"
         yield Finding("userns" if subject.remap else "owner", Verdict.OK, what)
         yield from _contents(volume, subject, wanted)
         return
@@ -46,7 +47,7 @@ def check_access(volume: InspectedVolume, subject: Subject) -> Iterator[Finding]
         check = "root_squash"
         what += ", and its server does not let hostprep change that"
     remedy = _owner_remedy(volume, subject, granted, wanted)
-    for_whom = f"{permissions.words(wanted)} for {subject.who}"
+    for_whom = f"{acl.words(wanted)} for {subject.who}"
     yield Finding(check, volume.severity(remedy, [subject]), what, for_whom, remedy)
 
 
@@ -59,7 +60,13 @@ def _owner_remedy(volume: InspectedVolume, subject: Subject, granted: permission
         rights = "".join(letter if wanted & bit else "-" for bit, letter in ((4, "r"), (2, "w"), (1, "x")))
         # By the mount, where there is one: another user could replace a component of the path.
         where = volume.volume.mountpoint
-        return shlex.join(["setfacl", "-m", f"u:{who.uid}:{rights}", where])
+        command = shlex.join(["setfacl", "-m", f"u:{who.uid}:{rights}", where])
+        declared = volume.record.options.mode
+        if declared is None or not wanted & ~(declared >> 3):
+            return command
+        # A declared mode is the list's mask at each start.
+        wider = Apply({"mode": str(Mode(declared | wanted << 3))}).command(volume.record.name)
+        return f"{wider} && {command}"
     mode = volume.mode if volume.record.options.mode is None else volume.record.options.mode
     if granted.group and volume.record.options.gid == volume.found.st_gid:  # it stays shared with that group
         return Apply({"mode": str(Mode(mode | wanted << 3))})
@@ -78,10 +85,10 @@ def _contents(volume: InspectedVolume, subject: Subject, wanted: int) -> Iterato
         if st.st_uid == subject.who.uid:
             continue  # the owner may change the mode
         granted = subject.may(st, read_acl(file))
-        needed = wanted if stat.S_ISDIR(st.st_mode) else wanted & ~permissions.ENTER
+        needed = wanted if stat.S_ISDIR(st.st_mode) else wanted & ~acl.ENTER
         if granted.missing(needed):
-            closed += bool(granted.missing(needed & ~permissions.WRITE))
-            read_only += not granted.missing(needed & ~permissions.WRITE)
+            closed += bool(granted.missing(needed & ~acl.WRITE))
+            read_only += not granted.missing(needed & ~acl.WRITE)
             example = example or f"{printable(name)} is {st.st_uid}:{st.st_gid} {Mode(stat.S_IMODE(st.st_mode))}"
     if not closed and not read_only:
         return
@@ -94,11 +101,11 @@ def _contents(volume: InspectedVolume, subject: Subject, wanted: int) -> Iterato
         remedy = volume.file_system.on_its_server("chown", "-R", str(subject.who))
     elif not volume.file_system.keeps_owners:
         remedy = volume.given_at_mount(subject.who).fix(volume.record.name)
-    yield Finding("contents", verdict, what, f"all contents owned by {subject.who}", remedy)
+    yield Finding("contents", verdict, what, f"all contents owned by user {subject.who.uid}", remedy)
 
 
 def _owner_options(volume: InspectedVolume, who: Who) -> dict[str, str]:
-    """The options that declare *who* the owner, as far as they are not declared yet."""
+    """The options that declare *who* the owner, as far as they are not declared yet. An undeclared group stays so."""
     declared = volume.record.options
     options = {"uid": str(who.uid)} if declared.uid != who.uid else {}
-    return options | ({"gid": str(who.gid)} if declared.gid != who.gid else {})
+    return options | ({"gid": str(who.gid)} if declared.gid not in (None, who.gid) else {})

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final
 from ..engine.containers import Container
 from ..engine.image import FILE_LIMIT, GROUPS, USERS, container_user
 from ..errors import Invalid, NoContainer, Unreadable, printable
+from ..host.acl import AccessList
 from ..host.process import Process, Remap, read_inside
 from ..options import MAX_ID, check_name
 from ..volumes.driver import Driver
-from .permissions import AclEntry, Granted, Who, granted
+from .permissions import Granted, Who, granted
 
 if TYPE_CHECKING:
     from ..engine.connection import Connection
@@ -43,10 +44,10 @@ class Subject:
         where = f" in container {self.container.name}" if self.container else ""
         return f"{self.inside[0]}:{self.inside[1]}{where}"
 
-    def may(self, file: os.stat_result, acl: tuple[AclEntry, ...]) -> Granted:
+    def may(self, file: os.stat_result, access: AccessList | None) -> Granted:
         """What this user may do with a file."""
         power = self.who.overrides and (self.remap is None or self.remap.covers(file.st_uid, file.st_gid))
-        return granted(replace(self.who, overrides=power), file, acl)
+        return granted(replace(self.who, overrides=power), file, access)
 
 
 def subjects(

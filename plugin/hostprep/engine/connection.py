@@ -99,13 +99,24 @@ class Connection:
             raise NoContainer(f"the engine has no container {printable(name)}", hint=hint) from None
 
     def using(self, volume: str) -> list[Container]:
-        """The running containers that have *volume* mounted, at most 8, the oldest first."""
-        listed = self._ask(self._client.containers, filters={"volume": volume, "status": "running"})
-        found = []
+        """The containers that have *volume* mounted and run or restart, at most 8, the oldest first.
+
+        And the one that ended last, if that was with an error: the volume may have been the reason.
+        """
+        listed = self._ask(self._client.containers, all=True, filters={"volume": volume})
+        found, ended = [], False
         for each in listed[:_MAX_CONTAINERS]:
-            with contextlib.suppress(NoContainer):  # it ended meanwhile
-                found.append(self.inspect(str(each.get("Id"))))
-        return [container for container in reversed(found) if container.pid and container.mount_of(volume)]
+            with contextlib.suppress(NoContainer):  # it was removed meanwhile
+                container = self.inspect(str(each.get("Id")))
+                if container.mount_of(volume) and (container.active or (container.failed and not ended)):
+                    ended = ended or not container.active
+                    found.append(container)
+        return found[::-1]
+
+    def local_volumes(self) -> frozenset[str]:
+        """The names of the engine's own volumes, of driver local. No other driver is asked."""
+        listed = self._ask(self._client.volumes, filters={"driver": "local"}).get("Volumes") or ()
+        return frozenset(str(each.get("Name")) for each in listed)
 
     def user_files(self, container: Container) -> tuple[bytes | None, bytes | None]:
         """The passwd and group of the image of *container*.

@@ -68,6 +68,10 @@ class Container:
     name: str
     image: str
     pid: int
+    active: bool
+    """Whether it runs, or is started again and again."""
+    failed: bool
+    """Whether its last process ended with an error."""
     user: str
     groups: tuple[str, ...]
     overrides: bool
@@ -97,6 +101,8 @@ class Container:
                 name=str(found["Name"]).lstrip("/"),
                 image=str(found["Image"]),
                 pid=int(state.get("Pid") or 0) if state.get("Running") else 0,
+                active=bool(state.get("Running") or state.get("Restarting")),
+                failed=bool(state.get("ExitCode")),
                 user=str(config.get("User") or ""),
                 groups=tuple(str(group) for group in host.get("GroupAdd") or ()),
                 overrides=bool(host.get("Privileged"))

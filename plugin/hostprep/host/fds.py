@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 
 from ..errors import NotAllowed, Unreadable, printable
-from . import linux
+from . import acl, linux
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -95,6 +95,8 @@ def mount_id(fd: int) -> int:
 def make_dir(dirfd: int, name: str) -> int:
     """Make the directory *name*, closed to everybody but root, and open it. The caller sets its mode.
 
+    It has no access list, whatever the one above it hands on (acl(5)). While it has, the list's mask is the mode's 0.
+
     A user who can write *dirfd* may put another directory there before it is opened. One that is not root's, or not
     empty, is refused; an empty one of root's serves as well.
 
@@ -107,9 +109,13 @@ def make_dir(dirfd: int, name: str) -> int:
         fd = open_dir(dirfd, name)
     except (FileNotFoundError, NotADirectoryError):
         raise _exchanged(name) from None
-    if os.fstat(fd).st_uid != os.geteuid() or os.listdir(fd):
+    try:
+        if os.fstat(fd).st_uid != os.geteuid() or os.listdir(fd):
+            raise _exchanged(name)
+        acl.disinherit(fd)
+    except BaseException:
         os.close(fd)
-        raise _exchanged(name)
+        raise
     return fd
 
 

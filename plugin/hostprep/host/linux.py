@@ -30,6 +30,16 @@ MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
 EXT4_SUPER_MAGIC = 0xEF53  # of ext2 and ext3, too
 XFS_SUPER_MAGIC = 0x58465342
+BTRFS_SUPER_MAGIC = 0x9123683E
+BTRFS_FIRST_FREE_OBJECTID = 256  # the inode number of each sub-volume's root directory, and of nothing else
+BTRFS_SUBVOL_RDONLY = 2
+BTRFS_IOC_SNAP_DESTROY = 0x5000940F  # elsewhere than on mips, powerpc and sparc, as below
+BTRFS_IOC_SUBVOL_GETFLAGS = 0x80089419
+BTRFS_IOC_SUBVOL_SETFLAGS = 0x4008941A
+NFS_SUPER_MAGIC = 0x6969
+ZFS_SUPER_MAGIC = 0x2FC12FC1  # OpenZFS, include/sys/zfs_vfsops.h
+XFS_IOC_FSGEOMETRY_V1 = 0x80705864
+BTRFS_IOC_FS_INFO = 0x8400941F
 FS_IOC_GETFLAGS = 0x80000000 | struct.calcsize("l") << 16 | 0x6601  # elsewhere than on mips, powerpc and sparc
 FS_IOC_SETFLAGS = 0x40000000 | struct.calcsize("l") << 16 | 0x6602
 FS_IMMUTABLE_FL = 0x10
@@ -101,7 +111,21 @@ def file_system(fd: int) -> int:
     """The kind of file system that *fd* is on, a number of statfs(2)."""
     found = (ctypes.c_long * 32)()  # a struct statfs, of which this is the first field, has 15
     _checked(_libc.fstatfs(ctypes.c_int(fd), found))
-    return int(found[0])
+    return int(found[0]) & 0xFFFFFFFF
+
+
+def xfs_uuid(fd: int) -> bytes:
+    """The UUID of the XFS that *fd* is on (ioctl_xfs_fsgeometry(2))."""
+    geometry = bytearray(112)  # struct xfs_fsop_geom_v1
+    fcntl.ioctl(fd, XFS_IOC_FSGEOMETRY_V1, geometry)
+    return bytes(geometry[64:80])
+
+
+def btrfs_uuid(fd: int) -> bytes:
+    """The UUID of the btrfs that *fd* is on, the same in all of its sub-volumes (linux/btrfs.h)."""
+    info = bytearray(1024)  # struct btrfs_ioctl_fs_info_args
+    fcntl.ioctl(fd, BTRFS_IOC_FS_INFO, info)
+    return bytes(info[16:32])
 
 
 def open_tree(fd: int, flags: int) -> int:
@@ -183,3 +207,30 @@ def set_immutable(fd: int, immutable: bool) -> None:  # noqa: FBT001  # one attr
     wanted = found | FS_IMMUTABLE_FL if immutable else found & ~FS_IMMUTABLE_FL
     if wanted != found:
         fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("l", wanted))
+
+
+def destroy_subvolume(dirfd: int, name: str) -> None:
+    """BTRFS_IOC_SNAP_DESTROY: remove the btrfs sub-volume *name*, and all in it, from the directory *dirfd* itself.
+
+    It follows no link. A read-only one goes, too; so does what is immutable in it. What is mounted on it or in it is
+    unmounted, in every namespace.
+
+    Raises:
+        OSError: ENOTEMPTY where another sub-volume is in it; EPERM without CAP_SYS_ADMIN, or where it is the default
+            one, is being sent or has a swap file in use; EROFS where *dirfd* is in a read-only one; EINVAL or
+            ENOTDIR for what is no sub-volume; ENOENT.
+    """
+    fcntl.ioctl(dirfd, BTRFS_IOC_SNAP_DESTROY, bytearray(struct.pack("=q4088s", 0, os.fsencode(name))))
+
+
+def make_subvolume_writable(fd: int) -> None:
+    """BTRFS_IOC_SUBVOL_SETFLAGS: clear BTRFS_SUBVOL_RDONLY of the sub-volume whose root directory *fd* is open on.
+
+    Raises:
+        OSError: EPERM where it is being sent, or is not one's own, without CAP_FOWNER; EINVAL where it is no root.
+    """
+    flags = bytearray(8)
+    fcntl.ioctl(fd, BTRFS_IOC_SUBVOL_GETFLAGS, flags)
+    (found,) = struct.unpack("=Q", flags)
+    if found & BTRFS_SUBVOL_RDONLY:
+        fcntl.ioctl(fd, BTRFS_IOC_SUBVOL_SETFLAGS, struct.pack("=Q", found & ~BTRFS_SUBVOL_RDONLY))

@@ -43,14 +43,26 @@ def locked(dirfd: int, what: str, *, deadline: float, shared: bool = False) -> I
 
 def open_lock_file(dirfd: int) -> int:
     """Open the lock file of the directory *dirfd*; each holder of a lock has a descriptor of its own."""
-    return os.open("held", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dirfd)
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open("held", flags | os.O_RDWR | os.O_CREAT, 0o600, dir_fd=dirfd)
+    except OSError as exc:
+        if exc.errno != errno.EROFS:
+            raise
+    return os.open("held", flags | os.O_RDONLY, dir_fd=dirfd)
 
 
 def try_lock(fd: int, what: str, *, shared: bool = False) -> bool:
-    """Take the lock *what* on the lock file *fd* if it is free; closing *fd* releases it."""
+    """Take the lock *what* on the lock file *fd* if it is free; closing *fd* releases it.
+
+    On a read-only file system every lock is a shared one. No record can change there, and whoever mends the same
+    directory at once does the same to it.
+    """
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(what, fcntl.F_RDLCK if shared else fcntl.F_WRLCK))
     except OSError as exc:
+        if exc.errno == errno.EBADF and not shared:  # it is open for reading only
+            return try_lock(fd, what, shared=True)
         if exc.errno not in (errno.EAGAIN, errno.EACCES):
             raise
         return False

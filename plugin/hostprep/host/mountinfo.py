@@ -1,17 +1,13 @@
-"""The mount table (proc(5), mountinfo): what is mounted where, and who has a directory mounted."""
+"""The mount table (proc(5), mountinfo): what is mounted where."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from ..errors import NotAllowed, printable
 from .fds import mount_id
-from .paths import is_below
 
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 
@@ -22,7 +18,7 @@ class Mount:
 
     id: int
     parent: int
-    """The mount that it is on."""
+    """The id of the mount that it is on."""
     point: str
     shared: bool
     slave: bool
@@ -34,48 +30,6 @@ class Mount:
     source: str
     options: tuple[str, ...]
     """Those of the file system, not of this mount of it."""
-
-
-def uses(data: int, path: str) -> list[str]:
-    """Who has the open directory *data* at *path*, or something in it, mounted, and what is mounted in it; phrases.
-
-    Raises:
-        NotAllowed: as for `holders`.
-    """
-    inside = [f"{each.point} is a mount point" for each in mount_table() if is_below(each.point, path)]
-    return [*inside, *(who for who, _ in holders(data, path))]
-
-
-def holders(data: int, path: str) -> list[tuple[str, str]]:
-    """Who has the open directory *data* at *path*, or something in it, mounted: a phrase, and where in it.
-
-    It looks at the mounts of all processes, so it finds each container that runs, whatever engine started it. It does
-    not find containers that do not run, processes that only have files open, or users on another or a virtual machine.
-
-    Raises:
-        NotAllowed: this process's root directory hides the mount that the directory is on.
-    """
-    mount = mount_of(data)
-    if mount is None:
-        raise NotAllowed(f"who uses {printable(path)} cannot be told", hint="run this outside of the chroot")
-    root = place_in_file_system(mount, path)
-    found = []
-    for process, table in [("self", mount_table()), *_other_tables()]:
-        who = "it is" if process == "self" else f"process {process} has it"
-        for each in table:
-            if each.device == mount.device and (each.root == root or is_below(each.root, root)):
-                found.append((f"{who} mounted at {each.point}", each.root[len(root) :].lstrip("/")))
-    return found
-
-
-def _other_tables() -> Iterator[tuple[str, list[Mount]]]:
-    """One process of each other mount namespace, and the mounts there."""
-    seen = {os.readlink("/proc/self/ns/mnt")}
-    for process in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            if (namespace := os.readlink(f"/proc/{process}/ns/mnt")) not in seen:
-                yield process, mount_table(process)
-                seen.add(namespace)
 
 
 def mount_of(fd: int) -> Mount | None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,7 @@ from .worker import Worker
 log = logging.getLogger("hostprep")
 
 _PURGE_EVERY: Final = 60.0  # seconds
+_RETRY: Final = 3600.0  # seconds after which a purge is tried again that something was in the way of
 
 
 def serve(settings: Settings) -> None:
@@ -89,22 +91,49 @@ class Application:
 
 
 def _purge_now_and_then(driver: Driver) -> None:
-    """Start a purge in a process of its own whenever something is due, or one was interrupted."""
-    settings = driver.settings
-    environ = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("HOSTPREP_")},
-        "HOSTPREP_ROOT": settings.root,
-        "HOSTPREP_TRASH_KEEP": f"{settings.trash_keep}s",
-        "HOSTPREP_SELINUX": settings.selinux.value,  # what it asks for is asked of that process, too
-        "HOSTPREP_MANAGED": "1" if settings.managed else "0",
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-    }
-    command = [sys.executable, "-P", "-m", "hostprep", "purge"]
+    purges = Purges(driver)
     while True:
         try:
-            if trash.interrupted(driver.store) or trash.due(driver.store, settings.trash_keep):
-                subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+            purges.start()
         except (HostprepError, OSError) as exc:
             log.warning("purge: %s", printable(in_words(exc)))
         driver.removed.wait(_PURGE_EVERY)
         driver.removed.clear()
+
+
+class Purges:
+    """Starts a purge, in a process of its own, whenever there is something for it to delete."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._store = driver.store
+        self._settings = driver.settings
+        self._told: set[str] = set()
+        self._tried: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Run a purge to its end, if anything is due that nobody uses, or a purge was interrupted."""
+        chosen, _ = trash.due(self._store)
+        kept = trash.in_use(self._store, chosen)
+        for entry in kept.keys() - self._told:
+            log.warning("%s is not purged: %s", entry, printable(kept[entry]))
+        self._told = set(kept)
+        now = time.monotonic()
+        unfinished = [id_ for id_ in trash.unfinished(self._store) if now - self._tried.get(id_, -_RETRY) >= _RETRY]
+        if unfinished or set(chosen) - self._told:
+            self._tried |= dict.fromkeys(unfinished, now)
+            self._run()
+
+    def _run(self) -> None:
+        settings = self._settings
+        environ = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("HOSTPREP_")},
+            "HOSTPREP_ROOT": settings.root,
+            "HOSTPREP_KNOWN_ROOTS": settings.known_roots,
+            "HOSTPREP_TRASH_KEEP": f"{settings.trash_keep}s",
+            "HOSTPREP_PURGE_FOR_SPACE": "1" if settings.purge_for_space else "0",
+            "HOSTPREP_SELINUX": settings.selinux.value,  # what it asks for is asked of that process, too
+            "HOSTPREP_MANAGED": "1" if settings.managed else "0",
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        }
+        command = [sys.executable, "-P", "-m", "hostprep", "purge"]
+        subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import Invalid, NotAllowed, NotReady, printable
-from ..host import fds
+from ..host import acl, fds
 from ..host.labels import Labels
 from ..host.system import engine_data, system_directory
 from ..options import Mode, Options, Recurse, parse_path
@@ -31,6 +31,8 @@ class Prepared:
     changes: list[Change] = field(default_factory=list)
     tree: walk.Outcome | None = None
     """The outcome of the pass over the contents; None where none was needed."""
+    warnings: list[str] = field(default_factory=list)
+    """What its access lists mean, a sentence each."""
 
 
 def prepare(
@@ -90,7 +92,7 @@ def prepare(
             data = fds.walk(path, trusted=False)
         stack.enter_context(fds.closing(data))
         plan = Plan.of(data, want, labels)
-        prepared.changes = list(plan.changes)
+        prepared.changes, prepared.warnings = list(plan.changes), acl.warnings(data, plan.access)
         if not prepared.made and (plan.contents_follow or want.recurse is Recurse.ALWAYS):
             order = want.order(labels, guarded=True, dry_run=dry_run)
             prepared.tree = process.follow(process.begin(data, order), report)

@@ -9,15 +9,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ..errors import Busy, Conflict, HostprepError, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
-from ..host import fds
+from ..errors import Busy, Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
+from ..host import fds, filesystem
 from ..host.system import check_no_engine
 from ..options import Name, path_key
 from ..tree.plan import Plan
 from . import pins
 from .declaration import Declaration, Resolver
 from .readiness import Readiness
-from .record import Record, rfc3339
+from .record import WITHIN, Record, rfc3339
 from .store import LockedName, Store
 from .volume import DATA, Identity, open_parent
 
@@ -47,6 +47,9 @@ def create(readiness: Readiness, resolver: Resolver, name: Name, given: Mapping[
                 raise Busy(f"volume {name} was removed a moment ago", hint="start again")
             if options.label and options.label.type and (refusal := labels.refusal(str(options.label))):
                 log.warning("create of %s: %s", name, refusal)
+            if len(name) < 2 and name not in store.names():
+                why = f"volume name {name} has one character"  # github.com/moby/moby, volume/service, names
+                raise Invalid(why, hint="take two or more, as for Docker's local driver")
             before: Record | None = None
             made: Identity | None
             try:
@@ -83,6 +86,8 @@ def _reuse(store: Store, locked: LockedName, declared: Declaration, deadline: fl
     with locked.retained() as volume, contextlib.ExitStack() as claim:
         before = volume.record
         record = before.changed(declared)
+        with volume.open_data(as_mount=True):  # or the engine would be told of a volume that cannot be mounted
+            pass
         if record.options.path is not None:
             claim.enter_context(store.claim(record.options.path, locked.name, deadline))
         volume.reuse(replace(record, reused_at=rfc3339()))
@@ -105,6 +110,11 @@ def _make(readiness: Readiness, locked: LockedName, declared: Declaration, deadl
             if replaceable:
                 pins.check(parent)
         record = Record(locked.name, declared, rfc3339(), made_path, pinned=bool(replaceable))
+        if path is None:
+            record = replace(record, data=WITHIN)
+        elif not made_path:
+            with fds.closing(fds.open_step(parent, last, path)) as adopted:
+                record = replace(record, data=filesystem.fingerprint(adopted))
         new = stack.enter_context(locked.new(record, deadline))
         if path is not None:  # the record first: after an interruption it says what was intended
             new.write_record()

@@ -10,13 +10,15 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..errors import Busy, HostprepError, Invalid, NoSuchVolume, NotAllowed, Unreadable, in_words, printable
 from ..host import fds, mountinfo
 from ..host.labels import Labels
 from ..host.paths import is_below, overlap
-from ..options import KNOWN, Name, check_name
+from ..host.uses import uses
+from ..options import KNOWN, Name, check_name, from_podman
 from ..settings import Settings
 from . import create, status, trash
 from .declaration import Declaration, Images, Resolver
@@ -67,15 +69,27 @@ class Driver:
             NotAllowed: its path is not allowed, or unsafe; or nobody can be asked about images here.
             NoEngine, NoImage: the image is not there, or does not say its ids; or no engine answers.
         """
-        create.create(self.readiness, self.resolver, check_name(name), given, deadline)
+        create.create(self.readiness, self.resolver, check_name(name), from_podman(given), deadline)
 
-    def apply(self, name: str, given: Mapping[str, str], unset: tuple[str, ...], deadline: float) -> Record:
+    def apply(
+        self,
+        name: str,
+        given: Mapping[str, str],
+        unset: tuple[str, ...],
+        deadline: float,
+        *,
+        accept_data: bool = False,
+    ) -> Record:
         """Change options in place, which engines cannot. The next Mount makes the volume so.
+
+        Args:
+            accept_data: the directory that is there now is the volume's, although another was before.
 
         Raises:
             Invalid: as for Create.
             Conflict: `path` would change.
             NoSuchVolume: there is none.
+            NotReady: no directory is there to be accepted.
             NotAllowed, NoEngine, NoImage: as for Create. An image is looked into again whenever it is given.
         """
         name, asked = check_name(name), Declaration(given)
@@ -90,6 +104,8 @@ class Driver:
             changed = volume.record.changed(asked, unset)
             if changed.options.label is not None:
                 self.labels.check(changed.options.label)
+            if accept_data:
+                changed = replace(changed, data=volume.look_at_data())
             self.passes.cancel(name)
             volume.write(changed)
         return changed
@@ -124,6 +140,28 @@ class Driver:
         if self.settings.trash_keep == 0:
             self.removed.set()
 
+    def users(self, name: str) -> list[str]:
+        """Who has the volume *name*, or the retained data of that name, mounted: a phrase for each.
+
+        Raises:
+            NoSuchVolume: there is none.
+        """
+        name = check_name(name)
+        place = f"{self.store.root}/volumes/{name}"
+        with contextlib.ExitStack() as stack:
+            fd = stack.enter_context(self.store.directory(name))
+            with contextlib.suppress(HostprepError, OSError):  # damaged, or its `path` is not there
+                volume = stack.enter_context(self.store.open(name))
+                if volume.record.options.path:
+                    fd, place = stack.enter_context(volume.open_data(as_mount=True)), volume.place
+            found = uses(fd, place).found
+        # Not a disk of its own that is mounted at a `path`, nor what is answered instead of it.
+        return [
+            use.who
+            for use in found
+            if use.point != place and not use.point.endswith(f"{self.store.root}/mounts/{name}")
+        ]
+
     def discard_retained(self, name: str, deadline: float) -> None:
         """Move retained data to the trash, even where its record is damaged.
 
@@ -141,20 +179,18 @@ class Driver:
         wanted = check_name(new_name or name)
         return trash.restore(self.store, check_name(name), entry=entry, new_name=wanted, deadline=deadline)
 
-    def purge(self, ids: list[str] | None) -> int:
-        """Delete removed volumes for good, and return how many are gone; see trash.purge for what it raises.
+    def purge(self, ids: list[str] | None) -> trash.Purge:
+        """Delete removed volumes for good; see trash.purge for what it raises.
 
         Args:
             ids: which; all for None, what is due if empty.
         """
         if ids:
             return trash.purge(self.store, ids)
-        gone = trash.end_purges(self.store)
+        done = trash.end_purges(self.store)
         if ids is None:
-            return gone + trash.purge(self.store, [removed.id for removed in trash.entries(self.store)], insist=False)
-        while chosen := trash.due(self.store, self.settings.trash_keep):
-            gone += trash.purge(self.store, chosen, insist=False)
-        return gone
+            return done + trash.purge(self.store, [each.id for each in trash.entries(self.store)], insist=False)
+        return done + trash.purge_due(self.store)
 
     # -- readiness ---------------------------------------------------------------------------------------------------
 
@@ -208,15 +244,20 @@ class Driver:
         return self._lister.volumes()
 
     def removed_volumes(self) -> list[dict[str, Any]]:
-        """What restore can bring back, the newest first."""
+        """What restore can bring back, the newest first, and what purges have begun to delete."""
+        restorable, deleted = trash.entries(self.store), trash.being_deleted(self.store)
+        used = trash.in_use(self.store, [entry.id for entry in restorable])
+        state = {entry: f"in use: {who}" for entry, who in used.items()}
+        state |= {entry.id: f"partly purged; in the way: {entry.left or 'not known yet'}" for entry in deleted}
         return [
             {
                 "id": entry.id,
                 "name": entry.record.name if entry.record else None,
                 "removed_at": entry.removed_at,
                 "options": dict(entry.record.given) if entry.record else None,
+                "state": state.get(entry.id, "restorable"),
             }
-            for entry in trash.entries(self.store)
+            for entry in [*restorable, *deleted]
         ]
 
     def retained_volumes(self) -> list[dict[str, Any]]:

@@ -11,22 +11,25 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from ..errors import Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, NotReady, in_words, printable
-from ..host import fds, mountinfo
+from ..host import fds
 from ..host.paths import overlap
 from ..host.system import check_no_engine, engine_data, is_engine_volume, system_directory
+from ..host.uses import uses
 from ..options import ALIAS, Name, check_name, parse_path
 from ..tree.plan import Change, Plan, Want
 from .declaration import Declaration
 from .driver import Driver
-from .record import Record, no_repeats, rfc3339
+from .record import WITHIN, Record, no_repeats, rfc3339
 from .store import LockedName, Store
 from .volume import DATA, open_parent
 
 log = logging.getLogger("hostprep")
 
 _LIMIT = 16 * 1024 * 1024  # bytes of a state file
+_STOP: Final = "stop whoever uses it first"
 
 
 class Outcome(enum.Enum):
@@ -162,7 +165,7 @@ def from_directory(
     Nothing is copied. The record is made first, durably: a crash leaves all as it was, or all done, or a volume without
     data beside the directory, which the same import completes. The next Mount sets owner, mode and label.
 
-    Every process's mounts are searched for the directory; see mountinfo.uses for what that misses.
+    Every process's mounts are searched for the directory; see uses.uses for what that misses.
 
     Args:
         dry_run: change nothing. The engine is not asked about an `image` then.
@@ -198,7 +201,7 @@ def from_directory(
         if locked is None:
             return move
         if not begun:
-            record = Record(name, declared, rfc3339(), imported=True)
+            record = Record(name, declared, rfc3339(), imported=True, data=WITHIN)
             with locked.new(record, deadline) as new:
                 new.write_record()
                 new.publish()
@@ -283,8 +286,11 @@ def _check_movable(store: Store, directory: str, parent: int, data: int) -> None
         # rename(2) refuses to go from one mount to another, even of the same file system.
         if os.fstat(data).st_dev != os.fstat(volumes).st_dev or fds.mount_id(parent) != fds.mount_id(volumes):
             raise _elsewhere(store, directory)
-    if used := mountinfo.uses(data, directory):
-        raise Conflict(f"{printable(directory)} is in use: {printable(used[0])}", hint="stop its containers first")
+    used = uses(data, directory)
+    if used.found:
+        raise Conflict(f"{printable(directory)} is in use: {printable(used.found[0].who)}", hint=_STOP)
+    if used.doubt:
+        raise NotAllowed(f"who uses {printable(directory)} cannot be told: {used.doubt}", hint=_STOP)
 
 
 def _elsewhere(store: Store, directory: str) -> NotAllowed:

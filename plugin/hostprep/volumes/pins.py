@@ -51,11 +51,11 @@ def pin(mounts: int, name: str, data: int, *, place: str, engine: int) -> None:
         NotReady: something was written where the mount belongs.
     """
     wanted = os.fstat(data)
-    made = not _leads_to(mounts, name, wanted)
+    made = not _leads_to(mounts, name, data)
     if made:
         with _refused_in_words(), _clone(data) as tree:
             if _detach(mounts, name):
-                log.info("%s led to a directory that is no longer the volume's", place)
+                log.info("%s is mounted anew: it led elsewhere, or was read-only, or the path is now", place)
             with _mountpoint(mounts, name, place) as mountpoint:
                 linux.move_mount(tree, mountpoint)
     if not _is_seen(mounts, place, wanted, engine):
@@ -97,15 +97,20 @@ def release(mounts: int, name: str) -> None:
         log.warning("mounts/%s stays: something was written into it while nothing was mounted there", name)
 
 
-def _leads_to(mounts: int, name: str, wanted: os.stat_result) -> bool:
-    """Whether *name* is a mount of the directory *wanted*: it is that directory, and only a mount can make it so."""
+def _leads_to(mounts: int, name: str, data: int) -> bool:
+    """Whether *name* is a mount of the directory *data*: it is that directory, and only a mount can make it so.
+
+    It has been made read-only if the mount of the path was, and a remount of that does not reach it.
+    """
     try:
-        found = os.stat(name, dir_fd=mounts, follow_symlinks=False)
+        place = os.open(fds.component(name), _PLACE, dir_fd=mounts)
     except OSError as exc:
-        if exc.errno not in (errno.ENOENT, errno.ESTALE):
+        if exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
             raise
         return False
-    return os.path.samestat(found, wanted)
+    with fds.closing(place):
+        same = os.path.samestat(os.fstat(place), os.fstat(data))
+        return same and not (os.fstatvfs(place).f_flag ^ os.fstatvfs(data).f_flag) & os.ST_RDONLY
 
 
 @contextlib.contextmanager

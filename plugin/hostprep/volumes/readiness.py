@@ -127,9 +127,9 @@ class Readiness:
         declared owner can use it so.
         """
         stays = False
-        if plan.want.mode is None and plan.closes:
+        if plan.closes and plan.narrowed is None and (plan.mode is None or plan.access is not None):
             volume.write(replace(volume.record, narrowed=plan.found.mode))
-            plan = replace(plan, want=replace(plan.want, mode=plan.found.mode))
+            plan = replace(plan, want=replace(plan.want, narrowed=plan.found.mode))
         try:
             for change in plan.apply():
                 log.info("repaired %s: %s", volume.name, change)

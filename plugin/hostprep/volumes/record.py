@@ -16,6 +16,9 @@ from ..options import Mode, Name, Options, check_name
 from .declaration import Declaration
 
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+WITHIN: Final = "within"
+"""In the place of a fingerprint: the data is an ordinary directory within the volume's own, on no mount of its own."""
+_FINGERPRINT: Final = re.compile(r"[a-z0-9]{1,16}:[0-9a-f]{0,32}:[0-9]{0,20}", re.ASCII)
 LIMIT: Final = 65536  # bytes; a path and a label, the longest values, have at most 4096 and 1024
 
 
@@ -39,6 +42,8 @@ class Record:
     """Whether a mount of the `path` directory is answered. Others could redirect its name."""
     imported: bool = False
     """Whether the data was another driver's, and came here by `hostprep import`."""
+    data: str = ""
+    """What tells its directory from others, see `volume.Volume.open_data`; empty while it is not known yet."""
 
     def __post_init__(self) -> None:
         if self.declared.resolved.keys() != (set() if self.options.image is None else {"uid", "gid"}):
@@ -85,6 +90,7 @@ class Record:
             "narrowed": "" if self.narrowed is None else str(self.narrowed),
             "pinned": self.pinned,
             "imported": self.imported,
+            "data": self.data,
             "resolved": dict(self.declared.resolved),
         }
         shown |= {key: value for key, value in optional.items() if value}
@@ -111,11 +117,14 @@ class Record:
                 narrowed=Mode.parse(_text(found, "narrowed")) if "narrowed" in found else None,
                 pinned=_flag(found, "pinned"),
                 imported=_flag(found, "imported"),
+                data=_data(found),
             )
             if record.pinned and record.options.path is None:
                 raise ValueError("pinned stands without a path")
             if record.imported and record.options.path is not None:
                 raise ValueError("imported stands with a path")
+            if record.data == WITHIN and record.options.path is not None:
+                raise ValueError("data cannot be within the volume where there is a path")
             if found:
                 raise ValueError(f"unknown key {min(found)!r}")
             if name is not None and record.name != name:
@@ -168,6 +177,15 @@ def _flag(found: dict[str, object], key: str) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{key} must be true or false")
     return value
+
+
+def _data(found: dict[str, object]) -> str:
+    if "data" not in found:
+        return ""
+    text = _text(found, "data")
+    if text != WITHIN and not _FINGERPRINT.fullmatch(text):
+        raise ValueError(f"data {text!r} is no fingerprint")
+    return text
 
 
 def _lines(found: dict[str, object]) -> tuple[str, ...]:

@@ -19,9 +19,10 @@ from collections.abc import Iterator
 from typing import Final, Self
 
 from ..errors import BadSetting, NotAllowed, Unreadable, in_words
-from ..host import fds
+from ..host import acl, fds
 from ..host.locks import locked
 from ..settings import Settings
+from . import known
 
 FORMAT: Final = 1
 MARKER: Final = "hostprep.json"
@@ -41,19 +42,24 @@ class Root:
 
     @classmethod
     def open_root(cls, settings: Settings, *, create: bool) -> Self:
-        """Open the root. With *create*, make it where it is missing or empty.
+        """Open the root. With *create*, make it where it is missing or empty, and this host has served none there.
 
         Raises:
-            BadSetting: it is missing, not hostprep's, of another format, or not root's alone.
+            BadSetting: it is missing, not hostprep's, of another format, or not root's alone; or this host has served
+                another one there.
         """
         root = settings.root
         if os.geteuid() != 0:
             raise BadSetting("hostprep needs to be root", hint="it gives directories to other users; use sudo")
+        served = known.find(settings)
+        make = create and not settings.require_marker and served is None
         try:
-            if create and not settings.require_marker:
+            if make:
                 fds.make_way(root, mode=0o700)
             fd = fds.walk(root, trusted=True)
         except FileNotFoundError:
+            if served is not None:
+                raise _lost(settings, "does not exist") from None
             marker = "is its disk mounted? HOSTPREP_REQUIRE_MARKER=1"
             hint = marker if settings.require_marker else "hostprep create or serve makes it"
             raise BadSetting(f"{root} does not exist", hint=hint) from None
@@ -62,11 +68,13 @@ class Root:
         except OSError as exc:
             raise BadSetting(f"HOSTPREP_ROOT: {in_words(exc)}") from None
         with fds.closing(fd):
+            if served is not None and not fds.exists(fd, MARKER) and _is_empty(fd):
+                raise _lost(settings, "is empty")
             st = os.fstat(fd)
             if st.st_uid != 0:
                 why = f"{root} belongs to user {st.st_uid}"
                 raise BadSetting(why, hint="it must be root's: chown 0:0 and mode 0700")
-            if create and not settings.require_marker and _is_empty(fd):
+            if make and _is_empty(fd):
                 os.fchmod(fd, 0o700)
                 _make_root(fd)
             elif stat.S_IMODE(st.st_mode) != 0o700:
@@ -81,6 +89,15 @@ class Root:
                 raise BadSetting(f"{root} has no {MARKER}, {why}", hint=hint) from None
             except Unreadable as exc:
                 raise BadSetting(f"{root}: {exc.message}", hint=exc.hint) from None
+            now = known.Known(opened.identity, _mounted_parts(fd))
+        if served is not None and served.id not in ("", now.id):
+            raise _lost(settings, "is another root")
+        if served is not None and (bare := served.mounts - now.mounts):
+            raise _lost(settings, f"has nothing mounted at {min(bare)}")
+        if (
+            create and served != now
+        ):  # the root first: known before it is made, it would be missed after an interruption
+            known.remember(settings, now)
         return opened
 
     def _verify(self, fd: int) -> None:
@@ -143,6 +160,21 @@ class Root:
             fds.replace_file(directory, file, data, scratch=scratch, durable=durable)
 
 
+def _lost(settings: Settings, what: str) -> BadSetting:
+    """The refusal of what is not the root that this host has served: told "no such volume", engines forget them."""
+    hint = f"is its disk mounted? To begin anew: {known.begin_anew(settings)}"
+    return BadSetting(f"{settings.root} {what}; this host has served volumes from there before", hint=hint)
+
+
+def _mounted_parts(root: int) -> frozenset[str]:
+    found = set()
+    for part in PARTS:
+        with fds.closing(fds.open_dir(root, part)) as directory:
+            if fds.mount_id(directory) != fds.mount_id(root):
+                found.add(part)
+    return frozenset(found)
+
+
 def _device_and_inode(directory: int) -> tuple[int, int]:
     st = os.fstat(directory)
     return st.st_dev, st.st_ino
@@ -184,9 +216,10 @@ def _is_empty(root: int) -> bool:
 
 
 def _make_root(root: int) -> None:
+    acl.disinherit(root)
     for part in PARTS:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(part, 0o700, dir_fd=root)
+            os.close(fds.make_dir(root, part))
     with fds.closing(fds.open_dir(root, "locks")) as locks, locked(locks, "init", deadline=time.monotonic() + 10):
         if not fds.exists(root, MARKER):
             for left in filter(fds.is_temporary, os.listdir(root)):  # an interrupted _make_root left them

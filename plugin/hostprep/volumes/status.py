@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
-from ..errors import NotAllowed, NotReady
+from ..errors import NotAllowed, NotReady, printable
+from ..host import acl
+from ..host.filesystem import takes_writes
 from ..host.labels import Labels
 from ..options import Recurse
 from ..tree.plan import Plan, Want
@@ -16,6 +18,7 @@ from .passes import Passes
 from .record import Record
 from .volume import Volume
 
+_READ_ONLY: Final = "it is mounted read-only, or its file system has stopped after an error, which dmesg shows"
 _LOOKED_AT: Final = 100  # direct entries of an adopted directory
 
 
@@ -47,10 +50,14 @@ def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
             status |= {"uid": found.uid, "gid": found.gid, "mode": str(found.mode), "label": found.label}
             status["drift"] = [f"{change.what} is {change.old}, declared {change.new}" for change in plan.changes]
             status["ready"] = not plan.changes and pending is None
+            if not takes_writes(data):
+                status["ready"] = False
+                status["warnings"].append(f"{printable(volume.place)} takes no writes: {_READ_ONLY}")
             if want.label is not None and found.device in labels.unlabelled:
                 status["warnings"].append(f"the file system keeps no labels: {want.label} is not applied")
             elif (label := want.label or found.label) and (refusal := labels.refusal(label)):
                 status["warnings"].append(refusal)
+            status["warnings"] += acl.warnings(data, found.access)
             if record.options.path is not None and want.recurse is Recurse.NEVER:
                 status["warnings"] += _foreign(data, want)
     except (NotReady, NotAllowed) as exc:

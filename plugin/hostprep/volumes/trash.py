@@ -7,30 +7,37 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import re
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ..errors import Busy, Conflict, Invalid, NoSuchVolume, NotAllowed, Unreadable, printable
-from ..host import fds, mountinfo
+from ..errors import Busy, Conflict, Invalid, NoSuchVolume, Unreadable, printable
+from ..host import fds
+from ..host.uses import uses
 from ..options import Name
 from ..tree import removal
+from ..tree.walk import Outcome, reason_of
 from .record import LIMIT, Record
 from .store import Store
-from .volume import RECORD, RETAINED
+from .volume import DATA, RECORD, RETAINED
 
 log = logging.getLogger("hostprep")
 
 PURGED: Final = ".purge-"
 """What a purge deletes gets this before its name first; nothing restores it then."""
+LEFT: Final = "left.json"
+"""In an entry: what its purge could not delete."""
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}", re.ASCII)
 _STAMP: Final = 16  # characters of an id that are its time
 RECENT: Final = 60  # seconds in which a repeated Remove succeeds
 _YOUNG: Final = 3600  # seconds before which lack of space purges nothing
 _FULL: Final = 0.1  # of the file system free
+_FOR_SPACE: Final = "before its time, for space: less than a tenth of the file system was free"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,8 @@ class Removed:
 
     id: str
     record: Record | None
+    left: str | None = None
+    """What its purge could not delete, and why; empty where that is not known. None: no purge of it has begun."""
 
     @property
     def removed_at(self) -> str:
@@ -90,6 +99,19 @@ def entries(store: Store) -> list[Removed]:
         for entry in reversed(_ids(trash)):
             with contextlib.suppress(FileNotFoundError):
                 found.append(Removed(entry, _record(trash, entry)))
+    return found
+
+
+def being_deleted(store: Store) -> list[Removed]:
+    """What a purge has begun to delete, and not ended."""
+    found = []
+    with store.part("trash") as trash:
+        for entry in unfinished(store):
+            with contextlib.suppress(OSError), fds.closing(fds.open_dir(trash, PURGED + entry)) as directory:
+                left = ""
+                with contextlib.suppress(OSError, ValueError, LookupError, TypeError, Unreadable):
+                    left = printable(str(json.loads(fds.read_file(directory, LEFT, limit=LIMIT))["left"]))
+                found.append(Removed(entry, _record(trash, PURGED + entry), left))
     return found
 
 
@@ -149,64 +171,104 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
     return record
 
 
-def purge(store: Store, chosen: list[str], *, insist: bool = True) -> int:
-    """Delete the entries with the ids *chosen*, and return how many are gone. What stays is logged, with the reason.
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """What became of the entries that were to be deleted."""
 
-    What a running container has mounted stays. An engine removes no volume that it uses, but other clients do: `podman
-    volume prune` removes Docker's.
+    gone: int
+    kept: Mapping[str, str]
+    """Why each other is still there, by its id."""
+
+    def __add__(self, other: Purge) -> Purge:
+        return Purge(self.gone + other.gone, {**self.kept, **other.kept})
+
+
+def purge(store: Store, chosen: Iterable[str], *, insist: bool = True, why: str = "as asked for") -> Purge:
+    """Delete the entries with the ids *chosen*, but for those that are in use; see `in_use`. What stays is logged.
 
     Args:
         insist: an entry that is missing is an error. Another process may have restored or purged it since.
+        why: for the log.
 
     Raises:
         Invalid: something is no id. Nothing has been deleted.
         NoSuchVolume: the trash has no such id. Nothing has been deleted.
     """
+    chosen = list(dict.fromkeys(chosen))
     with store.part("trash") as trash:
         for entry in chosen:
             if not _ID.fullmatch(entry):
                 raise Invalid(f'"{printable(entry)}" is no trash id', hint="hostprep ls --trash shows them")
-            if insist and not fds.exists(trash, entry):
+            if insist and not fds.exists(trash, entry) and not fds.exists(trash, PURGED + entry):
                 raise NoSuchVolume(f"no trash entry {entry}", hint="hostprep ls --trash shows them")
-        begun, used = [], _in_use(trash)
-        for entry in dict.fromkeys(chosen):
-            if entry in used:
-                log.warning("%s is not purged: %s", entry, printable(used[entry]))
+        kept = in_use(store, chosen)
+        for entry in chosen:
+            if entry in kept:
+                log.warning("%s is not purged: %s", entry, printable(kept[entry]))
                 continue
-            with contextlib.suppress(FileNotFoundError):  # restored or purged by another process meanwhile
+            with contextlib.suppress(FileNotFoundError):  # begun already; or another process restored or purged it
                 os.rename(entry, PURGED + entry, src_dir_fd=trash, dst_dir_fd=trash)
-                begun.append(PURGED + entry)
         os.fsync(trash)
-        return sum(_delete(trash, entry) for entry in begun)
+        return Purge(0, kept) + _delete_all(store, trash, [entry for entry in chosen if entry not in kept], why)
 
 
-def end_purges(store: Store) -> int:
-    """Finish the purges that were interrupted, and return how many entries are gone."""
+def purge_due(store: Store) -> Purge:
+    """Delete what is due; one entry at a time where that is for space only."""
+    done = Purge(0, {})
+    while True:
+        ids, why = due(store)
+        chosen = [entry for entry in ids if entry not in done.kept]
+        if not chosen:
+            return done
+        done += purge(store, chosen[:1] if why is _FOR_SPACE else chosen, insist=False, why=why)
+
+
+def end_purges(store: Store) -> Purge:
+    """Finish what purges have begun and not ended."""
     with store.part("trash") as trash:
-        return sum(_delete(trash, entry) for entry in os.listdir(trash) if entry.startswith(PURGED))
+        return _delete_all(store, trash, unfinished(store), "its purge had begun")
 
 
-def due(store: Store, keep: int) -> list[str]:
-    """The ids of what is to be purged now: whatever is older than *keep* seconds.
+def due(store: Store) -> tuple[list[str], str]:
+    """The ids of what is to be deleted now, in use or not, and why: its time is over.
 
-    Where the file system is nearly full and nothing is that old, it is the oldest entry, if it is older than an hour.
-    What is in use is never due.
+    With HOSTPREP_PURGE_FOR_SPACE, while the file system is nearly full, and nothing's time is over, that is what was
+    removed more than an hour ago, the oldest first.
     """
+    settings, now = store.settings, time.time()
     with store.part("trash") as trash:
         ids, disk = _ids(trash), os.fstatvfs(trash)
-        full = disk.f_bavail < disk.f_blocks * _FULL
-        old = [entry for entry in ids if entry[:_STAMP] <= _stamp(time.time() - (min(keep, _YOUNG) if full else keep))]
-        if old:
-            used = _in_use(trash)
-            old = [entry for entry in old if entry not in used]
-    expired = [entry for entry in old if entry[:_STAMP] <= _stamp(time.time() - keep)]
-    return expired or old[:1]
+    expired = [entry for entry in ids if entry[:_STAMP] <= _stamp(now - settings.trash_keep)]
+    if not expired and settings.purge_for_space and disk.f_bavail < disk.f_blocks * _FULL:
+        return [entry for entry in ids if entry[:_STAMP] <= _stamp(now - _YOUNG)], _FOR_SPACE
+    return expired, "HOSTPREP_TRASH_KEEP is over"
 
 
-def interrupted(store: Store) -> bool:
-    """Whether a purge has begun and not ended."""
+def in_use(store: Store, chosen: Iterable[str]) -> dict[str, str]:
+    """Which of the entries with the ids *chosen* somebody uses, or may use, and who.
+
+    An engine removes no volume that it uses. But other clients do: `podman volume prune` removes Docker's.
+    """
     with store.part("trash") as trash:
-        return any(entry.startswith(PURGED) for entry in os.listdir(trash))
+        found = {}
+        for entry in chosen:
+            with contextlib.suppress(FileNotFoundError):  # restored or purged by another process meanwhile
+                found[entry] = _record(trash, entry)
+        if not found:
+            return {}
+        volumes = ((f"{store.root}/volumes/{record.name}", entry) for entry, record in found.items() if record)
+        uses_of_all = uses(trash, f"{store.root}/trash", volumes)
+    used = {use.within.partition("/")[0]: use.who for use in uses_of_all.found}
+    # The managed plugin sees no process of the host. But only the engine that installed it can ask for a Remove.
+    if uses_of_all.doubt and not store.settings.managed:
+        return {entry: used.get(entry, f"who uses it cannot be told: {uses_of_all.doubt}") for entry in found}
+    return {entry: used[entry] for entry in found if entry in used}
+
+
+def unfinished(store: Store) -> list[str]:
+    """The ids of what a purge has begun and not ended to delete."""
+    with store.part("trash") as trash:
+        return sorted(entry.removeprefix(PURGED) for entry in os.listdir(trash) if entry.startswith(PURGED))
 
 
 def _stamp(at: float) -> str:
@@ -227,31 +289,49 @@ def _record(trash: int, entry: str) -> Record | None:
     return None
 
 
-def _in_use(trash: int) -> dict[str, str]:
-    """Which entries are mounted, and by whom, as far as mountinfo.holders can tell."""
-    with contextlib.suppress(NotAllowed):
-        found = mountinfo.holders(trash, os.readlink(f"/proc/self/fd/{trash}"))
-        return {place.partition("/")[0]: who for who, place in found if place}
-    return {}
-
-
 def _forget_retained(volume: int) -> None:
     """Remove a RETAINED that an interrupted step left beside the record: in the trash it would count."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(RETAINED, dir_fd=volume)
 
 
-def _delete(trash: int, entry: str) -> bool:
+def _delete_all(store: Store, trash: int, begun: list[str], why: str) -> Purge:
+    """Delete the entries with the ids *begun*, whose purge has begun."""
+    gone, kept = 0, dict[str, str]()
+    for entry in begun:
+        try:
+            record = _record(trash, PURGED + entry)
+            with fds.closing(fds.open_dir(trash, PURGED + entry)) as directory:
+                outcome = _empty(store, directory)
+            if outcome.left:
+                kept[entry] = outcome.examples[0]
+                log.error("purge of %s is not finished: %s", entry, kept[entry])
+                continue
+            os.rmdir(PURGED + entry, dir_fd=trash)
+        except FileNotFoundError:  # another process has purged it
+            continue
+        except OSError as exc:
+            kept[entry] = exc.strerror or type(exc).__name__
+            log.error("purge of %s is not finished: %s", entry, kept[entry])
+            continue
+        gone += 1
+        name = record.name if record else "a volume without a readable record"
+        log.info("purged %s, removed as %s: %d entries; %s", name, entry, outcome.done, why)
+    return Purge(gone, kept)
+
+
+def _empty(store: Store, directory: int) -> Outcome:
+    """Remove what is in an entry. Where some of the data stays, so does the record, with what is in the way."""
+    outcome = Outcome()
     try:
-        record = _record(trash, entry)
-        with fds.closing(fds.open_dir(trash, entry)) as root:
-            outcome = removal.remove(root)
-        os.rmdir(entry, dir_fd=trash)
-    except FileNotFoundError:  # another process has purged it
-        return False
+        with fds.closing(fds.open_below(directory, DATA, directory=True)) as data:
+            outcome = removal.remove(data)
     except OSError as exc:
-        log.error("purge of %s is not finished: %s", entry, exc.strerror)
-        return False
-    name = record.name if record else "a volume without a readable record"
-    log.info("purged %s, removed as %s: %d entries", name, entry.removeprefix(PURGED), outcome.done)
-    return True
+        if exc.errno not in fds.CHANGED:
+            outcome.leave(DATA, reason_of(exc))
+    if not outcome.left:
+        outcome.add(removal.remove(directory))
+    if outcome.left:
+        with contextlib.suppress(OSError):
+            store.write(directory, LEFT, json.dumps({"left": outcome.examples[0]}).encode() + b"\n", durable=False)
+    return outcome

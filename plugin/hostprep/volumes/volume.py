@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Final
 
-from ..errors import NotAllowed, NotReady, Unreadable, printable
-from ..host import fds
+from ..errors import NotAllowed, NotReady, OtherData, Unreadable, printable
+from ..host import fds, filesystem
 from ..host.labels import Labels
 from ..host.paths import is_below
 from ..options import Name
@@ -25,7 +25,7 @@ from ..settings import Settings
 from ..tree.plan import Want
 from ..tree.process import Progress
 from . import pins
-from .record import LIMIT, Record
+from .record import LIMIT, WITHIN, Record
 from .root import STEPS, Root
 
 log = logging.getLogger("hostprep")
@@ -89,36 +89,87 @@ class Volume:
     def open_data(self, *, as_mount: bool = False) -> Iterator[int]:
         """Lend a descriptor of the directory that the container sees.
 
+        It is the directory that the record knows (`Record.data`), or none:
+
+        - Of a directory of hostprep's own, only what is mounted there counts: `WITHIN` where nothing is. Else only root
+          can change it, who restores a backup of the whole root, or rolls a sub-volume back: no data is missing then.
+        - Of a mount on `_data`, and of a `path`, the fingerprint counts. A reboot, another device name, a move of the
+          disk and `import` keep it; a new directory or file system in its place does not: `apply --accept-data`.
+        - A record that does not know yet (an older version's, or of a `path` that Create made) learns it at the first
+          Mount. Of an older version's own directory it learns mounts only: the disk may be missing just then.
+
         Args:
             as_mount: open it even where others could redirect its path, as the next Mount does, which then answers a
                 bind mount; and so does `record.pinned`.
 
         Raises:
             NotReady: it is not there. It is never made here: that would hide an unmounted disk.
+            OtherData: another is in its place.
             NotAllowed: its `path` is no longer below an allowed prefix, or leads over a symlink; or somebody other than
                 root could redirect it, and its name is what is answered.
         """
-        fd, replaceable = self._find()
-        try:
+        fd, replaceable, mounted = self._find()
+        with fds.closing(fd):
+            found = self._fingerprint(fd, mounted=mounted)
+            if self.record.data not in ("", found):
+                raise self._other_data(found)
             if replaceable and not self.record.pinned:
                 if not as_mount:
                     raise fds.redirectable(replaceable)
                 self._answer_mount(replaceable)
+            if not self.record.data and found != WITHIN:
+                self._learn_data(found)
             yield fd
-        finally:
-            os.close(fd)
+
+    def look_at_data(self) -> str:
+        """What `Record.data` is, were the directory that is there now accepted; raises what `open_data` raises."""
+        fd, _, mounted = self._find()
+        with fds.closing(fd):
+            return self._fingerprint(fd, mounted=mounted)
+
+    def _fingerprint(self, data: int, *, mounted: bool) -> str:
+        return WITHIN if self.record.options.path is None and not mounted else filesystem.fingerprint(data)
 
     def _answer_mount(self, replaceable: str) -> None:
         self.record = replace(self.record, pinned=True)
 
-    def _find(self) -> tuple[int, str]:
-        """Open the data, and name the directory on the way to it that others could replace; see `open_parent`."""
+    def _learn_data(self, found: str) -> None:
+        pass
+
+    def _other_data(self, found: str) -> OtherData:
+        where, known = printable(self.place), self.record.data
+        if found == WITHIN:
+            what = f"nothing is mounted at {where} any more"
+        elif known == WITHIN:
+            what = f"another file system is mounted at {where} now"
+        elif found.rpartition(":")[0] != known.rpartition(":")[0]:
+            what = f"{where} is on another file system than before"
+        else:
+            what = f"{where} is another directory than before"
+        hint = f"is its disk mounted? If this is its data from now on: {self._accept_data}"
+        return OtherData(f"the data of volume {self.name} is not there: {what}", hint=hint)
+
+    @property
+    def _accept_data(self) -> str:
+        """What makes the directory that is there now the volume's."""
+        return f"hostprep apply {self.name} --accept-data"
+
+    def _find(self) -> tuple[int, str, bool]:
+        """Open the data, and name the directory on the way to it that others could replace; see `open_parent`.
+
+        The third says whether the data of a volume without `path` has a mount of its own.
+        """
         path = self.record.options.path
         try:
             if path is None:
-                return fds.open_dir(self.fd, DATA), ""
+                try:
+                    return fds.open_below(self.fd, DATA, directory=True), "", False
+                except OSError as exc:
+                    if exc.errno != errno.EXDEV:
+                        raise
+                return fds.open_dir(self.fd, DATA), "", True
             with open_parent(self.root.settings, path) as (parent, last, replaceable):
-                return fds.open_step(parent, last, path), replaceable
+                return fds.open_step(parent, last, path), replaceable, False
         except OSError as exc:
             if exc.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise
@@ -150,6 +201,14 @@ class LockedVolume(Volume):
         self.write(replace(self.record, pinned=True))
         changed(self.root)
 
+    def _learn_data(self, found: str) -> None:
+        try:
+            self.write(replace(self.record, data=found))
+        except OSError as exc:  # a full or read-only disk: what is ready can be mounted there, too
+            if exc.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+                raise
+            log.info("what the data of %s is cannot be recorded: %s", self.name, exc.strerror)
+
     def pin(self, data: int, *, engine: int) -> None:
         """Where a mount is what is answered, mount the open directory *data* there; see pins.pin."""
         if self.record.pinned:
@@ -177,6 +236,10 @@ class LockedVolume(Volume):
 
 class RetainedVolume(Volume):
     """The data of a volume that was removed with on_remove=retain; the lock of its name is held."""
+
+    @property
+    def _accept_data(self) -> str:
+        return f"hostprep rm --retained {self.name}, then create it anew"
 
     def reuse(self, record: Record) -> None:
         """Make it the volume of *record*."""
@@ -249,7 +312,12 @@ def clear(directory: int, temporary: str) -> None:
         try:
             fd = fds.open_dir(directory, temporary)
         except NotADirectoryError:
-            os.unlink(temporary, dir_fd=directory)
+            try:
+                os.unlink(temporary, dir_fd=directory)
+            except OSError as exc:
+                if exc.errno != errno.EROFS:
+                    raise
+                log.warning("%s is left as it is: %s", temporary, exc.strerror)
             return
         with fds.closing(fd):
             _unmake_path(fd)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from testbed import releases
-from testbed.engine import Engine, Hostprep, wait_for
+from testbed.engine import TOP, Engine, Hostprep, wait_for
 
 from ..client import IDS, OPTIONS, WRITE, Docker, Podman, mode, owner
 
@@ -33,6 +35,32 @@ def test_wrong_option(podman: Podman) -> None:
 
     assert 'mode: "0750"' in said
     assert podman.volumes() == []
+
+
+def test_owner_in_its_own_words(podman: Podman) -> None:
+    """`o=uid=…,gid=…`, which Podman sends with UID and GID, declares owner and group; the same again is no conflict."""
+    mountpoint = podman.create("mongo", "-o", "o=uid=184,gid=998", "-o", "mode=0750")
+    assert (owner(mountpoint), mode(mountpoint)) == ((184, 998), "0750")
+    assert podman.run("mongo:/data", WRITE) == "written"
+
+
+def test_quadlet(podman: Podman, engine: Engine) -> None:
+    """User= and Group= of a Quadlet's volume declare owner and group, and PodmanArgs= any other option."""
+    quadlet, units = "/usr/libexec/podman/quadlet", engine.home / "quadlets"
+    if not engine.view(quadlet).exists():
+        assert podman("--version").startswith("podman version 4.3.")  # the last without Quadlet
+        return
+    units.mkdir()
+    page = (TOP / "docs/podman.md").read_text()
+    (units / "mongo.volume").write_text(page.split("```ini\n")[1].split("```")[0])
+
+    said = engine.client("env", f"QUADLET_UNIT_DIRS={units}", quadlet, "-dryrun")
+    shutil.rmtree(units)
+
+    (start,) = (line for line in said.stdout.splitlines() if line.startswith("ExecStart="))
+    podman(*shlex.split(start.removeprefix("ExecStart="))[1:])
+    assert (owner(podman.mountpoint("mongo")), mode(podman.mountpoint("mongo"))) == ((184, 998), "0750")
+    assert podman.run("mongo:/data", WRITE) == "written"
 
 
 def test_run(podman: Podman) -> None:
@@ -181,6 +209,19 @@ def test_reload_and_prune(podman: Podman, docker: Docker, hostprep: Hostprep) ->
     docker("restart", "mongod")
     podman("volume", "reload")
     assert podman.run("mine:/data", "cat /data/file") == "written"
+
+
+def test_purge_of_what_an_overlay_is_made_of(podman: Podman, hostprep: Hostprep) -> None:
+    """`:O` mounts no volume but an overlay of it, and the volume is in use all the same."""
+    mountpoint = podman.create("mongo")
+    Path(mountpoint, "file").touch()
+    podman("run", "-d", "--name", "one", "-v", "mongo:/data:O", "busybox", "sleep", "1000")
+    assert "in the overlay at" in hostprep.command("rm", "mongo").stderr
+    assert hostprep.command("rm", "--force", "mongo").returncode == 0
+    assert "in the overlay at" in hostprep.command("purge", "--all").stderr
+    podman("exec", "one", "ls", "/data/file")
+    podman("rm", "-f", "-t", "0", "one")
+    assert hostprep.command("purge", "--all").returncode == 0
 
 
 def test_restored_before_a_reload(podman: Podman, hostprep: Hostprep) -> None:

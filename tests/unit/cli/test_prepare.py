@@ -116,5 +116,6 @@ class TestShown:
             "dry_run": True,
             "made": True,
             "changes": ["owner 0:0 -> 184:998"],
+            "warnings": [],
             "tree": {"done": 10, "changed": 3, "left": 1, "examples": ["a: is a mount point"]},
         }

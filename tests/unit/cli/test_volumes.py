@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +13,7 @@ from hostprep.cli import output, volumes
 from hostprep.tree.process import Progress
 from tests.support.commands import fails, succeeds
 from tests.support.fixtures import Command
-from tests.support.host import Host, mode, owner, passes_of
+from tests.support.host import Host, mode, mounted, owner, passes_of
 from tests.support.trees import make_tree, owners
 
 MONGO = ("-o", "uid=184", "-o", "gid=998")
@@ -180,13 +181,93 @@ def test_restore(hostprep: Command, host: Host) -> None:
 @pytest.mark.root
 def test_purge(hostprep: Command, host: Host) -> None:
     """purge takes what has expired, ids, or all."""
-    for name in ("a", "b", "c"):
+    for name in ("one", "two", "three"):
         succeeds(hostprep("create", name))
         succeeds(hostprep("rm", name))
     assert succeeds(hostprep("purge")) == "0 purged\n"
     assert succeeds(hostprep("purge", host.trash()[0])) == "1 purged\n"
     assert succeeds(hostprep("purge", "--all")) == "2 purged\n"
     assert host.trash() == []
-    succeeds(hostprep("create", "a"))
-    succeeds(hostprep("rm", "a"))
+    succeeds(hostprep("create", "one"))
+    succeeds(hostprep("rm", "one"))
     assert succeeds(hostprep("--trash-keep", "0", "purge")) == "1 purged\n"
+
+
+@pytest.mark.root
+def test_purge_of_what_is_in_use(hostprep: Command, host: Host) -> None:
+    """purge says what it does not delete, and why, and exits 1; not where nothing was due."""
+    succeeds(hostprep("create", "mongo"))
+    succeeds(hostprep("rm", "mongo"))
+    (entry,) = host.trash()
+    (host.srv / "here").mkdir()
+    with mounted("--bind", f"{host.root}/trash/{entry}/_data", f"{host.srv}/here"):
+        for what in ("--all", entry):
+            done = hostprep("purge", what)
+            assert (done.code, done.out) == (1, "0 purged\n")
+            assert f"{entry} is not purged: it is mounted at {host.srv}/here" in done.err
+            assert "1 removed volumes were not purged (the lines above say why)" in done.err
+        assert succeeds(hostprep("purge")) == "0 purged\n"
+        assert hostprep("ls", "--trash", "--json").json[0]["state"] == f"in use: it is mounted at {host.srv}/here"
+    assert hostprep("ls", "--trash", "--json").json[0]["state"] == "restorable"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("path", [None, "path"])
+def test_rm_of_what_is_in_use(hostprep: Command, host: Host, path: str | None) -> None:
+    """rm refuses a volume that a container has mounted, by whatever engine; --force removes it, and its data stays."""
+    options = [] if path is None else ["-o", f"path={host.srv}/{path}"]
+    place = host.data("mongo") if path is None else host.srv / path
+    succeeds(hostprep("create", "mongo", *options))
+    (host.srv / "here").mkdir()
+    (place / "file").touch()
+    with mounted("--bind", str(place), f"{host.srv}/here"):
+        fails(hostprep("rm", "mongo"), "volume mongo is in use: it is mounted at", "--force")
+        assert host.left_in_volumes() == ["mongo"]
+        assert succeeds(hostprep("rm", "--force", "mongo")) == "mongo\n"
+        assert (host.srv / "here" / "file").exists()
+        if path is None:
+            assert hostprep("purge", "--all").code == 1
+            assert (host.srv / "here" / "file").exists()
+    assert succeeds(hostprep("purge", "--all")) == "1 purged\n"
+
+
+@pytest.mark.root
+def test_rm_of_what_only_hostprep_has_mounted(hostprep: Command, host: Host) -> None:
+    """The mount that hostprep answers instead of a path, and a disk that is mounted at the path, are no uses."""
+    (host.srv / "home").mkdir()
+    os.chown(host.srv / "home", 1000, 1000)
+    with mounted("-t", "tmpfs", "none", f"{host.srv}/home"):
+        os.chown(host.srv / "home", 1000, 1000)
+        for path in ("home", "home/data"):
+            succeeds(hostprep("create", "mongo", "-o", f"path={host.srv}/{path}"))
+            succeeds(hostprep("apply", "mongo"))
+            assert succeeds(hostprep("rm", "mongo")) == "mongo\n"
+
+
+@pytest.mark.root
+def test_rm_retained_of_what_is_in_use(hostprep: Command, host: Host) -> None:
+    """rm --retained refuses it, too; and so does rm where the record is damaged or a disk is mounted on the data."""
+    succeeds(hostprep("create", "mongo", "-o", "on_remove=retain"))
+    succeeds(hostprep("rm", "mongo"))
+    (host.srv / "here").mkdir()
+    with mounted("--bind", str(host.data("mongo")), f"{host.srv}/here"):
+        fails(hostprep("rm", "--retained", "mongo"), "is in use")
+    with mounted("-t", "tmpfs", "none", str(host.data("mongo"))):
+        fails(hostprep("rm", "--retained", "mongo"), "_data is a mount point")
+    succeeds(hostprep("rm", "--retained", "mongo"))
+
+
+@pytest.mark.root
+def test_a_full_disk(hostprep: Command, host: Host) -> None:
+    """On a full disk the error says that purge frees space, and purge does."""
+    host.root.mkdir(mode=0o700)
+    with mounted("-t", "tmpfs", "-o", "size=1m,mode=700", "none", str(host.root)):
+        for name in ("mongo", "other"):
+            succeeds(hostprep("create", name))
+        with contextlib.suppress(OSError), (host.data("mongo") / "file").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        fails(hostprep("create", "more"), "No space left on device", "hostprep purge deletes removed volumes")
+        succeeds(hostprep("rm", "mongo"))
+        assert succeeds(hostprep("purge", "--all")) == "1 purged\n"
+        succeeds(hostprep("create", "more"))

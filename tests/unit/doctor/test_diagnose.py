@@ -176,4 +176,4 @@ def test_on_a_terminal(host: Host) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     assert "\x1b[1;31mnot usable" in done.stdout
-    assert "hostprep apply mongo -o uid=184 -o gid=998\n" in done.stdout
+    assert "hostprep apply mongo -o uid=184\n" in done.stdout

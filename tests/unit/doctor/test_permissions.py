@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import struct
 import subprocess
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hostprep.doctor.permissions import ALL, ENTER, READ, WRITE, Who, granted, parse_acl, words
+from hostprep.doctor.permissions import Who, granted
+from hostprep.host.acl import ALL, read
 from tests.support.host import PYTHON
 
 TRY = """
@@ -29,13 +29,6 @@ def kernel(path: Path, who: Who) -> int:
     """What the kernel lets *who* do with *path*, all directories above being open."""
     argv = [PYTHON, "-c", TRY, str(path), *map(str, (who.uid, who.gid, *who.groups))]
     return int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
-
-
-def acl(path: Path) -> bytes:
-    try:
-        return os.getxattr(path, "system.posix_acl_access")
-    except OSError:
-        return b""
 
 
 @pytest.fixture
@@ -78,7 +71,7 @@ def test_access_list(directory: Path, left_out: Sequence[int], mask: int) -> Non
     value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
     os.setxattr(directory, "system.posix_acl_access", value)
     for who in WHO:
-        found = granted(who, directory.stat(), parse_acl(acl(directory)))
+        found = granted(who, directory.stat(), read(str(directory)))
         allowed = kernel(directory, who)
         assert found.rights & ~allowed == 0, who
         # Of two groups one counts, though the kernel adds up single requests: most accesses need several rights.
@@ -90,25 +83,3 @@ def test_dac_override() -> None:
     st = os.stat_result((0o040000, 0, 0, 0, 5, 6, 0, 0, 0, 0))
     assert granted(Who(0, 0, overrides=True), st).rights == ALL
     assert granted(Who(0, 0), st).rights == 0
-
-
-@pytest.mark.parametrize("value", [b"", b"\x02", struct.pack("<I", 3), struct.pack("<IH", 2, 1)], ids=repr)
-def test_malformed_list(value: bytes) -> None:
-    """A list of another version or length is refused."""
-    with pytest.raises(ValueError, match="access control list"):
-        parse_acl(value)
-
-
-def test_words() -> None:
-    """Each of the eight sets of rights has its words."""
-    sets = [sum(each) for n in range(4) for each in itertools.combinations((READ, WRITE, ENTER), n)]
-    assert [words(each) for each in sets] == [
-        "",
-        "read",
-        "write",
-        "enter",
-        "read and write",
-        "read and enter",
-        "write and enter",
-        "read, write and enter",
-    ]

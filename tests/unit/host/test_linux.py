@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from hostprep.host import linux
 from hostprep.host.fds import closing
+from tests.support.disks import Disk
 from tests.support.host import mounted, owner
 
 pytestmark = pytest.mark.root
@@ -90,3 +92,32 @@ def test_fchown_raises_plain_oserror() -> None:
     """A bad descriptor is an OSError with the number."""
     with pytest.raises(OSError, match="Bad file descriptor"):
         linux.fchown(99999, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("link", errno.ENOTDIR),
+        ("file", errno.ENOTDIR),
+        ("directory", errno.EINVAL),
+        ("directory/subvolume", errno.EINVAL),
+        ("..", errno.EINVAL),
+        ("missing", errno.ENOENT),
+    ],
+)
+def test_destroy_subvolume_takes_nothing_else(tmp_path: Path, name: str, expected: int) -> None:
+    """It destroys a sub-volume that is in the directory itself: not through a link, and no other thing."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    with Disk(tmp_path, "btrfs").mounted(place):
+        (place / "directory").mkdir()
+        subprocess.run(["btrfs", "-q", "subvolume", "create", place / "directory" / "subvolume"], check=True)
+        (place / "file").touch()
+        (place / "link").symlink_to("directory/subvolume")
+        with closing(os.open(place, _DIRECTORY)) as fd, pytest.raises(OSError, match=".") as caught:
+            linux.destroy_subvolume(fd, name)
+        assert caught.value.errno == expected
+        assert sorted(os.listdir(place)) == ["directory", "file", "link"]
+        with closing(os.open(place / "directory", _DIRECTORY)) as fd:
+            linux.destroy_subvolume(fd, "subvolume")
+        assert os.listdir(place / "directory") == []

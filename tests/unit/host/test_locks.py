@@ -15,7 +15,7 @@ import pytest
 from hostprep.errors import Busy
 from hostprep.host import locks
 from hostprep.host.fds import closing
-from tests.support.host import REPOSITORY, soon
+from tests.support.host import REPOSITORY, mounted, soon
 
 pytestmark = pytest.mark.root
 
@@ -25,6 +25,16 @@ def here(tmp_path: Path) -> Iterator[int]:
     """A descriptor of the test's own directory."""
     with closing(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)) as fd:
         yield fd
+
+
+def test_on_a_read_only_file_system(tmp_path: Path) -> None:
+    """There a lock can only be shared: whoever waited for one would wait for ever, and nothing changes there."""
+    with mounted("-t", "tmpfs", "none", str(tmp_path)):
+        (tmp_path / "held").touch()
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)
+        with closing(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)) as here:
+            with locks.locked(here, "it", deadline=0), locks.locked(here, "it", deadline=0):
+                pass
 
 
 def test_another_thread_waits(here: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,12 +7,26 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.host import Answer, Host, Server, catch_pass, eventually, owner, passes_of
+from hostprep.serve.server import Purges
+from tests.support.fixtures import OpenDriver
+from tests.support.host import (
+    Answer,
+    Host,
+    Server,
+    catch_pass,
+    eventually,
+    mounted,
+    owner,
+    passes_of,
+    soon,
+)
 from tests.support.trees import make_tree, many, owners
 from tests.support.unixhttp import Connection
 
@@ -274,13 +288,65 @@ class TestPurge:
 
     def test_what_has_expired(self, host: Host) -> None:
         """What is older than HOSTPREP_TRASH_KEEP goes at the start, and the rest stays."""
-        for name in ("a", "b"):
+        for name in ("one", "two"):
             host.run("create", name)
             host.run("rm", name)
         old, young = host.trash()
         (host.root / "trash" / old).rename(host.root / "trash" / ("20200101T000000Z" + old[16:]))
         host.serve()
         eventually(lambda: host.trash() == [young], "the old one is gone")
+
+    @pytest.mark.parametrize("user", ["0", "184"])
+    def test_what_a_container_has_mounted(self, host: Host, user: str) -> None:
+        """With the rights of the systemd service what a container has mounted stays, and what nobody has goes."""
+        server = host.serve(HOSTPREP_TRASH_KEEP="0")
+        for name in ("mongo", "other"):
+            server("Create", Name=name)
+        (host.srv / "here").mkdir()
+        script = f"mount --bind {host.data('mongo')} {host.srv}/here; exec setpriv --reuid={user} sh -c 'echo; cat'"
+        with subprocess.Popen(
+            ["unshare", "-m", "sh", "-euc", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as container:
+            assert container.stdout is not None
+            container.stdout.readline()
+            server("Remove", Name="mongo")
+            eventually(lambda: "is not purged: process" in server.log, "it is said")
+            server("Remove", Name="other")
+            eventually(lambda: "purged other" in server.log, "what nobody uses is gone")
+            assert host.run("restore", "mongo").code == 0
+            container.kill()
+        server("Remove", Name="mongo")
+        eventually(lambda: host.trash() == [], "it is gone, too")
+
+    def test_what_is_in_the_way(
+        self, open_driver: OpenDriver, host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is in use, or cannot be deleted, starts no purge again within the hour, and is logged once."""
+        driver = open_driver(HOSTPREP_TRASH_KEEP="0")
+        started: list[object] = []
+        run = subprocess.run
+
+        def counted(*args: Any, **rest: Any) -> object:
+            started.append(args)
+            return run(*args, **rest)
+
+        purges = Purges(driver)
+        driver.create("mongo", {}, soon())
+        (host.srv / "here").mkdir()
+        with mounted("--bind", str(host.data("mongo")), f"{host.srv}/here"), monkeypatch.context() as patch:
+            patch.setattr(subprocess, "run", counted)
+            driver.remove("mongo", soon())
+            for _ in range(3):
+                purges.start()
+            assert (started, caplog.text.count("is not purged: it is mounted")) == ([], 1)
+        (entry,) = host.trash()
+        subprocess.run(["chattr", "+i", host.root / "trash" / entry / "_data"], check=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "run", counted)
+            for _ in range(5):
+                purges.start()
+        assert len(started) == 2  # it began, and was tried again once since it was not finished
+        subprocess.run(["chattr", "-i", host.root / "trash" / f".purge-{entry}" / "_data"], check=True)
 
     @pytest.mark.parametrize(
         ("flags", "changed"),

@@ -830,7 +830,7 @@ class TestRemove:
         """Remove again within the minute succeeds although the trash was purged, as with HOSTPREP_TRASH_KEEP=0."""
         docker.created("mongo")
         docker.remove("mongo")
-        assert driver.purge(None) == 1
+        assert driver.purge(None).gone == 1
         assert docker.remove("mongo") == OK
 
     def test_later(self, docker: Docker, driver: Driver, host: Host) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -12,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from hostprep.host import linux
+from hostprep.doctor.permissions import Who, granted
+from hostprep.host import acl, linux
+from hostprep.host.acl import AccessList
 from hostprep.host.fds import closing
 from hostprep.host.labels import Labels, SELinux
 from hostprep.options import Mode, Options
 from hostprep.tree import plan as planning
 from hostprep.tree.plan import Plan, Want
 from tests.support.host import LABEL, label, mode, mounted, owner, set_label
+from tests.support.users import listed, set_list
 
 pytestmark = pytest.mark.root
 OTHER = "system_u:object_r:etc_t:s0"
@@ -52,6 +56,11 @@ class State:
     owner: tuple[int, int]
     mode: int
     label: str | None
+    access: AccessList | None = None
+
+
+def state_of(data: Path) -> State:
+    return State(owner(data), stat.S_IMODE(os.stat(data).st_mode), label(data), acl.read(str(data)))
 
 
 def states_while(fd: int, data: Path, labels: Labels, want: Want, monkeypatch: pytest.MonkeyPatch) -> list[State]:
@@ -61,7 +70,7 @@ def states_while(fd: int, data: Path, labels: Labels, want: Want, monkeypatch: p
     def noting(call: Callable[..., None]) -> Callable[..., None]:
         def noted(*args: object) -> None:
             call(*args)
-            seen.append(State(owner(data), stat.S_IMODE(os.stat(data).st_mode), label(data)))
+            seen.append(state_of(data))
 
         return noted
 
@@ -69,6 +78,7 @@ def states_while(fd: int, data: Path, labels: Labels, want: Want, monkeypatch: p
         patch.setattr(os, "fchmod", noting(os.fchmod))
         patch.setattr(linux, "fchown", noting(linux.fchown))
         patch.setattr(planning, "write_label", noting(planning.write_label))
+        patch.setattr(acl, "write", noting(acl.write))
         Plan.of(fd, want, labels).apply()
     return seen
 
@@ -158,6 +168,76 @@ def test_nobody_ever_gets_more(
             (new.owner, new.label),
         ):
             assert state.mode & 0o777 == 0, f"owner and label mixed, and open: {state}"
+
+
+LISTS = ["u:5:rwx,m::rwx", "u:5:rwx,m::r-x", "u:5:---,g:7:rwx,m::rwx", "u:5:r-x,g::---,m::rwx", "u:5:rwx,m::---"]
+
+
+@pytest.mark.parametrize("access", LISTS)
+@pytest.mark.parametrize("after", MODES)
+@pytest.mark.parametrize("wanted", ["owner", "label", "both", "mode"])
+def test_nobody_on_a_list_ever_gets_more(
+    fd: int, data: Path, labels: Labels, monkeypatch: pytest.MonkeyPatch, access: str, after: int, wanted: str
+) -> None:
+    """At no moment may anybody, by an access list or without, do what neither the old nor the new state allows him.
+
+    Nor does the new state give anybody more by an entry that names him.
+    """
+    for others, undeclared in product((0o0, 0o5), (False, True)):
+        os.chown(data, 55, 66)
+        os.chmod(data, 0o770 | others)
+        set_list(data, access)
+        set_label(data, OTHER)
+        old = state_of(data)
+        uid, gid = (184, 998) if wanted in ("owner", "both") else (None, None)
+        mode = None if undeclared else Mode(after)
+        narrowed = Mode(old.mode) if undeclared else None
+        want = Want(uid, gid, mode, LABEL if wanted in ("label", "both") else None, narrowed=narrowed)
+        seen = states_while(fd, data, labels, want, monkeypatch)
+        new = state_of(data)
+        assert (new.access == old.access) or not undeclared
+        assert Plan.of(fd, want, labels).changes == ()
+        for state in seen:
+            for who in map(Who, *zip(*WHO, (5, 55), (8, 7), strict=True)):
+                allowed = listed_rights(old, who) | listed_rights(new, who)
+                assert listed_rights(state, who) & ~allowed == 0, f"{who} at {state}, from {old} to {new}"
+        for who in (Who(5, 9), *([Who(8, 7)] if "g:7" in access else [])):
+            if old.mode & 0o070:
+                assert listed_rights(new, who) & ~listed_rights(old, who) == 0, f"{who} from {old} to {new}"
+        subprocess.run(["setfacl", "-b", data], check=True)
+
+
+def listed_rights(state: State, who: Who) -> int:
+    """What *who* may do, as the kernel decides."""
+    file = os.stat_result((0o040000 | state.mode, 0, 0, 0, *state.owner, 0, 0, 0, 0))
+    return granted(who, file, state.access).rights
+
+
+def test_usable_by_the_group(fd: int, data: Path, labels: Labels) -> None:
+    """Whether the declared owner can use a directory by its group, the group's entry decides, and not the mask."""
+    os.chown(data, 55, 998)
+    for group, usable in (("r-x", False), ("rwx", True)):
+        set_list(data, f"g::{group}", "u:5:rwx", "m::rwx")
+        assert Plan.of(fd, Want(184, 998), labels).usable(read_only=False) is usable
+
+
+class TestNarrowed:
+    """The mode from before a repair that closed the directory and was interrupted."""
+
+    def test_given_back(self, fd: int, data: Path, labels: Labels) -> None:
+        """A directory that is closed still gets it back, and its list the mask."""
+        set_list(data, "u:5:rwx", "m::r-x")
+        before = state_of(data)
+        os.chmod(data, 0)
+        Plan.of(fd, Want(narrowed=Mode(before.mode)), labels).apply()
+        assert state_of(data) == before
+
+    def test_another_since(self, fd: int, data: Path, labels: Labels) -> None:
+        """A mode that somebody has set since stays: it is as good as one that was there, and opens no list."""
+        set_list(data, "u:5:rwx", "m::r-x")
+        assert Plan.of(fd, Want(narrowed=Mode(0o2775)), labels).changes == ()
+        Plan.of(fd, Want(mode=Mode(0o775), narrowed=Mode(0o2775)), labels).apply()
+        assert listed(data) == ["user::rwx", "user:5:r-x", "group::rwx", "mask::rwx", "other::r-x"]
 
 
 def test_setuid_bits_are_not_set_for_another_owner(

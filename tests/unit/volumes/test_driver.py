@@ -88,7 +88,7 @@ class TestByPath:
         driver.create("made", {"path": f"{host.srv}/new"}, soon())
         for name in ("adopted", "made"):
             driver.remove(name, soon())
-        assert driver.purge(None) == 2
+        assert driver.purge(None).gone == 2
         assert sorted(os.listdir(host.srv)) == ["db", "new"]
 
     def test_foreign_owners(self, driver: Driver, host: Host) -> None:
@@ -249,14 +249,28 @@ class TestByPath:
         assert owner(host.srv / "db") == (0, 0)
         assert docker.names() == ["mongo"]
 
+    def test_a_name_of_one_character(self, driver: Driver, host: Host) -> None:
+        """A volume of such a name that is there, or retained, is kept, and found by Create; no new one is made."""
+        driver.create("one", {"on_remove": "retain"}, soon())
+        with pytest.raises(Invalid, match="volume name z has one character"):
+            driver.create("z", {}, soon())
+        assert host.left_in_volumes() == ["one"]
+        record = host.record("one").read_text().replace('"one"', '"z"')
+        host.volume("one").rename(host.volume("z"))
+        host.record("z").write_text(record)
+        driver.create("z", {}, soon())
+        driver.remove("z", soon())
+        driver.create("z", {}, soon())
+        assert driver.get("z")["Name"] == "z"
+
     def test_statuses(self, driver: Driver, host: Host) -> None:
         """On the wire a path that is not allowed or unsafe is 403, an overlapping one 409."""
         docker = Docker(create_app(driver).test_client())
         make_tree(host.srv, "symlink link /")
-        assert docker.create("a", path="/opt/db").status == 403
-        assert docker.create("a", path=f"{host.srv}/link/db").status == 403
-        docker.created("a", path=f"{host.srv}/db")
-        assert docker.create("b", path=f"{host.srv}/db").status == 409
+        assert docker.create("one", path="/opt/db").status == 403
+        assert docker.create("one", path=f"{host.srv}/link/db").status == 403
+        docker.created("one", path=f"{host.srv}/db")
+        assert docker.create("two", path=f"{host.srv}/db").status == 409
 
     @pytest.mark.parametrize("swap", ["symlink", "parent-symlink", "file", "gone"])
     def test_swapped_after_create(self, driver: Driver, host: Host, swap: str) -> None:

@@ -363,6 +363,13 @@ class TestFrom:
         with pytest.raises(NotAllowed, match="cannot be told"):
             from_directory(driver, "mongo", str(source), {}, soon(), dry_run=False)
 
+    def test_where_it_cannot_be_told(self, driver: Driver, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the mounts of a process cannot be seen, nothing is moved, and the reason is said."""
+        monkeypatch.setattr("hostprep.host.uses._hidden", lambda: "half of it is dark")
+        with pytest.raises(NotAllowed, match="cannot be told: half of it is dark"):
+            from_directory(driver, "mongo", str(source), {}, soon(), dry_run=False)
+        assert source.exists()
+
     def test_options_of_the_local_driver(self, driver: Driver, host: Host) -> None:
         """A volume that Docker made with options (a disk, NFS, a quota) is refused: its data may be elsewhere."""
         make_tree(host.srv, "dir volumes/db/_data", "file volumes/db/opts.json")

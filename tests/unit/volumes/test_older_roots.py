@@ -221,7 +221,14 @@ def test_what_is_told_of_removed_ones(docker: Docker, open_driver: OpenDriver, h
 
 
 def test_a_mount_of_what_is_right(docker: Docker, host: Host) -> None:
-    """Mount and Unmount of a volume that is right, and an equal Create, write nothing."""
+    """Mount and Unmount of a volume that is right, and an equal Create, write nothing but what a `path` is, once."""
+    before = files(host)
+    inodes = {name: os.stat(docker.mounted(name)).st_ino for name in RIGHT}
+    assert differing(host, before) == {f"volumes/{name}/volume.json" for name in ("pinned", "adopted")}
+    for name in ("pinned", "adopted"):
+        record = json.loads(host.record(name).read_text())
+        assert record.pop("data").endswith(f":{inodes[name]}")
+        assert record == json.loads(LIVE[name].replace("SRV", str(host.srv)))
     before = files(host)
     for name in RIGHT:
         assert docker.mounted(name) == Path(docker.get(name)["Mountpoint"])

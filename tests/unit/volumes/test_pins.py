@@ -238,11 +238,16 @@ class TestSwapped:
         assert f"{home}/mongodb is a symlink" in answer.error
         assert mongo.status("mongo")["ready"] is False
 
-    def test_for_another_directory(self, mongo: Docker, home: Path) -> None:
-        """Another real directory is answered by the next Mount; who runs on the old one keeps it."""
+    def test_for_another_directory(self, mongo: Docker, driver: Driver, home: Path) -> None:
+        """Another real directory is answered once it is accepted; who runs on the old one keeps it."""
         place = mongo.mounted("mongo")
         with fds.closing(os.open(place, os.O_RDONLY)) as running:
             swap(home)
+            answer = mongo.mount("mongo")
+            assert (answer.status, "is another directory than before" in answer.error) == (500, True)
+            assert os.path.samefile(place, home / "moved")
+            assert owner(home / "mongodb") != (184, 998)
+            driver.apply("mongo", {}, (), soon(), accept_data=True)
             assert os.path.samefile(mongo.mounted("mongo"), home / "mongodb")
             assert len(at(place)) == 1
             assert owner(place) == (184, 998)

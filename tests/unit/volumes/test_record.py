@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hostprep.errors import Unreadable
 from hostprep.options import Mode, Name
 from hostprep.volumes.declaration import Declaration
-from hostprep.volumes.record import Record, rfc3339
+from hostprep.volumes.record import WITHIN, Record, rfc3339
 
 MONGO = Name("mongo")
 GOOD: dict[str, Any] = {"name": "mongo", "options": {"uid": "184"}, "created_at": "2026-11-24T04:00:00Z"}
@@ -41,6 +41,9 @@ def test_what_is_written_is_read() -> None:
     assert record.options.uid == 184
     pinned = Record(MONGO, Declaration({"path": "/srv/db"}), rfc3339(), pinned=True)
     assert Record.from_json(pinned.to_json(), name=MONGO) == pinned
+    for data in ("ext4:0123456789abcdef:2", "nfs::5", "1021994::"):
+        assert Record.from_json(replace(pinned, data=data).to_json(), name=MONGO).data == data
+    assert Record.from_json(replace(record, data=WITHIN).to_json(), name=MONGO).data == WITHIN
 
 
 def test_what_an_image_said() -> None:
@@ -123,6 +126,11 @@ def test_another_shape(data: bytes) -> None:
         ({"left_alone": "a"}, "left_alone"),
         ({"left_alone": [1]}, "left_alone"),
         ({"narrowed": 488}, "narrowed"),
+        ({"data": ""}, "data"),
+        ({"data": 2}, "data"),
+        ({"data": "ext4:2"}, "data"),
+        ({"data": "ext4:x:2"}, "data"),
+        ({"data": "within", "options": {"path": "/srv/db"}}, "data"),
         ({"narrowed": "750"}, "mode"),
     ],
     ids=str,

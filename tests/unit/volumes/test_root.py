@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -15,6 +17,7 @@ from hostprep.settings import Settings
 from hostprep.volumes.driver import Driver
 from hostprep.volumes.root import PARTS
 from hostprep.volumes.store import Store
+from tests.support.disks import Disk
 from tests.support.fixtures import Command, OpenDriver
 from tests.support.host import PYTHON, REPOSITORY, Host, mode, mounted, owner, soon
 from tests.support.trees import make_tree
@@ -134,9 +137,9 @@ class TestRoot:
     @pytest.mark.parametrize("umask", [0o000, 0o077, 0o777], ids=oct)
     def test_parents_that_are_missing(self, host: Host, umask: int) -> None:
         """Directories above the root that are missing are made, root's and 0755, whatever the umask is."""
-        before = os.umask(umask)
+        before, root = os.umask(umask), f"{host.srv}/a/b/root"
         try:
-            Store.open_root(Settings.read({"HOSTPREP_ROOT": f"{host.srv}/a/b/root"}), create=True)
+            Store.open_root(Settings.read({**host.environ, "HOSTPREP_ALLOW": "", "HOSTPREP_ROOT": root}), create=True)
         finally:
             os.umask(before)
         assert [mode(host.srv / path) for path in ("a", "a/b", "a/b/root")] == ["0755", "0755", "0700"]
@@ -198,6 +201,155 @@ class TestMarkerRequired:
             open_driver()
             open_driver(**self.REQUIRED)
         refused(host, self.REQUIRED)
+
+
+class TestServedBefore:
+    """HOSTPREP_REQUIRE_MARKER is at its default."""
+
+    @pytest.fixture
+    def known(self, host: Host) -> Path:
+        """What is remembered of the host's root."""
+        return Path(host.environ["HOSTPREP_KNOWN_ROOTS"]) / str(host.root)[1:].replace("/", "%2F")
+
+    @pytest.fixture
+    def disk(self, host: Host, tmp_path: Path) -> Disk:
+        """A disk for the root."""
+        host.root.mkdir(mode=0o755)
+        (tmp_path / "images").mkdir()
+        return Disk(tmp_path / "images")
+
+    def test_remembered(self, driver: Driver, host: Host, known: Path) -> None:
+        """Whoever makes a root leaves its path and its id elsewhere, for root alone."""
+        identity = json.loads((host.root / "hostprep.json").read_text())["id"]
+        assert json.loads(known.read_text()) == {"root": str(host.root), "id": identity, "mounts": []}
+        assert (mode(known), mode(known.parent), owner(known)) == ("0600", "0700", (0, 0))
+
+    @pytest.mark.parametrize("left", ["nothing", "an empty directory", "lost+found", "an interrupted making"])
+    @pytest.mark.parametrize("create", [True, False])
+    def test_nothing_is_made(self, driver: Driver, host: Host, known: Path, left: str, create: bool) -> None:  # noqa: FBT001
+        """Where the root was, what is missing or empty is no new root: it says so, and how to begin anew."""
+        shutil.rmtree(host.root)
+        inside = {"lost+found": ["dir root/lost+found"], "an interrupted making": ["dir root/locks"]}
+        make_tree(host.root.parent, *([] if left == "nothing" else ["dir root 0:0 755", *inside.get(left, [])]))
+        before = sorted(map(str, host.root.rglob("*")))
+
+        message = refused(host, create=create)
+
+        assert message.startswith(f"{host.root} {'does not exist' if left == 'nothing' else 'is empty'}; this host has")
+        assert "is its disk mounted?" in message
+        assert message.endswith(f"rm {known})")
+        assert sorted(map(str, host.root.rglob("*"))) == before
+        assert left == "nothing" or mode(host.root) == "0755"
+
+    def test_begun_anew(self, open_driver: OpenDriver, host: Host, known: Path) -> None:
+        """Once what is remembered is removed, as the message says, an empty directory is a new root."""
+        open_driver()
+        shutil.rmtree(host.root)
+        refused(host)
+        known.unlink()
+        open_driver().create("mongo", {}, soon())
+
+    def test_a_server_without_its_disk(self, host: Host, disk: Disk) -> None:
+        """A server does not start on the bare mount point; with the disk mounted again, the volumes are there."""
+        with disk.mounted(host.root):
+            host.root.chmod(0o700)
+            server = host.serve()
+            assert server("Create", Name="mongo").status == 200
+            assert server.terminate() == 0
+
+        for command in (["serve"], ["create", "mongo"], ["ls"]):
+            done = host.run(*command)
+            assert (done.code, done.out) == (1, "")
+            assert f"{host.root} is empty; this host has served volumes from there before" in done.err
+
+        assert os.listdir(host.root) == []
+        with disk.mounted(host.root):
+            server = host.serve()
+            assert server("Get", Name="mongo").status == 200
+            assert server.terminate() == 0
+
+    def test_another_root(self, driver: Driver, host: Host, known: Path) -> None:
+        """Another hostprep's root in its place is refused: an accident may have made it on the bare mount point."""
+        host.root.rename(host.root.with_name("disk"))
+        known.rename(known.with_name("aside"))
+        assert Store.open_root(Settings.read(host.environ), create=True).identity != driver.store.identity
+        known.with_name("aside").rename(known)
+        assert refused(host).startswith(f"{host.root} is another root; this host has served volumes from there before")
+        assert "another root" in refused(host, create=False)
+
+    def test_a_backup(self, driver: Driver, host: Host, open_driver: OpenDriver) -> None:
+        """The same root on another file system, with other inodes, as from a backup, is the same root."""
+        driver.create("mongo", {}, soon())
+        host.root.rename(host.root.with_name("lost"))
+        host.root.mkdir(mode=0o700)
+        with mounted("-t", "tmpfs", "-o", "mode=0700", "none", str(host.root)):
+            subprocess.run(["cp", "-a", f"{host.root.with_name('lost')}/.", host.root], check=True)
+            assert open_driver().mount("mongo", soon()) == str(host.data("mongo"))
+
+    def test_an_older_root(self, open_driver: OpenDriver, host: Host, known: Path, hostprep: Command) -> None:
+        """A root that an older version made is remembered when it is served, not when it is looked at."""
+        open_driver()
+        known.unlink()
+        assert hostprep("ls").code == 0
+        assert not known.exists()
+        open_driver()
+        assert known.exists()
+
+    def test_a_part_on_another_disk(self, open_driver: OpenDriver, host: Host) -> None:
+        """Where a disk was mounted on `volumes`, the empty directory below it does not tell what volumes there are."""
+        open_driver()
+        with mounted("-t", "tmpfs", "-o", "mode=0700", "none", str(host.root / "volumes")):
+            open_driver().create("mongo", {}, soon())
+        for create in (True, False):
+            assert f"{host.root} has nothing mounted at volumes; this host has" in refused(host, create=create)
+
+    def test_below_the_root(self, host: Host) -> None:
+        """What is remembered on the root's own disk would be gone with it."""
+        place = {"HOSTPREP_KNOWN_ROOTS": f"{host.root}/known"}
+        assert "HOSTPREP_KNOWN_ROOTS lies in HOSTPREP_ROOT" in refused(host, place)
+        assert not host.root.exists()
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"root": "/"}', '{"id": "x"}', '{"id": "x", "mounts": 5}'])
+    def test_damaged(self, open_driver: OpenDriver, host: Host, known: Path, text: str) -> None:
+        """A damaged memory still says that there was a root; the next start on that root mends it."""
+        identity = open_driver().store.identity
+        known.write_text(text)
+        known.chmod(0o644)
+        host.root.rename(host.root.with_name("disk"))
+        refused(host)
+        host.root.with_name("disk").rename(host.root)
+        open_driver()
+        assert (json.loads(known.read_text())["id"], mode(known)) == (identity, "0600")
+
+    @pytest.mark.parametrize("place", ["others/known", "others", "nobody/known"])
+    @pytest.mark.parametrize("whose", ["0:0 777", "1000:1000 700"])
+    def test_others_could_write_it(self, driver: Driver, host: Host, known: Path, place: str, whose: str) -> None:
+        """What others could have written or removed is not believed."""
+        above = known.parent.parent
+        make_tree(
+            above, f"dir others {whose}", "dir others/known 0:0 700", "dir nobody 0:0 755", f"dir nobody/known {whose}"
+        )
+        message = refused(host, {"HOSTPREP_KNOWN_ROOTS": f"{above}/{place}"}, create=False)
+        assert message.startswith("HOSTPREP_KNOWN_ROOTS: ")
+
+    def test_it_cannot_be_remembered(
+        self, open_driver: OpenDriver, host: Host, known: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Where nothing can be written, as in a read-only /etc, the root is served, and the log says what is amiss."""
+        known.parent.mkdir(mode=0o700)
+        with mounted("-t", "tmpfs", "-o", "ro,mode=0700", "none", str(known.parent)):
+            open_driver().create("mongo", {}, soon())
+        (line,) = (each.getMessage() for each in caplog.records if each.levelname == "WARNING")
+        assert line.startswith(f"{host.root} is not remembered: ")
+        assert "HOSTPREP_REQUIRE_MARKER=1" in line
+
+    def test_within_the_managed_plugin(self, host: Host) -> None:
+        """The plugin remembers within itself: whoever means to begin anew has to replace it."""
+        settings = Settings(root=str(host.root), known_roots=host.environ["HOSTPREP_KNOWN_ROOTS"], managed=True)
+        Store.open_root(settings, create=True)
+        shutil.rmtree(host.root)
+        with pytest.raises(BadSetting, match="is its disk mounted.* docker plugin rm"):
+            Store.open_root(settings, create=True)
 
 
 @pytest.mark.parametrize(

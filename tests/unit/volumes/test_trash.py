@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import subprocess
 import time
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from hostprep.errors import Conflict, Invalid, NoSuchVolume
 from hostprep.options import check_name
 from hostprep.volumes import trash
 from hostprep.volumes.driver import Driver
+from hostprep.volumes.trash import Purge
 from tests.support.fixtures import OpenDriver
 from tests.support.host import Host, mounted, owner, soon
 from tests.support.trees import make_tree
@@ -145,30 +148,30 @@ class TestRestore:
 class TestPurge:
     def test_ids(self, driver: Driver, host: Host) -> None:
         """purge ID deletes those, whatever their age, and no others."""
-        first, second, third = (removed(driver, host, name) for name in ("a", "b", "c"))
-        assert driver.purge([first, third]) == 2
+        first, second, third = (removed(driver, host, name) for name in ("one", "two", "three"))
+        assert driver.purge([first, third]).gone == 2
         assert host.trash() == [second]
 
     def test_everything(self, driver: Driver, host: Host) -> None:
         """purge --all deletes all that was removed, whenever."""
-        for name in ("a", "b"):
+        for name in ("one", "two"):
             removed(driver, host, name)
-        assert driver.purge(None) == 2
+        assert driver.purge(None).gone == 2
         assert host.trash() == []
 
     def test_what_has_expired(self, open_driver: OpenDriver, host: Host) -> None:
         """Without an argument what is older than HOSTPREP_TRASH_KEEP goes."""
         driver = open_driver(HOSTPREP_TRASH_KEEP="2h")
-        removed(driver, host, "a", age=7300)
-        young = removed(driver, host, "b", age=7100)
-        assert driver.purge([]) == 1
+        removed(driver, host, "one", age=7300)
+        young = removed(driver, host, "two", age=7100)
+        assert driver.purge([]).gone == 1
         assert host.trash() == [young]
 
     def test_keeping_nothing(self, open_driver: OpenDriver, host: Host) -> None:
         """With HOSTPREP_TRASH_KEEP=0 everything has expired."""
         driver = open_driver(HOSTPREP_TRASH_KEEP="0")
         removed(driver, host)
-        assert driver.purge([]) == 1
+        assert driver.purge([]).gone == 1
 
     @pytest.mark.parametrize(
         "entry", ["", "x", "..", "../volumes/live", "20260101T000000Z", ".purge-20260101T000000Z-00000000"]
@@ -192,7 +195,7 @@ class TestPurge:
     def test_an_id_twice(self, driver: Driver, host: Host) -> None:
         """An id that is given twice is deleted once."""
         entry = removed(driver, host)
-        assert driver.purge([entry, entry]) == 1
+        assert driver.purge([entry, entry]).gone == 1
         assert host.trash() == []
 
     def test_it_is_logged(self, driver: Driver, host: Host, caplog: pytest.LogCaptureFixture) -> None:
@@ -210,44 +213,90 @@ class TestPurge:
         (host.data("mongo") / "link").symlink_to(host.srv / "a")
         driver.remove("mongo", soon())
         driver.remove("path", soon())
-        assert driver.purge(None) == 2
+        assert driver.purge(None).gone == 2
         assert os.listdir(host.srv / "a") == ["b"]
 
     def test_an_interrupted_one(self, driver: Driver, host: Host) -> None:
         """What a purge began to delete is not restored, and the next purge ends it."""
         entry = removed(driver, host)
         (host.root / "trash" / entry).rename(host.root / "trash" / f".purge-{entry}")
-        assert driver.removed_volumes() == []
+        (shown,) = driver.removed_volumes()
+        assert (shown["id"], shown["state"]) == (entry, "partly purged; in the way: not known yet")
         with pytest.raises(NoSuchVolume):
             restored(driver)
-        assert driver.purge([]) == 1
+        assert driver.purge([]).gone == 1
         assert host.trash() == []
 
     def test_a_mount_inside(self, driver: Driver, host: Host, caplog: pytest.LogCaptureFixture) -> None:
-        """What is mounted in removed data is not emptied; the purge says so, ends, and is completed later."""
+        """Removed data with a disk mounted on it, or in it, stays whole, can be restored, and is purged without it."""
         make_tree(host.srv, "dir a", "file a/b")
         entry = removed(driver, host)
-        (host.root / "trash" / entry / "_data" / "m").mkdir()
-        with mounted("--bind", f"{host.srv}/a", f"{host.root}/trash/{entry}/_data/m"):
-            driver.purge([])
-            driver.purge([entry])
-            assert os.listdir(host.srv / "a") == ["b"]
-        driver.purge([])
+        for place in ("", "/m"):
+            with contextlib.suppress(FileExistsError):
+                (host.root / "trash" / entry / f"_data{place}").mkdir()
+            with mounted("--bind", f"{host.srv}/a", f"{host.root}/trash/{entry}/_data{place}"):
+                assert driver.purge([]) == Purge(0, {})
+                assert "is a mount point" in driver.purge([entry]).kept[entry]
+                (shown,) = driver.removed_volumes()
+                assert "is a mount point" in shown["state"]
+            assert restored(driver) == "mongo"
+            driver.remove("mongo", soon())
+            (entry,) = host.trash()
+        assert driver.purge(None).gone == 1
         assert os.listdir(host.srv / "a") == ["b"]
+
+    def test_what_cannot_be_deleted(self, driver: Driver, host: Host, caplog: pytest.LogCaptureFixture) -> None:
+        """What a purge cannot delete is listed with the path in the way, and the next purge completes it."""
+        entry = removed(driver, host)
+        stuck = host.root / "trash" / f".purge-{entry}" / "_data" / "file"
+        subprocess.run(["chattr", "+i", host.root / "trash" / entry / "_data" / "file"], check=True)
+        try:
+            for _ in range(2):
+                assert driver.purge([entry]) == Purge(0, {entry: "file: Operation not permitted"})
+            assert "is not finished: file: Operation not permitted" in caplog.text
+            (shown,) = driver.removed_volumes()
+            assert (shown["id"], shown["name"]) == (entry, "mongo")
+            assert shown["state"] == "partly purged; in the way: file: Operation not permitted"
+        finally:
+            subprocess.run(["chattr", "-i", stuck], check=True)
+        assert driver.purge([]) == Purge(1, {})
+        assert driver.removed_volumes() == []
+
+    def test_in_an_overlay(self, driver: Driver, host: Host) -> None:
+        """The lower directory of an overlay that was mounted before the removal, as Podman's `:O` is, stays."""
+        driver.create("mongo", {}, soon())
+        make_tree(host.srv, "dir here", "dir upper", "dir work")
+        layers = f"lowerdir={host.data('mongo')},upperdir={host.srv}/upper,workdir={host.srv}/work"
+        with mounted("-t", "overlay", "-o", layers, "none", f"{host.srv}/here"):
+            driver.remove("mongo", soon())
+            (entry,) = host.trash()
+            assert "in the overlay at" in driver.purge([entry]).kept[entry]
+            driver.create("mongo", {}, soon())
+            driver.remove("mongo", soon())
+            assert entry in driver.purge(None).kept
+        assert driver.purge(None).kept == {}
         assert host.trash() == []
+
+    def test_where_it_cannot_be_told(self, driver: Driver, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the mounts of a process cannot be seen nothing is purged, and the reason is said."""
+        entry = removed(driver, host, age=90000)
+        monkeypatch.setattr("hostprep.host.uses._hidden", lambda: "half of it is dark")
+        for chosen in ([], [entry], None):
+            assert driver.purge(chosen) == Purge(0, {entry: "who uses it cannot be told: half of it is dark"})
+        assert host.trash() == [entry]
 
     def test_one_that_is_in_use(self, driver: Driver, host: Host, caplog: pytest.LogCaptureFixture) -> None:
         """What somebody has mounted is not purged, however it is asked for, until it is not; others are meanwhile."""
-        entry, other = removed(driver, host, "a", age=90000), removed(driver, host, "b", age=90000)
+        entry, other = removed(driver, host, "one", age=90000), removed(driver, host, "two", age=90000)
         (host.srv / "here").mkdir()
         with mounted("--bind", f"{host.root}/trash/{entry}/_data", f"{host.srv}/here"):
-            assert trash.due(driver.store, 86400) == [other]
-            assert driver.purge([]) == 1
-            assert driver.purge([entry]) == 0
-            assert driver.purge(None) == 0
+            assert trash.in_use(driver.store, [entry, other]) == {entry: f"it is mounted at {host.srv}/here"}
+            assert driver.purge([]).gone == 1
+            assert driver.purge([entry]).gone == 0
+            assert driver.purge(None).gone == 0
             assert f"{entry} is not purged: it is mounted at {host.srv}/here" in caplog.text
             assert host.trash() == [entry]
-        assert driver.purge([]) == 1
+        assert driver.purge([]).gone == 1
 
     def test_a_deep_tree(self, driver: Driver, host: Host) -> None:
         """A tree deeper than a process may open files by default is deleted by the command."""
@@ -277,7 +326,11 @@ class TestPurge:
 
 
 class TestSpace:
-    """Less than a tenth of the file system free: the oldest goes first, but nothing younger than an hour."""
+    """With HOSTPREP_PURGE_FOR_SPACE the oldest goes while less than a tenth is free, but nothing under an hour old."""
+
+    @pytest.fixture
+    def driver(self, open_driver: OpenDriver) -> Driver:
+        return open_driver(HOSTPREP_PURGE_FOR_SPACE="1")
 
     @pytest.fixture
     def full(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
@@ -292,55 +345,71 @@ class TestSpace:
 
     def test_the_oldest_first(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
         """One entry after another goes, the oldest first."""
-        old = removed(driver, host, "a", age=9000)
-        removed(driver, host, "b", age=8000)
-        assert trash.due(driver.store, 86400) == [old]
+        old = removed(driver, host, "one", age=9000)
+        removed(driver, host, "two", age=8000)
+        assert trash.due(driver.store)[0][:1] == [old]
 
     def test_not_one_in_use(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
-        """One that is in use, expired or not, does not keep the next from going."""
-        first, second = removed(driver, host, "a", age=9000), removed(driver, host, "b", age=8000)
+        """One that is in use does not keep the next from going."""
+        first = removed(driver, host, "one", age=9000)
+        removed(driver, host, "two", age=8000)
         (host.srv / "here").mkdir()
         with mounted("--bind", f"{host.root}/trash/{first}/_data", f"{host.srv}/here"):
-            assert trash.due(driver.store, 86400) == [second]
-            assert trash.due(driver.store, 8500) == [second]
+            assert driver.purge([]) == Purge(1, {first: f"it is mounted at {host.srv}/here"})
+            assert host.trash() == [first]
 
     def test_until_there_is_space(
         self, driver: Driver, host: Host, full: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No more goes than is needed."""
-        removed(driver, host, "a", age=9000)
-        kept = removed(driver, host, "b", age=8000)
+        removed(driver, host, "one", age=9000)
+        kept = removed(driver, host, "two", age=8000)
         delete = trash.purge
 
-        def freeing(*args: object, **rest: bool) -> int:
-            gone = delete(*args, **rest)  # type: ignore[arg-type]
+        def freeing(*args: object, **rest: bool) -> Purge:
+            done = delete(*args, **rest)  # type: ignore[arg-type]
             full.free = 500
-            return gone
+            return done
 
         monkeypatch.setattr(trash, "purge", freeing)
-        assert driver.purge([]) == 1
+        assert driver.purge([]).gone == 1
         assert host.trash() == [kept]
 
     def test_the_young_stay(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
         """What was removed within the last hour stays, however full the disk is."""
         removed(driver, host, age=3500)
-        assert driver.purge([]) == 0
+        assert driver.purge([]).gone == 0
         assert len(host.trash()) == 1
 
     def test_not_at_a_tenth(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
         """With a tenth free nothing goes before its time."""
         full.free = 100
         removed(driver, host, age=9000)
-        assert driver.purge([]) == 0
+        assert driver.purge([]).gone == 0
+
+    def test_only_where_it_is_allowed(
+        self, open_driver: OpenDriver, host: Host, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """On a disk that a container fills nothing goes before its time, unless the administrator wants that."""
+        host.root.mkdir(mode=0o700)
+        with mounted("-t", "tmpfs", "-o", "size=4m,mode=700", "none", str(host.root)), caplog.at_level("INFO"):
+            driver = open_driver()
+            entry = removed(driver, host, age=9000)
+            driver.create("other", {}, soon())
+            (host.data("other") / "file").write_bytes(bytes(3_900_000))
+            assert driver.purge([]) == Purge(0, {})
+            assert host.trash() == [entry]
+            assert open_driver(HOSTPREP_PURGE_FOR_SPACE="1").purge([]) == Purge(1, {})
+            assert "before its time, for space: less than a tenth of the file system was free" in caplog.text
 
     def test_one_that_cannot_be_deleted(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
         """An entry that cannot be deleted keeps no other from going, and the purge comes to an end."""
-        stuck = removed(driver, host, "a", age=9000)
-        removed(driver, host, "b", age=8000)
+        stuck = removed(driver, host, "one", age=9000)
+        removed(driver, host, "two", age=8000)
         (host.root / "trash" / stuck / "_data" / "m").mkdir()
         with mounted("-t", "tmpfs", "none", f"{host.root}/trash/{stuck}/_data/m"):
-            driver.purge([])
-            assert host.trash() == [f".purge-{stuck}"]
+            assert driver.purge([]).gone == 1
+            assert host.trash() == [stuck]
 
 
 def test_strangers_in_the_trash(driver: Driver, host: Host) -> None:

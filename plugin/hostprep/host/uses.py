@@ -1,0 +1,159 @@
+"""Who has a directory mounted, in whatever mount namespace; and whether that can be told at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from .mountinfo import Mount, mount_of, mount_table, place_in_file_system, unescaped
+from .paths import is_below
+
+_ROUNDS: Final = 20
+_ENDED: Final = frozenset({errno.ENOENT, errno.ESRCH, errno.EINVAL})  # EINVAL: a zombie has no mounts
+_INITIAL: Final = 0xEFFFFFFC  # the inode of the initial pid namespace: PROC_PID_INIT_INO, include/linux/proc_ns.h
+_WHOLE_SYSTEMS: Final = frozenset({"lxc", "lxc-libvirt", "systemd-nspawn"})
+"""Containers in which engines run, as systemd names them: what runs in a volume runs inside of them, too."""
+_LAYERS: Final = frozenset({"lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir"})
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One use of a directory."""
+
+    who: str
+    """A phrase: who has it mounted, and where."""
+    within: str
+    """What is used, as a path from the directory; empty for all of it."""
+    point: str
+    """The mount point, as its user sees it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uses:
+    """The uses that were found. *doubt* says why there may be others; it is empty where there are none."""
+
+    found: tuple[Use, ...]
+    doubt: str = ""
+
+
+def uses(directory: int, path: str, formerly: Iterable[tuple[str, str]] = ()) -> Uses:
+    """Who has the open *directory* at *path*, or something in it, mounted, or as an overlay's layer; mounts on it, too.
+
+    It looks at the mounts of all processes, so it finds each container that runs, whatever engine started it. It does
+    not find containers that do not run, processes that only have files open, mounts that are in no namespace any more,
+    or users on another or a virtual machine.
+
+    Args:
+        formerly: earlier paths of what is in *directory* now, each with its place there. An overlay names its layers by
+            the paths that they had when it was mounted (overlayfs.rst).
+    """
+    mount = mount_of(directory)
+    if mount is None:
+        return Uses((), "hostprep runs in a chroot and does not see the mount that the directory is on")
+    here, known = place_in_file_system(mount, path), [(path, ""), *formerly]
+    tables, doubt = _tables()
+    ours, found = os.readlink("/proc/self/ns/mnt"), []
+    for namespace, process, table in tables:
+        who = "it is" if namespace == ours else f"process {process} has it"
+        by_id = {each.id: each for each in table}
+        for each in table:
+            under = by_id.get(each.parent)
+            if each.device == mount.device and _contains(here, each.root):
+                found.append(Use(f"{who} mounted at {each.point}", os.path.relpath(each.root, here), each.point))
+            if under and under.device == mount.device:
+                place = place_in_file_system(under, each.point)
+                if _contains(here, place):
+                    found.append(Use(f"{each.point} is a mount point", os.path.relpath(place, here), each.point))
+            for layer in _layers(each):
+                for former, place in known:
+                    if _contains(former, layer):
+                        within = os.path.normpath(os.path.join(place, os.path.relpath(layer, former)))
+                        found.append(Use(f"{who} in the overlay at {each.point}", within, each.point))
+    return Uses(tuple(found), doubt)
+
+
+def _contains(above: str, path: str) -> bool:
+    return path == above or is_below(path, above)
+
+
+def _layers(mount: Mount) -> Iterator[str]:
+    """The directories that an overlay is made of."""
+    if mount.kind != "overlay":
+        return
+    for option in mount.options:
+        key, _, value = option.partition("=")
+        if key in _LAYERS:
+            for layer in re.split(r"(?<!\\):", unescaped(value)):
+                if layer:
+                    yield os.path.normpath(re.sub(r"\\(.)", r"\1", layer))
+
+
+def _tables() -> tuple[list[tuple[str, str, list[Mount]]], str]:
+    """Of each mount namespace a process and the mounts that it sees; and why these may not be all, or "".
+
+    mountinfo shows what is mounted below the root directory of the process. So each namespace needs a process whose
+    root directory is the namespace's.
+    """
+    whole: dict[str, tuple[str, str, list[Mount]]] = {}
+    chrooted: dict[str, tuple[str, str, list[Mount]]] = {}
+    looked_at: set[str] = set()
+    doubt = _hidden()
+    for _ in range(_ROUNDS):
+        missed = False
+        # In hostprep's own chroot, if it is in one, all seems whole: the first process of the system sees more.
+        for process in ["1", "self", *filter(str.isdecimal, os.listdir("/proc"))]:
+            if process not in looked_at:
+                looked_at.add(process)
+                try:
+                    namespace, is_whole = _view(process)
+                    known = whole if is_whole else chrooted
+                    if namespace not in known:
+                        known[namespace] = namespace, process, mount_table(process)
+                except PermissionError as exc:
+                    doubt = doubt or f"the mounts of process {process} cannot be seen: {exc.strerror}"
+                except OSError as exc:
+                    if exc.errno not in _ENDED:
+                        raise
+                    missed = True
+        if not missed:
+            break
+        # One that has ended may have left a child, of the same namespace, that was not there when /proc was listed.
+    else:
+        doubt = doubt or "processes start and end too fast to be looked at"
+    seen = {mount.id for _, _, table in whole.values() for mount in table}
+    found = list(whole.values())
+    for namespace, process, table in chrooted.values():
+        if namespace not in whole and seen.isdisjoint(mount.id for mount in table):
+            doubt = doubt or f"process {process} is in a chroot, so what its namespace has mounted cannot all be seen"
+            found.append((namespace, process, table))
+    return found, doubt
+
+
+def _view(process: str) -> tuple[str, bool]:
+    """What the mount namespace of *process* is known by, and whether it sees all that is mounted there."""
+    try:
+        return os.readlink(f"/proc/{process}/ns/mnt"), os.readlink(f"/proc/{process}/root") == "/"
+    except PermissionError:  # without CAP_SYS_PTRACE only mountinfo may be read: a container always has these three
+        points = {mount.point: mount for mount in mount_table(process)}
+        if "/" in points and "/dev" in points and "/proc" in points and points["/proc"].kind == "proc":
+            return f"that of mount {points['/'].id}", True
+        return f"that of process {process}", False
+
+
+def _hidden() -> str:
+    """Why there may be processes that /proc does not show; "" where it shows all of them."""
+    if not os.path.exists("/proc/1"):
+        return "/proc hides processes (hidepid, proc(5))"
+    if os.stat("/proc/self/ns/pid").st_ino == _INITIAL:
+        return ""
+    try:
+        if Path("/run/systemd/container").read_text(encoding="utf-8").strip() in _WHOLE_SYSTEMS:
+            return ""
+    except OSError:
+        pass
+    return "hostprep runs in a pid namespace of its own, and sees no process outside of it"
