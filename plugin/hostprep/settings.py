@@ -17,6 +17,8 @@ from .host.paths import THEMSELVES, is_system, system_directory
 _MANAGED_PATIENCE: Final = 25  # seconds: an engine waits 30 for a managed plugin
 _DURATION = re.compile(r"([0-9]{1,15})([smhd])", re.ASCII)
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_MAX_SOCKET: Final = 107  # bytes of a socket's path (unix(7))
+_MAX_ROOT: Final = 3800  # bytes, with which any volume's data still has a path that can be opened
 
 
 class Scope(enum.Enum):
@@ -62,7 +64,7 @@ class Settings:
             try:
                 found[key] = _READERS[key](text)
             except ValueError as exc:
-                raise BadSetting(f'{variable}="{printable(text)}" is not {exc}') from None
+                raise BadSetting(f'{variable}="{printable(text[:200])}" is not {exc}') from None
         if found.get("managed"):
             found.setdefault("patience", _MANAGED_PATIENCE)
         settings = cls(**found)  # type: ignore[arg-type]  # each reader gives its own field's type
@@ -80,15 +82,30 @@ def duration(text: str) -> int:
     raise ValueError("0 or a number with s, m, h or d, such as 90s or 24h")
 
 
-def _path(text: str) -> str:
+def _at_most(longest: str) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if (seconds := duration(text)) > duration(longest):
+            raise ValueError(f"a time of at most {longest}")
+        return seconds
+
+    return read
+
+
+def _path(text: str, most: int = 4095) -> str:
     if not text.startswith("/") or "\0" in text:
         raise ValueError("an absolute path")
-    return os.path.normpath("/" + text.lstrip("/"))
+    path = os.path.normpath("/" + text.lstrip("/"))
+    raw = os.fsencode(path)
+    if len(raw) > most or max(map(len, raw.split(b"/"))) > 255:
+        raise ValueError(f"a path of at most {most} bytes, and 255 between two slashes")
+    if path != raw.decode(errors="replace"):
+        raise ValueError("a path in UTF-8")
+    return path
 
 
 def _root(text: str) -> str:
     # It is resolved once: from here on no component may be a symlink, and the engine is answered this path.
-    root = os.path.realpath(_path(text))
+    root = _path(os.path.realpath(_path(text)), _MAX_ROOT)
     if root in THEMSELVES or is_system(root):
         raise ValueError("a directory of hostprep's own: that is a system directory")
     return root
@@ -104,7 +121,7 @@ def engine_socket(text: str) -> str:
     if path == text or not path.startswith("/") or "\0" in path:
         why = "hostprep asks no engine over a network"
         raise ValueError(f"unix:///run/docker.sock or another socket of this host: {why}")
-    return f"unix://{os.path.normpath('/' + path.lstrip('/'))}"
+    return f"unix://{_path(path, _MAX_SOCKET)}"
 
 
 def _word(*words: str) -> Callable[[str], str]:
@@ -123,12 +140,12 @@ def _member(kind: type[enum.Enum]) -> Callable[[str], enum.Enum]:
 
 _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "root": _root,
-    "socket": _path,
+    "socket": lambda text: _path(text, _MAX_SOCKET),
     "allow": lambda text: tuple(_path(prefix) for prefix in text.split(":") if prefix),
     "scope": _member(Scope),
     "selinux": _member(SELinux),
-    "patience": duration,
-    "trash_keep": duration,
+    "patience": _at_most("24h"),
+    "trash_keep": _at_most("36500d"),
     "purge_for_space": lambda text: _word("0", "1")(text) == "1",
     "require_marker": lambda text: _word("0", "1")(text) == "1",
     "known_roots": _path,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hostprep.errors import BadSetting
+from hostprep.errors import BadSetting, printable
 from hostprep.host.labels import SELinux
 from hostprep.settings import Scope, Settings, duration
 
@@ -103,6 +103,18 @@ def test_wrong_durations(variable: str, text: str) -> None:
         ("HOSTPREP_SOCKET", "", "an absolute path"),
         ("HOSTPREP_ALLOW", "srv", "an absolute path"),
         ("HOSTPREP_ALLOW", "/srv:data", "an absolute path"),
+        ("HOSTPREP_ROOT", "/srv" + "/x" * 1900, "at most 3800 bytes"),
+        ("HOSTPREP_ROOT", f"/srv/{'x' * 256}", "255 between two slashes"),
+        ("HOSTPREP_ROOT", "/srv/\udcff", "in UTF-8"),
+        ("HOSTPREP_SOCKET", f"/run/{'x' * 103}", "at most 107 bytes"),
+        ("HOSTPREP_SOCKET", f"/run/{'é' * 52}", "at most 107 bytes"),
+        ("HOSTPREP_ALLOW", f"/srv/{'x' * 256}", "255 between two slashes"),
+        ("HOSTPREP_ALLOW", "/srv/\udcff", "in UTF-8"),
+        ("HOSTPREP_PATIENCE", "99999999d", "at most 24h"),
+        ("HOSTPREP_PATIENCE", "86401s", "at most 24h"),
+        ("HOSTPREP_PATIENCE", "999999999999999d", "at most 24h"),
+        ("HOSTPREP_TRASH_KEEP", "36501d", "at most 36500d"),
+        ("HOSTPREP_TRASH_KEEP", "999999999999999d", "at most 36500d"),
         ("HOSTPREP_SCOPE", "Local", "local or global"),
         ("HOSTPREP_SCOPE", "", "local or global"),
         ("HOSTPREP_SELINUX", "on", "auto or required or force or off"),
@@ -113,6 +125,7 @@ def test_wrong_durations(variable: str, text: str) -> None:
         ("HOSTPREP_LOG_LEVEL", "INFO", "debug or info or warning or error"),
         ("HOSTPREP_DOCKER_HOST", "/run/docker.sock", "unix:///run/docker.sock"),
         ("HOSTPREP_DOCKER_HOST", "unix://run/docker.sock", "unix:///run/docker.sock"),
+        ("HOSTPREP_DOCKER_HOST", f"unix:///run/{'x' * 103}", "at most 107 bytes"),
         ("HOSTPREP_DOCKER_HOST", "tcp://127.0.0.1:2375", "no engine over a network"),
         ("HOSTPREP_DOCKER_HOST", "ssh://root@host", "no engine over a network"),
     ],
@@ -120,8 +133,24 @@ def test_wrong_durations(variable: str, text: str) -> None:
 def test_wrong_values(variable: str, value: str, accepted: str) -> None:
     """A wrong value is refused, with the variable, the value and what is accepted."""
     message = refused(**{variable: value})
-    assert f'{variable}="{value}" is not ' in message
+    assert f'{variable}="{printable(value[:200])}" is not ' in message
     assert accepted in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HOSTPREP_ROOT", "/srv" + "/x" * 1898),
+        ("HOSTPREP_SOCKET", f"/run/{'x' * 102}"),
+        ("HOSTPREP_ALLOW", f"/srv/{'x' * 255}"),
+        ("HOSTPREP_PATIENCE", "24h"),
+        ("HOSTPREP_TRASH_KEEP", "36500d"),
+        ("HOSTPREP_DOCKER_HOST", f"unix:///run/{'x' * 102}"),
+    ],
+)
+def test_the_end_of_each_range(variable: str, value: str) -> None:
+    """The longest path and the longest time that can be used are accepted."""
+    Settings.read({variable: value})
 
 
 def test_a_wrong_value_with_control_characters() -> None:
