@@ -189,3 +189,75 @@ def _checked_prefixes(settings: Settings) -> tuple[str, ...]:
                 raise BadSetting(f"HOSTPREP_ALLOW: {printable(prefix)}: {exc.strerror}") from None
         resolved.append(real)
     return tuple(resolved)
+
+
+# -- the settings file ---------------------------------------------------------------------------------------------
+
+_BLANK: Final = re.compile(r"[ \t\n\r]+")
+_COMMENT: Final = re.compile(r"[#;](?:[^\\\n\r]|\\[^\n\r])*(\\\r?\n[ \t]*[^\s#;])?\\?")
+_NAME: Final = re.compile(r"([^\n\r][^=\n\r]*)(=)?")
+_QUOTED: Final = re.compile(r"""[ \t]+|'([^']*)'?|"((?:[^"\\]|\\.)*)\\?"?""", re.DOTALL)
+_PLAIN: Final = re.compile(r"\\(.?)|[^\\\n\r]+", re.DOTALL)
+_NOT_TAKEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def read_settings_file(path: str) -> dict[str, str]:
+    """The settings in the file *path*, as systemd reads them for the service; none where there is no such file.
+
+    Raises:
+        BadSetting: it cannot be read, or systemd would leave out something that it says.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            found = _assignments(file.read())
+    except FileNotFoundError:
+        return {}
+    except UnicodeDecodeError:
+        raise BadSetting(f"{path} is not in UTF-8", hint="systemd ignores such a file") from None
+    except OSError as exc:
+        raise BadSetting(f"{path}: {exc.strerror}") from None
+    settings = {name: value for name, value in found.items() if name.startswith("HOSTPREP_")}
+    for name, value in settings.items():
+        if _NOT_TAKEN.search(name + value):
+            raise BadSetting(f"{path}: {printable(name)} has a control character", hint="systemd ignores such a line")
+    return settings
+
+
+def _assignments(text: str) -> dict[str, str]:
+    """Each NAME=value of a file as EnvironmentFile= of systemd takes it; of several the last (basic/env-file.c there).
+
+    Raises:
+        BadSetting: releases of systemd differ about it.
+    """
+    found, at = {}, 0
+    while at < len(text):
+        if space := _BLANK.match(text, at):
+            at = space.end()
+        elif comment := _COMMENT.match(text, at):
+            if comment[1]:
+                hint = "systemd before 254 takes the next line for a part of it: remove the backslash"
+                raise BadSetting(f"the comment {printable(comment[0][:60])} ends with a backslash", hint=hint)
+            at = comment.end()
+        elif name := _NAME.match(text, at):
+            value, at = _value(text, name.end()) if name[2] else ("", name.end())
+            if name[2]:
+                found[name[1].rstrip(" \t")] = value
+    return found
+
+
+def _value(text: str, at: int) -> tuple[str, int]:
+    """The value that begins at *at*, and where it ends."""
+    value = ""
+    while at < len(text) and (part := _QUOTED.match(text, at)):
+        # A backslash counts before a few characters only, as in a shell; before the end of a line it takes that away.
+        value += part[1] or re.sub(r'\\(?:(["\\`$])|\n)', r"\1", part[2] or "")
+        at = part.end()
+    certain = len(value)
+    while at < len(text) and (part := _PLAIN.match(text, at)):
+        if part[1] is None:
+            value += part[0]
+        else:
+            value += part[1].strip("\n\r")
+            certain = len(value)
+        at = part.end()
+    return value[:certain] + value[certain:].rstrip(" \t"), at

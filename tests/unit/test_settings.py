@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import glob
+import itertools
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hostprep.errors import BadSetting, printable
 from hostprep.host.labels import SELinux
-from hostprep.settings import Scope, Settings, duration
+from hostprep.settings import Scope, Settings, _assignments, duration, read_settings_file
 
 
 def refused(**environ: str) -> str:
@@ -253,3 +258,115 @@ def test_the_root_is_resolved(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "root").symlink_to("disk")
     assert Settings.read({"HOSTPREP_ROOT": str(tmp_path / "root")}).root == str(tmp_path / "disk")
+
+
+# -- the settings file ---------------------------------------------------------------------------------------------
+
+TRICKY = {
+    "A=1\nA=2\n": {"A": "2"},
+    "A=1": {"A": "1"},
+    "A = 1 2 \t\n": {"A": "1 2"},
+    " A=1\r\nB=2": {"A": "1", "B": "2"},
+    "A=\n": {"A": ""},
+    "A\nB=2": {"B": "2"},
+    "export A=1": {"export A": "1"},
+    "#A=1\n;A=2\nA=3 # 4": {"A": "3 # 4"},
+    "# A \\ comment\nA=1": {"A": "1"},
+    "A=$B ${B} `B`": {"A": "$B ${B} `B`"},
+    """A='1  "$B" \\'  "2"  3'4' \n""": {"A": """1  "$B" \\23'4'"""},
+    'A="1 \\" \\\\ \\$ \\` \\n"\n': {"A": '1 " \\ $ ` \\n'},
+    'A="1\n2"\nB=3': {"A": "1\n2", "B": "3"},
+    'A="1\\\n2"': {"A": "12"},
+    "A=1 \\\n2\\ \n": {"A": "1 2 "},
+    "A=\\\n'1'": {"A": "'1'"},
+    "A='1": {"A": "1"},
+    'A="1\\': {"A": "1"},
+    "A=1\\": {"A": "1"},
+    "A==1=": {"A": "=1="},
+}
+"""What systemd makes of a file (systemd.exec(5), EnvironmentFile=)."""
+
+
+@pytest.mark.parametrize(("text", "found"), TRICKY.items())
+def test_assignments(text: str, found: dict[str, str]) -> None:
+    """Quotes, comments and continued lines count as for systemd; nothing is expanded; the last of two counts."""
+    assert _assignments(text) == found
+
+
+class Systemd:
+    """systemd's own reader of such files, from its shared library."""
+
+    def __init__(self) -> None:
+        places = (f"/usr/{lib}/systemd/libsystemd-shared-*.so" for lib in ("lib", "lib64", "lib/*"))
+        try:
+            self._library = ctypes.CDLL(next(found for place in places for found in glob.glob(place)))
+            self._library.load_env_file  # noqa: B018  # it is not exported everywhere
+        except (StopIteration, OSError, AttributeError):
+            pytest.skip("libsystemd-shared is not here; tests/enforcing asks systemd itself")
+
+    def read(self, path: Path) -> dict[str, str] | None:
+        """What it finds, by valid names; None where it takes nothing of the file."""
+        lines = ctypes.POINTER(ctypes.c_char_p)()
+        if self._library.load_env_file(None, bytes(path), ctypes.byref(lines)) < 0:
+            return None
+        found = {}
+        for at in itertools.count():
+            if not lines or (line := lines[at]) is None:  # type: ignore[truthy-bool]  # a null pointer is false
+                break
+            name, _, value = line.decode().partition("=")
+            found[name] = value
+        return found
+
+
+@given(st.lists(st.sampled_from([*"AB==\n\n\\'\" \t\r#;$`é", "A=", "A='", 'B="', "\\\n"]), max_size=16).map("".join))
+def test_any_file_is_read_as_systemd_reads_it(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """Whatever a file holds, the command line takes the values from it that the service gets."""
+    path = tmp_path_factory.getbasetemp() / "hostprep.env"
+    path.write_text(text, newline="")
+    try:
+        found = _assignments(text)
+    except BadSetting:
+        return
+    theirs = Systemd().read(path)
+    assert theirs is not None
+    assert {name: theirs.get(name) for name in ("A", "B")} == {name: found.get(name) for name in ("A", "B")}
+
+
+@pytest.mark.parametrize(("text", "found"), TRICKY.items())
+def test_systemd_itself(tmp_path: Path, text: str, found: dict[str, str]) -> None:
+    """The table is what systemd does."""
+    (tmp_path / "env").write_text(text, newline="")
+    assert Systemd().read(tmp_path / "env") == found
+
+
+def test_settings_of_a_file(tmp_path: Path) -> None:
+    """Of a file only settings are taken; without a file there are none."""
+    path = tmp_path / "hostprep.env"
+    assert read_settings_file(str(path)) == {}
+    path.write_text("PATH=/x\nHOSTPREP_ROOT=/a\nHOSTPREP_ROOT='/b c'\n")
+    assert read_settings_file(str(path)) == {"HOSTPREP_ROOT": "/b c"}
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"HOSTPREP_ROOT=/\xff\n", "not in UTF-8"),
+        (b"# \xff\n", "not in UTF-8"),
+        (b"HOSTPREP_ROOT=/x\x1b[31m\n", "HOSTPREP_ROOT has a control character"),
+        (b"HOSTPREP_ROOT=/x\0\n", "HOSTPREP_ROOT has a control character"),
+        (b"# /srv \\\nHOSTPREP_ROOT=/x\n", "ends with a backslash"),
+    ],
+)
+def test_a_file_of_which_systemd_leaves_something_out(tmp_path: Path, data: bytes, why: str) -> None:
+    """What systemd, or one of its releases, would leave out of a file is refused, in a printable line."""
+    path = tmp_path / "hostprep.env"
+    path.write_bytes(data)
+    with pytest.raises(BadSetting, match=why) as caught:
+        read_settings_file(str(path))
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """A directory in its place is refused; it is not as if there were no file."""
+    with pytest.raises(BadSetting, match="Is a directory"):
+        read_settings_file(str(tmp_path))
