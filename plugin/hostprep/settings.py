@@ -213,7 +213,7 @@ def read_settings_file(path: str) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except UnicodeDecodeError:
-        raise BadSetting(f"{path} is not in UTF-8", hint="systemd ignores such a file") from None
+        raise BadSetting(f"{path} is not in UTF-8", hint="systemd ignores a file with such a value") from None
     except OSError as exc:
         raise BadSetting(f"{path}: {exc.strerror}") from None
     settings = {name: value for name, value in found.items() if name.startswith("HOSTPREP_")}

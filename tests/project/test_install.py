@@ -102,7 +102,10 @@ def test_command_has_the_settings(staged: Path, tmp_path: Path) -> None:
     settings.write_text("HOSTPREP_PATIENCE=soon\n")
     assert run(destdir, "ls").stderr.startswith('hostprep: HOSTPREP_PATIENCE="soon" is not ')
     settings.write_bytes(b"\xff")
-    assert run(destdir, "ls").stderr == f"hostprep: {settings} is not in UTF-8 (systemd ignores such a file)\n"
+    assert (
+        run(destdir, "ls").stderr
+        == f"hostprep: {settings} is not in UTF-8 (systemd ignores a file with such a value)\n"
+    )
 
 
 def test_where_the_volumes_are(staged: Path, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class Record:
         most = [4096, 512, 64]  # characters of each sentence
         while len(data := self._encoded(most[0])) > LIMIT:
             if len(most := most[1:]) == 0:
-                longest = max(self.given, key=lambda key: len(json.dumps(self.given[key])))
+                longest = max(self.given, key=lambda key: len(json.dumps(self.given[key])), default="name")
                 why = f"the options of volume {self.name} do not fit into {LIMIT} bytes"
                 raise Invalid(why, hint=f"choose a shorter {longest}, or one with fewer control characters")
         self.from_json(data, name=self.name)
