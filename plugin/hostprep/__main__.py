@@ -8,11 +8,18 @@ import sys
 from .errors import HostprepError, in_words, printable
 
 
-def main() -> None:
-    """Run the command line; an error is one line and exit 1, a wrong flag or a missing argument exit 2."""
+def main(settings_file: str = "") -> None:
+    """Run the command line; an error is one line and exit 1, a wrong flag or a missing argument exit 2.
+
+    What the environment does not say the *settings_file* says. The service has the same settings from systemd already.
+    """
     # For what libraries and later code make: modes that others need are set by hostprep itself.
     os.umask(0o077)
     try:
+        if settings_file:
+            from .settings import read_settings_file
+
+            os.environ |= {**read_settings_file(settings_file), **os.environ}
         if sys.argv[1:] == ["serve"]:
             # Without click, whose import takes its time: an engine may be waiting for the first answer.
             from .serve.server import serve

@@ -18,6 +18,8 @@ from .host.system import engine_inside, is_system, system_directory
 _MANAGED_PATIENCE: Final = 25  # seconds: an engine waits 30 for a managed plugin
 _DURATION = re.compile(r"([0-9]{1,15})([smhd])", re.ASCII)
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_MAX_SOCKET: Final = 107  # bytes of a socket's path (unix(7))
+_MAX_ROOT: Final = 3800  # bytes, with which any volume's data still has a path that can be opened
 
 
 class Scope(enum.Enum):
@@ -63,7 +65,7 @@ class Settings:
             try:
                 found[key] = _READERS[key](text)
             except ValueError as exc:
-                raise BadSetting(f'{variable}="{printable(text)}" is not {exc}') from None
+                raise BadSetting(f'{variable}="{printable(text[:200])}" is not {exc}') from None
         if found.get("managed"):
             found.setdefault("patience", _MANAGED_PATIENCE)
         settings = cls(**found)  # type: ignore[arg-type]  # each reader gives its own field's type
@@ -81,17 +83,32 @@ def duration(text: str) -> int:
     raise ValueError("0 or a number with s, m, h or d, such as 90s or 24h")
 
 
-def _path(text: str) -> str:
+def _at_most(longest: str) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if (seconds := duration(text)) > duration(longest):
+            raise ValueError(f"a time of at most {longest}")
+        return seconds
+
+    return read
+
+
+def _path(text: str, most: int = 4095) -> str:
     # Where `..` leads depends on links, so it is not taken away as text.
     if not text.startswith("/") or "\0" in text or ".." in text.split("/"):
         raise ValueError("an absolute path without ..")
-    return os.path.normpath("/" + text.lstrip("/"))
+    path = os.path.normpath("/" + text.lstrip("/"))
+    raw = os.fsencode(path)
+    if len(raw) > most or max(map(len, raw.split(b"/"))) > 255:
+        raise ValueError(f"a path of at most {most} bytes, and 255 between two slashes")
+    if path != raw.decode(errors="replace"):
+        raise ValueError("a path in UTF-8")
+    return path
 
 
 def _root(text: str) -> str:
     # It is resolved once: from here on no component may be a symlink, and the engine is answered this path.
     try:
-        root = fds.resolve(_path(text))
+        root = _path(fds.resolve(_path(text)), _MAX_ROOT)
     except NotAllowed as exc:
         raise ValueError(f"a directory of hostprep's own: {exc.message}") from None
     except OSError as exc:
@@ -111,7 +128,7 @@ def engine_socket(text: str) -> str:
     if path == text or not path.startswith("/"):
         why = "hostprep asks no engine over a network"
         raise ValueError(f"unix:///run/docker.sock or another socket of this host: {why}")
-    return f"unix://{_path(path)}"
+    return f"unix://{_path(path, _MAX_SOCKET)}"
 
 
 def _word(*words: str) -> Callable[[str], str]:
@@ -130,12 +147,12 @@ def _member(kind: type[enum.Enum]) -> Callable[[str], enum.Enum]:
 
 _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "root": _root,
-    "socket": _path,
+    "socket": lambda text: _path(text, _MAX_SOCKET),
     "allow": lambda text: tuple(_path(prefix) for prefix in text.split(":") if prefix),
     "scope": _member(Scope),
     "selinux": _member(SELinux),
-    "patience": duration,
-    "trash_keep": duration,
+    "patience": _at_most("24h"),
+    "trash_keep": _at_most("36500d"),
     "purge_for_space": lambda text: _word("0", "1")(text) == "1",
     "require_marker": lambda text: _word("0", "1")(text) == "1",
     "known_roots": _path,
@@ -184,3 +201,75 @@ def _checked_prefixes(settings: Settings) -> tuple[str, ...]:
             raise BadSetting(f"HOSTPREP_ALLOW: {what}", hint=hint)
         resolved.append(real)
     return tuple(resolved)
+
+
+# -- the settings file ---------------------------------------------------------------------------------------------
+
+_BLANK: Final = re.compile(r"[ \t\n\r]+")
+_COMMENT: Final = re.compile(r"[#;](?:[^\\\n\r]|\\[^\n\r])*(\\\r?\n[ \t]*[^\s#;])?\\?")
+_NAME: Final = re.compile(r"([^\n\r][^=\n\r]*)(=)?")
+_QUOTED: Final = re.compile(r"""[ \t]+|'([^']*)'?|"((?:[^"\\]|\\.)*)\\?"?""", re.DOTALL)
+_PLAIN: Final = re.compile(r"\\(.?)|[^\\\n\r]+", re.DOTALL)
+_NOT_TAKEN: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def read_settings_file(path: str) -> dict[str, str]:
+    """The settings in the file *path*, as systemd reads them for the service; none where there is no such file.
+
+    Raises:
+        BadSetting: it cannot be read, or systemd would leave out something that it says.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            found = _assignments(file.read())
+    except FileNotFoundError:
+        return {}
+    except UnicodeDecodeError:
+        raise BadSetting(f"{path} is not in UTF-8", hint="systemd ignores a file with such a value") from None
+    except OSError as exc:
+        raise BadSetting(f"{path}: {exc.strerror}") from None
+    settings = {name: value for name, value in found.items() if name.startswith("HOSTPREP_")}
+    for name, value in settings.items():
+        if _NOT_TAKEN.search(name + value):
+            raise BadSetting(f"{path}: {printable(name)} has a control character", hint="systemd ignores such a line")
+    return settings
+
+
+def _assignments(text: str) -> dict[str, str]:
+    """Each NAME=value of a file as EnvironmentFile= of systemd takes it; of several the last (basic/env-file.c there).
+
+    Raises:
+        BadSetting: releases of systemd differ about it.
+    """
+    found, at = {}, 0
+    while at < len(text):
+        if space := _BLANK.match(text, at):
+            at = space.end()
+        elif comment := _COMMENT.match(text, at):
+            if comment[1]:
+                hint = "systemd before 254 takes the next line for a part of it: remove the backslash"
+                raise BadSetting(f"the comment {printable(comment[0][:60])} ends with a backslash", hint=hint)
+            at = comment.end()
+        elif name := _NAME.match(text, at):
+            value, at = _value(text, name.end()) if name[2] else ("", name.end())
+            if name[2]:
+                found[name[1].rstrip(" \t")] = value
+    return found
+
+
+def _value(text: str, at: int) -> tuple[str, int]:
+    """The value that begins at *at*, and where it ends."""
+    value = ""
+    while at < len(text) and (part := _QUOTED.match(text, at)):
+        # A backslash counts before a few characters only, as in a shell; before the end of a line it takes that away.
+        value += part[1] or re.sub(r'\\(?:(["\\`$])|\n)', r"\1", part[2] or "")
+        at = part.end()
+    certain = len(value)
+    while at < len(text) and (part := _PLAIN.match(text, at)):
+        if part[1] is None:
+            value += part[0]
+        else:
+            value += part[1].strip("\n\r")
+            certain = len(value)
+        at = part.end()
+    return value[:certain] + value[certain:].rstrip(" \t"), at

@@ -12,6 +12,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import stat
 import subprocess
 import tarfile
@@ -564,6 +565,49 @@ def test_an_image_that_unpacks_to_very_much(host: Host, tmp_path: Path) -> None:
     assert done.returncode in (0, 1), done.stderr
     assert "Error" not in done.stderr
     assert done.returncode == 1 or "runs as:" in done.stdout
+
+
+@pytest.fixture(params=["disk", "bind"])
+def harmless_root(request: pytest.FixtureRequest, host: Host) -> Iterator[Path]:
+    """hostprep's root, mounted nosuid and nodev: a disk of its own, or the directory bound on itself."""
+    host.root.mkdir(mode=0o700)
+    root = str(host.root)
+    commands = [["-t", "tmpfs", "-o", "nosuid,nodev,mode=0700", "tmpfs", root]]
+    if request.param == "bind":
+        commands = [["--bind", root, root], ["-o", "remount,bind,nosuid,nodev", root]]
+    for arguments in commands:
+        subprocess.run(["mount", *arguments], check=True)
+    yield host.root
+    subprocess.run(["umount", host.root], check=True)
+
+
+def test_a_root_without_setuid_and_devices(harmless_root: Path, docker: Docker, hostprep: Command) -> None:
+    """On a root that is mounted nosuid,nodev everything works; what is left there gives nobody rights on the host."""
+    made = docker.created("mongo", uid="184", gid="998", mode="06755", recurse="always")
+    program = made / "id"
+    shutil.copy(shutil.which("id") or "", program)
+    os.mknod(made / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    docker.mounted("mongo")
+    assert (owner(made), mode(made), owner(program)) == ((184, 998), "6755", (184, 998))
+    status = docker.status("mongo")
+    assert (status["ready"], status["drift"], status["warnings"]) == (True, [], [])
+    findings = hostprep("doctor", "mongo", "--json").json["findings"]
+    assert {each["verdict"] for each in findings} <= {"ok", "note"}
+
+    program.chmod(0o6755)
+    with open(program, "rb") as file:
+        argv = [f"/proc/self/fd/{file.fileno()}", "-u"]
+        ran = subprocess.run(argv, pass_fds=[file.fileno()], user=SOMEBODY, capture_output=True, text=True, check=False)
+    assert ran.stdout == f"{SOMEBODY}\n"
+    with pytest.raises(PermissionError):
+        os.close(os.open(made / "null", os.O_RDONLY))
+
+    assert docker.remove("mongo").status == 200
+    assert hostprep("restore", "mongo").code == 0
+    assert mode(program) == "6755"
+    assert docker.remove("mongo").status == 200
+    assert hostprep("purge", "--all").code == 0
+    assert os.listdir(harmless_root / "trash") == []
 
 
 def test_the_socket_of_another_plugin(host: Host) -> None:

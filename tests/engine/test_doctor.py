@@ -406,6 +406,26 @@ def test_group_without_rights(doctor: Doctor, docker: Docker) -> None:
     doctor.mended("owner", "hostprep apply mongo -o mode=0770")
 
 
+def test_what_a_container_has_in_the_place_of_its_users(doctor: Doctor, docker: Docker, engine: Engine) -> None:
+    """Of a passwd that is no ordinary file nothing is read: doctor says why, and takes numbers without it."""
+    docker.create("mongo")
+    docker.daemon("db", "mongo:/data")
+    passwd = f"/proc/{docker('inspect', '-f', '{{.State.Pid}}', 'db')}/root/etc/passwd"
+    for put, why in {
+        "ln -s /proc/version": "does not store files",  # /proc/kmsg, but that a reader takes nothing from it
+        "mkfifo": "not a regular file",
+        "ln -s /dev/zero": "not a regular file",
+        "mkdir": "not a regular file",
+        "truncate -s 1G": "more than",
+    }.items():
+        engine.run("sh", "-euc", f"rm {passwd}; {put} {passwd}")
+        said = doctor.fails("mongo", "--container", "db", "--user", "mongodb")
+        assert said.startswith("hostprep: /etc/passwd of container db: "), said
+        assert why in said
+        doctor.well("mongo", "--container", "db", "--user", IDS)
+        engine.run("sh", "-euc", f"test ! -d {passwd} || rmdir {passwd}; touch {passwd}")
+
+
 def test_switched_user(doctor: Doctor, docker: Docker) -> None:
     """For a program that started as root and switched to another user, that user counts."""
     changes = [word for change in MADE["switches"].changes for word in ("--change", change)]

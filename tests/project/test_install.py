@@ -87,6 +87,42 @@ def test_command(staged: Path) -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, VERSION, "")
 
 
+def test_command_has_the_settings(staged: Path, tmp_path: Path) -> None:
+    """The command reads the settings file as systemd does for the service: the last of two counts, unlike a first one.
+
+    What is in the environment goes before.
+    """
+    destdir, settings = copy(staged, tmp_path / "copy"), tmp_path / "hostprep.env"
+    command = destdir / LIB / "current/bin/hostprep"
+    command.write_text(command.read_text().replace("/etc/hostprep/hostprep.env", str(settings)))
+    settings.write_text("HOSTPREP_ROOT=/srv/first\nHOSTPREP_ROOT=\\\n/srv/no-such-root\n")
+
+    assert run(destdir, "ls").stderr.startswith("hostprep: /srv/no-such-root does not exist")
+    assert run(destdir, "ls", HOSTPREP_ROOT="/srv/none").stderr.startswith("hostprep: /srv/none does not exist")
+    settings.write_text("HOSTPREP_PATIENCE=soon\n")
+    assert run(destdir, "ls").stderr.startswith('hostprep: HOSTPREP_PATIENCE="soon" is not ')
+    settings.write_bytes(b"\xff")
+    assert (
+        run(destdir, "ls").stderr
+        == f"hostprep: {settings} is not in UTF-8 (systemd ignores a file with such a value)\n"
+    )
+
+
+def test_where_the_volumes_are(staged: Path, tmp_path: Path) -> None:
+    """Uninstalling names the root that the settings file names, as everybody else reads it."""
+    destdir, settings = copy(staged, tmp_path / "copy"), tmp_path / "hostprep.env"
+    setup = tmp_path / "systemd/setup"
+    shutil.copytree(TOP / "systemd", setup.parent)
+    (tmp_path / "plugin").symlink_to(TOP / "plugin")
+    setup.write_text(setup.read_text().replace("/etc/hostprep/hostprep.env", str(settings)))
+    settings.write_text('HOSTPREP_ROOT=/srv/first\n#HOSTPREP_ROOT=/srv/none\n HOSTPREP_ROOT="/srv/no such"  \n')
+
+    environ = {**os.environ, "DESTDIR": str(destdir), "SYSTEM_PYTHON": sys.executable}
+    done = subprocess.run([setup, "uninstall"], env=environ, capture_output=True, text=True, check=False)
+
+    assert "all data in /srv/no such\n" in done.stdout, done.stderr
+
+
 def test_command_elsewhere(staged: Path, tmp_path: Path) -> None:
     """Neither PYTHONPATH nor the working directory brings other code into root's command."""
     (tmp_path / "hostprep").mkdir()

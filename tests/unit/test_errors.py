@@ -23,7 +23,13 @@ def test_what_is_wrong_then_what_to_do() -> None:
 def test_a_system_error_keeps_its_file_name() -> None:
     """An OSError is told with the file it is about, where there is one."""
     assert in_words(OSError(errno.ENOENT, os.strerror(errno.ENOENT), "/srv/db")) == "/srv/db: No such file or directory"
-    assert in_words(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) == "No space left on device"
+    assert in_words(OSError(errno.EIO, os.strerror(errno.EIO))) == "Input/output error"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk(number: int) -> None:
+    """Where the disk or the quota is full, the command that frees space is told."""
+    assert "hostprep purge deletes removed volumes" in in_words(OSError(number, os.strerror(number), "/srv/db"))
 
 
 def test_a_fault_of_hostpreps_own_can_be_found() -> None:

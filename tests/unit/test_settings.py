@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import glob
+import itertools
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hostprep.errors import BadSetting
+from hostprep.errors import BadSetting, printable
 from hostprep.host.labels import SELinux
-from hostprep.settings import Scope, Settings, duration
+from hostprep.settings import Scope, Settings, _assignments, duration, read_settings_file
 from tests.support.trees import make_tree
 
 
@@ -109,6 +114,18 @@ def test_wrong_durations(variable: str, text: str) -> None:
         ("HOSTPREP_SOCKET", "", "an absolute path"),
         ("HOSTPREP_ALLOW", "srv", "an absolute path"),
         ("HOSTPREP_ALLOW", "/srv:data", "an absolute path"),
+        ("HOSTPREP_ROOT", "/srv" + "/x" * 1900, "at most 3800 bytes"),
+        ("HOSTPREP_ROOT", f"/srv/{'x' * 256}", "255 between two slashes"),
+        ("HOSTPREP_ROOT", "/srv/\udcff", "in UTF-8"),
+        ("HOSTPREP_SOCKET", f"/run/{'x' * 103}", "at most 107 bytes"),
+        ("HOSTPREP_SOCKET", f"/run/{'é' * 52}", "at most 107 bytes"),
+        ("HOSTPREP_ALLOW", f"/srv/{'x' * 256}", "255 between two slashes"),
+        ("HOSTPREP_ALLOW", "/srv/\udcff", "in UTF-8"),
+        ("HOSTPREP_PATIENCE", "99999999d", "at most 24h"),
+        ("HOSTPREP_PATIENCE", "86401s", "at most 24h"),
+        ("HOSTPREP_PATIENCE", "999999999999999d", "at most 24h"),
+        ("HOSTPREP_TRASH_KEEP", "36501d", "at most 36500d"),
+        ("HOSTPREP_TRASH_KEEP", "999999999999999d", "at most 36500d"),
         ("HOSTPREP_SCOPE", "Local", "local or global"),
         ("HOSTPREP_SCOPE", "", "local or global"),
         ("HOSTPREP_SELINUX", "on", "auto or required or force or off"),
@@ -119,6 +136,7 @@ def test_wrong_durations(variable: str, text: str) -> None:
         ("HOSTPREP_LOG_LEVEL", "INFO", "debug or info or warning or error"),
         ("HOSTPREP_DOCKER_HOST", "/run/docker.sock", "unix:///run/docker.sock"),
         ("HOSTPREP_DOCKER_HOST", "unix://run/docker.sock", "unix:///run/docker.sock"),
+        ("HOSTPREP_DOCKER_HOST", f"unix:///run/{'x' * 103}", "at most 107 bytes"),
         ("HOSTPREP_DOCKER_HOST", "tcp://127.0.0.1:2375", "no engine over a network"),
         ("HOSTPREP_DOCKER_HOST", "ssh://root@host", "no engine over a network"),
     ],
@@ -126,8 +144,24 @@ def test_wrong_durations(variable: str, text: str) -> None:
 def test_wrong_values(variable: str, value: str, accepted: str) -> None:
     """A wrong value is refused, with the variable, the value and what is accepted."""
     message = refused(**{variable: value})
-    assert f'{variable}="{value}" is not ' in message
+    assert f'{variable}="{printable(value[:200])}" is not ' in message
     assert accepted in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HOSTPREP_ROOT", "/srv" + "/x" * 1898),
+        ("HOSTPREP_SOCKET", f"/run/{'x' * 102}"),
+        ("HOSTPREP_ALLOW", f"/srv/{'x' * 255}"),
+        ("HOSTPREP_PATIENCE", "24h"),
+        ("HOSTPREP_TRASH_KEEP", "36500d"),
+        ("HOSTPREP_DOCKER_HOST", f"unix:///run/{'x' * 102}"),
+    ],
+)
+def test_the_end_of_each_range(variable: str, value: str) -> None:
+    """The longest path and the longest time that can be used are accepted."""
+    Settings.read({variable: value})
 
 
 def test_a_wrong_value_with_control_characters() -> None:
@@ -260,3 +294,115 @@ def test_the_root_is_resolved(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "root").symlink_to("disk")
     assert Settings.read({"HOSTPREP_ROOT": str(tmp_path / "root")}).root == str(tmp_path / "disk")
+
+
+# -- the settings file ---------------------------------------------------------------------------------------------
+
+TRICKY = {
+    "A=1\nA=2\n": {"A": "2"},
+    "A=1": {"A": "1"},
+    "A = 1 2 \t\n": {"A": "1 2"},
+    " A=1\r\nB=2": {"A": "1", "B": "2"},
+    "A=\n": {"A": ""},
+    "A\nB=2": {"B": "2"},
+    "export A=1": {"export A": "1"},
+    "#A=1\n;A=2\nA=3 # 4": {"A": "3 # 4"},
+    "# A \\ comment\nA=1": {"A": "1"},
+    "A=$B ${B} `B`": {"A": "$B ${B} `B`"},
+    """A='1  "$B" \\'  "2"  3'4' \n""": {"A": """1  "$B" \\23'4'"""},
+    'A="1 \\" \\\\ \\$ \\` \\n"\n': {"A": '1 " \\ $ ` \\n'},
+    'A="1\n2"\nB=3': {"A": "1\n2", "B": "3"},
+    'A="1\\\n2"': {"A": "12"},
+    "A=1 \\\n2\\ \n": {"A": "1 2 "},
+    "A=\\\n'1'": {"A": "'1'"},
+    "A='1": {"A": "1"},
+    'A="1\\': {"A": "1"},
+    "A=1\\": {"A": "1"},
+    "A==1=": {"A": "=1="},
+}
+"""What systemd makes of a file (systemd.exec(5), EnvironmentFile=)."""
+
+
+@pytest.mark.parametrize(("text", "found"), TRICKY.items())
+def test_assignments(text: str, found: dict[str, str]) -> None:
+    """Quotes, comments and continued lines count as for systemd; nothing is expanded; the last of two counts."""
+    assert _assignments(text) == found
+
+
+class Systemd:
+    """systemd's own reader of such files, from its shared library."""
+
+    def __init__(self) -> None:
+        places = (f"/usr/{lib}/systemd/libsystemd-shared-*.so" for lib in ("lib", "lib64", "lib/*"))
+        try:
+            self._library = ctypes.CDLL(next(found for place in places for found in glob.glob(place)))
+            self._library.load_env_file  # noqa: B018  # it is not exported everywhere
+        except (StopIteration, OSError, AttributeError):
+            pytest.skip("libsystemd-shared is not here; tests/enforcing asks systemd itself")
+
+    def read(self, path: Path) -> dict[str, str] | None:
+        """What it finds, by valid names; None where it takes nothing of the file."""
+        lines = ctypes.POINTER(ctypes.c_char_p)()
+        if self._library.load_env_file(None, bytes(path), ctypes.byref(lines)) < 0:
+            return None
+        found = {}
+        for at in itertools.count():
+            if not lines or (line := lines[at]) is None:  # type: ignore[truthy-bool]  # a null pointer is false
+                break
+            name, _, value = line.decode().partition("=")
+            found[name] = value
+        return found
+
+
+@given(st.lists(st.sampled_from([*"AB==\n\n\\'\" \t\r#;$`é", "A=", "A='", 'B="', "\\\n"]), max_size=16).map("".join))
+def test_any_file_is_read_as_systemd_reads_it(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """Whatever a file holds, the command line takes the values from it that the service gets."""
+    path = tmp_path_factory.getbasetemp() / "hostprep.env"
+    path.write_text(text, newline="")
+    try:
+        found = _assignments(text)
+    except BadSetting:
+        return
+    theirs = Systemd().read(path)
+    assert theirs is not None
+    assert {name: theirs.get(name) for name in ("A", "B")} == {name: found.get(name) for name in ("A", "B")}
+
+
+@pytest.mark.parametrize(("text", "found"), TRICKY.items())
+def test_systemd_itself(tmp_path: Path, text: str, found: dict[str, str]) -> None:
+    """The table is what systemd does."""
+    (tmp_path / "env").write_text(text, newline="")
+    assert Systemd().read(tmp_path / "env") == found
+
+
+def test_settings_of_a_file(tmp_path: Path) -> None:
+    """Of a file only settings are taken; without a file there are none."""
+    path = tmp_path / "hostprep.env"
+    assert read_settings_file(str(path)) == {}
+    path.write_text("PATH=/x\nHOSTPREP_ROOT=/a\nHOSTPREP_ROOT='/b c'\n")
+    assert read_settings_file(str(path)) == {"HOSTPREP_ROOT": "/b c"}
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"HOSTPREP_ROOT=/\xff\n", "not in UTF-8"),
+        (b"# \xff\n", "not in UTF-8"),
+        (b"HOSTPREP_ROOT=/x\x1b[31m\n", "HOSTPREP_ROOT has a control character"),
+        (b"HOSTPREP_ROOT=/x\0\n", "HOSTPREP_ROOT has a control character"),
+        (b"# /srv \\\nHOSTPREP_ROOT=/x\n", "ends with a backslash"),
+    ],
+)
+def test_a_file_of_which_systemd_leaves_something_out(tmp_path: Path, data: bytes, why: str) -> None:
+    """What systemd, or one of its releases, would leave out of a file is refused, in a printable line."""
+    path = tmp_path / "hostprep.env"
+    path.write_bytes(data)
+    with pytest.raises(BadSetting, match=why) as caught:
+        read_settings_file(str(path))
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """A directory in its place is refused; it is not as if there were no file."""
+    with pytest.raises(BadSetting, match="Is a directory"):
+        read_settings_file(str(tmp_path))

@@ -66,7 +66,8 @@ class FileSystem:
         assert self.mount is not None  # noqa: S101  # it is NFS
         server, _, export = self.mount.source.rpartition(":")
         below = place_in_file_system(self.mount, self.path).lstrip("/")
-        return shlex.join(["ssh", server.strip("[]"), *command, posixpath.join(export, below).rstrip("/")])
+        words = [*command, posixpath.join(export, below).rstrip("/")]
+        return shlex.join(["ssh", server.strip("[]"), *map(shlex.quote, words)])  # a shell there reads them once more
 
     def mounted_with(self, *options: str) -> str:
         """Commands that unmount it and mount it with *options*; a remount would not change them."""

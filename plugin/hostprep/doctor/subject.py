@@ -120,7 +120,11 @@ def _user_files(
     if ":" in user and _NUMBERS.fullmatch(user) and all(group.isdecimal() for group in container.groups):
         return None, None  # numbers need no files
     if process is not None:
-        passwd, group = (read_inside(container.pid, path, limit=FILE_LIMIT) for path in (USERS, GROUPS))
+        try:
+            passwd, group = (read_inside(container.pid, path, limit=FILE_LIMIT) for path in (USERS, GROUPS))
+        except OSError as exc:
+            hint = "give --user as numbers, such as 184:998"
+            raise NoContainer(f"{exc.filename} of container {container.name}: {exc.strerror}", hint=hint) from None
         return passwd, group
     return engine.user_files(container)
 

@@ -1,19 +1,18 @@
 """An image in a file, as `docker save` writes it, in Docker's own layout or in OCI's. No engine is needed.
 
-Nothing is unpacked. Each layer is read once to learn who owns which path, and again for the few small files that are
-asked for.
+Nothing is unpacked. Each layer is read once, however often it is listed, to learn who owns which path, and again for
+the few small files that are asked for.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
 import os
 import platform
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -21,13 +20,18 @@ from typing import Any, Final
 from ..errors import Invalid, NoImage, printable
 from ..options import Mode, parse_image
 from .image import FILE_LIMIT, Config, ImageEntry, json_object
-from .tar import Member, Reader, Slice, Stream, absolute
+from .tar import File, Member, Reader, Slice, Stream, Work, absolute, pass_over, read_whole
 
 _MAX_JSON: Final = 4 << 20  # bytes of a manifest or a configuration
 _MAX_FILES: Final = 100_000  # in the archive itself
 _MAX_ENTRIES: Final = 1_000_000  # in all layers together: at most 0.5 GB of memory, usually some MB
 _MAX_LAYERS: Final = 512
 _MAX_HOPS: Final = 8  # from one file of the archive to another
+_MAGIC: Final = 6  # bytes that tell how a layer is compressed
+_CHUNK: Final = 1 << 16
+# Whoever hands in a larger archive may have more unpacked: nine times over, at a ratio of ten to one.
+_UNPACKED: Final = 4 << 30
+_UNPACKED_A_BYTE: Final = 100
 _GZIP: Final = b"\x1f\x8b"
 _UNREADABLE: Final = {b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 _WHITEOUT: Final = ".wh."  # as in the OCI image specification, layer.md
@@ -45,38 +49,98 @@ def open_archive(path: str, wanted: str | None) -> Iterator[tuple[str, Config, L
         OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
-        whole = file.read(len(_GZIP)) == _GZIP
-        file.seek(0)
-        contents: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if whole else file
+        size = file.seek(0, os.SEEK_END)
+        work = Work(_UNPACKED + _UNPACKED_A_BYTE * size)
+        packed = Slice(file, 0, size)
+        contents: File = file
+        if packed.read(len(_GZIP)) == _GZIP:
+            contents, size = _Unpacked(packed, work), 1 << 62  # its length is known only at its end
         try:
-            yield _Archive(contents, os.path.basename(path)).image(wanted)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
+            yield _Archive(contents, size, os.path.basename(path), work).image(wanted)
+        except (EOFError, zlib.error) as exc:
             raise NoImage(f"{printable(path)} cannot be read: {exc}") from None
+
+
+class _Gunzip(io.RawIOBase):
+    """What a gzip stream unpacks to. gzip.GzipFile does not tell of how many pieces it is, and they may be empty."""
+
+    def __init__(self, packed: Stream, work: Work) -> None:
+        self._packed = packed
+        self._work = work
+        self._data = b""
+        self._piece: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        while True:
+            self._data = self._data or self._packed.read(_CHUNK)
+            if not self._data and self._piece is not None:
+                raise EOFError("it ends early")
+            if not self._data:
+                return 0
+            if self._piece is None:
+                self._data = self._data.lstrip(b"\0")  # between pieces, as gzip(1) does
+                if not self._data:
+                    continue
+                self._work.header()
+                self._piece = zlib.decompressobj(wbits=31)
+            found = self._piece.decompress(self._data, len(buffer))
+            self._data = self._piece.unconsumed_tail or self._piece.unused_data
+            if self._piece.eof:
+                self._piece = None
+            self._work.unpack(len(found))
+            if found:
+                buffer[: len(found)] = found
+                return len(found)
+
+
+class _Unpacked:
+    """A compressed file that can be read at any position. To go back, it is unpacked from its beginning."""
+
+    def __init__(self, packed: Slice, work: Work) -> None:
+        self._open: Callable[[], io.BufferedReader] = lambda: io.BufferedReader(_Gunzip(packed.again(), work), _CHUNK)
+        self._stream = self._open()
+        self._at = 0
+
+    def seek(self, position: int, /) -> int:
+        if position < self._at:
+            self._stream, self._at = self._open(), 0
+        pass_over(self._stream, position - self._at)
+        self._at = position
+        return position
+
+    def read(self, size: int, /) -> bytes:
+        data = self._stream.read(size)
+        self._at += len(data)
+        return data
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
     start: int
     size: int
+    beginning: bytes
     link: str
 
 
 class _Archive:
     """The files of the archive itself: manifests, configurations, layers."""
 
-    def __init__(self, file: io.BufferedIOBase, name: str) -> None:
-        self._file = file
+    def __init__(self, file: File, size: int, name: str, work: Work) -> None:
+        self._contents = file
         self._name = printable(name)
-        # The length of a compressed file is known only at its end.
-        outer = Slice(file, 0, 1 << 62 if isinstance(file, gzip.GzipFile) else file.seek(0, os.SEEK_END))
+        self._work = work
         self._files: dict[str, _File] = {}
-        for member in Reader(outer, self._name):
+        reader = Reader(Slice(file, 0, size), self._name, work)
+        for number, member in enumerate(reader):
             if member.kind in ("file", "symlink", "hard link"):
                 link = member.link
                 if member.kind == "symlink":  # docker save's way to have one layer in two images
                     link = absolute(f"{os.path.dirname(member.path)}/{link}")
-                self._files[member.path] = _File(outer.at, member.size, link)
-            if len(self._files) > _MAX_FILES:
+                self._files[member.path] = _File(member.start, member.size, reader.beginning(_MAGIC), link)
+            if number >= _MAX_FILES:
                 raise self._bad("it holds too many files")
 
     def image(self, wanted: str | None) -> tuple[str, Config, Layers]:
@@ -88,13 +152,14 @@ class _Archive:
             raise self._bad("it has neither Docker's manifest.json nor OCI's index.json")
         if len(layers) > _MAX_LAYERS:
             raise self._bad(f"the image has {len(layers)} layers")
-        image_id = f"sha256:{hashlib.sha256(self._text(config)).hexdigest()}"
-        parsed = Config.parse(self._json(config), image_id=image_id)
+        text = self._text(config)
+        image_id = f"sha256:{hashlib.sha256(text).hexdigest()}"
+        parsed = Config.parse(self._parsed(text, config), image_id=image_id)
         try:
             name = parse_image(name)
         except Invalid:
             name = image_id  # an engine that has loaded it knows it by that, too
-        return name, parsed, Layers([self._slice(layer) for layer in layers])
+        return name, parsed, Layers(self._contents, [self._file(layer) for layer in layers], self._work)
 
     def _docker(self, wanted: str | None) -> tuple[str, str, list[str]]:
         found = _list(self._json("/manifest.json"))
@@ -147,23 +212,27 @@ class _Archive:
             raise self._bad("a digest is missing")
         return absolute("blobs/" + digest.replace(":", "/", 1))
 
-    def _slice(self, path: str) -> Slice:
+    def _file(self, path: str) -> _File:
         for _ in range(_MAX_HOPS):
             if (found := self._files.get(path)) is None:
                 break
             if not found.link:
-                return Slice(self._file, found.start, found.size)
+                return found
             path = found.link
         raise self._bad(f"{printable(path[:200])} is not in it")
 
     def _json(self, path: str) -> Any:
+        return self._parsed(self._text(path), path)
+
+    def _parsed(self, text: bytes, path: str) -> Any:
         try:
-            return json.loads(self._text(path))
+            return json.loads(text)
         except (ValueError, RecursionError):
             raise self._bad(f"{printable(path[:200])} is not JSON") from None
 
     def _text(self, path: str) -> bytes:
-        data = self._slice(path).read(_MAX_JSON + 1)
+        found = self._file(path)
+        data = read_whole(Slice(self._contents, found.start, found.size), _MAX_JSON + 1)
         if len(data) > _MAX_JSON:
             raise self._bad(f"{printable(path[:200])} is too long")
         return data
@@ -212,29 +281,43 @@ class _Node:
     """
 
     member: Member | None = None
-    layer: int = -1
+    layer: _File | None = None
     below: dict[str, _Node] = field(default_factory=dict)
 
 
 class Layers:
     """The files of an image, its layers applied one after the other: a Tree (image.py)."""
 
-    def __init__(self, layers: list[Slice]) -> None:
+    def __init__(self, contents: File, layers: list[_File], work: Work) -> None:
+        self._contents = contents
         self._layers = layers
+        self._work = work
         self._root = _Node()
-        left = _MAX_ENTRIES
-        for number in range(len(layers)):
-            left = self._apply(number, left)
+        self._left = _MAX_ENTRIES
+        # In their order in the archive: to go back in a compressed one takes long.
+        members: dict[_File, list[Member]] = {}
+        for layer in sorted({*layers}, key=lambda layer: layer.start):
+            members[layer] = []
+            for member in Reader(self._stream(layer), self._name(layer), work):
+                self._count(1)
+                members[layer].append(member)
+        for number, layer in enumerate(layers):
+            if layer in layers[:number]:
+                self._count(len(members[layer]))
+            self._apply(layer, members[layer])
 
-    def _apply(self, number: int, left: int) -> int:
-        """Apply a layer to those before it; how many of *left* entries are left then.
+    def _count(self, entries: int) -> None:
+        self._left -= entries
+        if self._left < 0:
+            raise NoImage(f"the image has more than {_MAX_ENTRIES} files and directories")
+
+    def _apply(self, layer: _File, members: list[Member]) -> None:
+        """Apply a layer to those before it.
 
         Its whiteouts hide what earlier layers have, wherever in the tar they stand.
         """
         added: list[Member] = []
-        for member in Reader(self._stream(number), f"layer {number + 1} of the image"):
-            if (left := left - 1) < 0:
-                break
+        for member in members:
             directory, name = os.path.split(member.path)
             if name == _OPAQUE:
                 if (node := self._node(directory)) is not None:
@@ -248,7 +331,7 @@ class Layers:
             node = self._root
             for name in _components(member.path):
                 if name not in node.below:
-                    left -= 1  # one member may name thousands of directories
+                    self._count(1)  # one member may name thousands of directories
                     node.below[name] = _Node()
                 node = node.below[name]
                 if node.member is not None and node.member.kind != "directory":
@@ -261,21 +344,20 @@ class Layers:
                 continue
             if member.kind != "directory":
                 node.below.clear()
-            node.member, node.layer = member, number
-        if left < 0:
-            raise NoImage(f"the image has more than {_MAX_ENTRIES} files and directories")
-        return left
+            node.member, node.layer = member, layer
 
-    def _stream(self, number: int) -> Stream:
-        layer = self._layers[number].again()
-        start = self._layers[number].again().read(6)
-        if start.startswith(_GZIP):
-            return gzip.GzipFile(fileobj=layer)  # type: ignore[call-overload,no-any-return]  # it is only read
+    def _name(self, layer: _File) -> str:
+        return f"layer {self._layers.index(layer) + 1} of the image"
+
+    def _stream(self, layer: _File) -> Stream:
+        packed = Slice(self._contents, layer.start, layer.size)
+        if layer.beginning.startswith(_GZIP):
+            return _Unpacked(packed, self._work)
         for magic, kind in _UNREADABLE.items():
-            if start.startswith(magic):
-                what = f"layer {number + 1} of the image is compressed with {kind}, which hostprep cannot read"
+            if layer.beginning.startswith(magic):
+                what = f"{self._name(layer)} is compressed with {kind}, which hostprep cannot read"
                 raise NoImage(what, hint="load it into an engine and probe it there")
-        return layer
+        return packed
 
     def _node(self, path: str) -> _Node | None:
         node: _Node | None = self._root
@@ -301,14 +383,13 @@ class Layers:
 
     def read(self, path: str) -> bytes | None:
         node = self._node(path)
-        if node is None or node.member is None or node.member.kind != "file":
+        if node is None or node.member is None or node.layer is None or node.member.kind != "file":
             return None
-        found = None
-        reader = Reader(self._stream(node.layer), f"layer {node.layer + 1} of the image")
-        for member in reader:
-            if member == node.member:
-                found = reader.contents(FILE_LIMIT)
-        return found
+        if node.member.size > FILE_LIMIT:
+            raise NoImage(f"{printable(path[:200])} of the image has more than {FILE_LIMIT} bytes")
+        stream = self._stream(node.layer)
+        pass_over(stream, node.member.start)
+        return read_whole(stream, node.member.size)
 
 
 def _components(path: str) -> list[str]:

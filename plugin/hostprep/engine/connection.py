@@ -32,7 +32,7 @@ from ..errors import NoContainer, NoEngine, NoImage, NotPulled, printable
 from ..options import Mode
 from .containers import Container, EngineInfo
 from .image import FILE_LIMIT, Config, ImageEntry, ProbeResult, probe_image, user_files
-from .tar import Member, Reader
+from .tar import Member, Reader, Work
 
 _T = TypeVar("_T")
 _REMOVAL: Final = 5.0  # seconds for the removal of the container, whatever was spent before
@@ -254,6 +254,7 @@ class _ContainerFiles:
     def __init__(self, connection: Connection, container: str) -> None:
         self._connection = connection
         self._container = container
+        self._work = Work()
         self._links: dict[str, str | None] = {}
 
     def link(self, path: str) -> str | None:
@@ -296,7 +297,7 @@ class _ContainerFiles:
         """The members of the tar of *path*: itself, then what is in it; none where there is nothing."""
         with contextlib.closing(self._connection.archive(self._container, path, head=False)) as answer:
             there = answer.status_code == 200
-            reader = Reader(answer.raw if there else io.BytesIO(), f"{printable(path[:200])} of the image")
+            reader = Reader(answer.raw if there else io.BytesIO(), f"{printable(path[:200])} of the image", self._work)
             yield reader, iter(reader)
 
 

@@ -40,6 +40,15 @@ NFS_SUPER_MAGIC = 0x6969
 ZFS_SUPER_MAGIC = 0x2FC12FC1  # OpenZFS, include/sys/zfs_vfsops.h
 XFS_IOC_FSGEOMETRY_V1 = 0x80705864
 BTRFS_IOC_FS_INFO = 0x8400941F
+STORING = frozenset(
+    (
+        *(EXT4_SUPER_MAGIC, XFS_SUPER_MAGIC, 0x9123683E, 0xF2F52010, 0x2FC12FC1, 0xCA451A4E),  # btrfs f2fs zfs bcachefs
+        *(0x794C7630, 0x61756673, 0x01021994, 0x858458F6, 0xF15F, 0x4D44),  # overlay aufs tmpfs ramfs ecryptfs vfat
+        *(0xE0F5E1E2, 0x73717368, 0x65735546),  # erofs squashfs fuse, which rootless Podman has
+        *(0x6969, 0xFF534D42, 0xFE534D42, 0x00C36400, 0x01021997),  # nfs cifs smb2 ceph 9p
+    )
+)
+"""File systems whose files are stored, not made when they are read: of procfs or tracefs a read may take something."""
 FS_IOC_GETFLAGS = 0x80000000 | struct.calcsize("l") << 16 | 0x6601  # elsewhere than on mips, powerpc and sparc
 FS_IOC_SETFLAGS = 0x40000000 | struct.calcsize("l") << 16 | 0x6602
 FS_IMMUTABLE_FL = 0x10

@@ -135,5 +135,6 @@ class Purges:
             "HOSTPREP_MANAGED": "1" if settings.managed else "0",
             "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
         }
-        command = [sys.executable, "-P", "-m", "hostprep", "purge"]
+        # -P, -s: nothing that is not root's is imported, whatever the working directory and HOME are.
+        command = [sys.executable, "-P", "-s", "-m", "hostprep", "purge"]
         subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)

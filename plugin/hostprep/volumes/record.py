@@ -19,7 +19,7 @@ _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d
 WITHIN: Final = "within"
 """In the place of a fingerprint: the data is an ordinary directory within the volume's own, on no mount of its own."""
 _FINGERPRINT: Final = re.compile(r"[a-z0-9]{1,16}:[0-9a-f]{0,32}:[0-9]{0,20}", re.ASCII)
-LIMIT: Final = 65536  # bytes; a path and a label, the longest values, have at most 4096 and 1024
+LIMIT: Final = 65536  # bytes; a path has at most 4095, which JSON may write as six each
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,28 @@ class Record:
         return changed
 
     def to_json(self) -> bytes:
+        """The record as `from_json` reads it. A very long path of an entry left alone is shortened in it.
+
+        Raises:
+            Invalid: the options are too long for it.
+            Unreadable: it could not be read back.
+        """
+        most = [4096, 512, 64]  # characters of each sentence
+        while len(data := self._encoded(most[0])) > LIMIT:
+            if len(most := most[1:]) == 0:
+                longest = max(self.given, key=lambda key: len(json.dumps(self.given[key])), default="name")
+                why = f"the options of volume {self.name} do not fit into {LIMIT} bytes"
+                raise Invalid(why, hint=f"choose a shorter {longest}, or one with fewer control characters")
+        self.from_json(data, name=self.name)
+        return data
+
+    def _encoded(self, most: int) -> bytes:
+        lines = [f"{line[:most]}…" if len(line) > most else line for line in self.entries_left_alone]
         shown: dict[str, object] = {"name": self.name, "options": dict(self.given), "created_at": self.created_at}
         optional: dict[str, object] = {
             "made": self.made_path,
             "taken_up": self.reused_at,
-            "left_alone": list(self.entries_left_alone),
+            "left_alone": lines,
             "narrowed": "" if self.narrowed is None else str(self.narrowed),
             "pinned": self.pinned,
             "imported": self.imported,

@@ -150,6 +150,7 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
         if record.options.path is not None:
             claim.enter_context(store.claim(record.options.path, new_name, deadline))
         record = replace(record, name=new_name)
+        data = record.to_json()
         try:
             with (
                 store.part("trash") as trash,
@@ -160,7 +161,7 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
                     # While it is in the trash RETAINED counts. So an interruption here changes nothing.
                     if not fds.exists(directory, RETAINED):
                         os.rename(RECORD, RETAINED, src_dir_fd=directory, dst_dir_fd=directory)
-                    store.write(directory, RECORD, record.to_json())
+                    store.write(directory, RECORD, data)
                 os.rename(chosen, new_name, src_dir_fd=trash, dst_dir_fd=volumes)
                 os.fsync(volumes)
                 os.fsync(trash)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
+import tarfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hostprep.engine import archive
+from hostprep.engine import tar as tar_module
 from hostprep.engine.archive import open_archive
 from hostprep.engine.image import ImageEntry, probe_image
+from hostprep.engine.tar import Slice, Work
 from hostprep.errors import NoImage
 from hostprep.options import Mode
 from tests.support.archives import BASE, CONFIG, USERS, docker_save, oci, tar
@@ -219,3 +225,105 @@ def test_no_such_file(tmp_path: Path) -> None:
     """A missing file is an OSError with its name."""
     with pytest.raises(FileNotFoundError), open_archive(str(tmp_path / "none.tar"), None):
         pass
+
+
+# -- what an archive may cost --------------------------------------------------------------------------------------
+
+
+class Counted(Work):
+    """What was done until the end, even if that was an error."""
+
+    last: ClassVar[Work]
+
+    def __init__(self, unpacked: int) -> None:
+        super().__init__(unpacked)
+        Counted.last = self
+
+
+def cost(path: str) -> Work:
+    """What a probe of the archive takes."""
+    with open_archive(path, None) as (name, config, layers):
+        probe_image(name, config, layers, config.volumes)
+    return Counted.last
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "Work", Counted)
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_layer_listed_again_and_again(written: Write) -> None:
+    """A layer is unpacked once, and its headers are read once, however often the image has it."""
+    zeros = gzip.compress(tar(("zeros", bytes(8 << 20))))
+    once = cost(written(docker_save(BASE, zeros)))
+    often = cost(written(docker_save(BASE, zeros, Layers=["0/layer.tar", *["1/layer.tar"] * 511])))
+    assert (often.unpacked, often.headers) == (once.unpacked, once.headers)
+    assert once.unpacked < 9 << 20
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_compressed_archive_with_its_layers_in_another_order(written: Write) -> None:
+    """An archive that is compressed as a whole is not unpacked anew for each layer."""
+    layers = [tar((str(number), hashlib.shake_256(bytes([number])).digest(1 << 16))) for number in range(40)]
+    order = ["40/layer.tar", *(f"{number}/layer.tar" for number in range(40))]
+    data = docker_save(*reversed(layers), BASE, Layers=order)
+    assert cost(written(gzip.compress(data, 1))).unpacked < 10 * len(data)
+
+
+BOMB = gzip.compress(tar(("zeros", bytes(16 << 20))))
+GLOBAL = tarfile.TarInfo("x")
+GLOBAL.type = tarfile.XGLTYPE
+PAX = tarfile.TarInfo("x")
+PAX.type, PAX.size = tarfile.XHDTYPE, 60_000
+MANY = tar(*((f"{number}", b"") for number in range(300)))
+LONG = tar(*((f"{'x/' * 1000}{number}", b"") for number in range(150)))
+NAMES = "zeros layers twice outer pieces pieces-twice globals records outer-globals entries repeated paths outer-paths"
+
+
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (docker_save(BASE, BOMB), "bytes when it is unpacked"),
+        (docker_save(BASE, *[gzip.compress(tar((str(n), bytes(1 << 18)))) for n in range(40)]), "when it is unpacked"),
+        (gzip.compress(docker_save(BASE, BOMB)), "bytes when it is unpacked"),
+        (gzip.compress(docker_save(BASE, bytes(16 << 20))), "bytes when it is unpacked"),
+        (docker_save(BASE, gzip.compress(b"") * 2000), "1000 headers"),
+        (gzip.compress(docker_save(BASE, gzip.compress(b"") * 2000)), "1000 headers"),
+        (docker_save(BASE, GLOBAL.tobuf(tarfile.GNU_FORMAT) * 2000), "1000 headers"),
+        (docker_save(BASE, PAX.tobuf(tarfile.GNU_FORMAT) + b"6 a=b\n" * 10_000 + bytes(416)), "1000 headers"),
+        (gzip.compress(GLOBAL.tobuf(tarfile.GNU_FORMAT) * 2000), "1000 headers"),
+        (docker_save(*[MANY] * 4), "1000 headers"),
+        (docker_save(MANY, Layers=["0/layer.tar"] * 40), "more than 5000 files"),
+        (docker_save(LONG), "bytes of paths"),
+        (LONG, "bytes of paths"),
+    ],
+    ids=NAMES.split(),
+)
+def test_more_than_hostprep_looks_at(written: Write, monkeypatch: pytest.MonkeyPatch, data: bytes, words: str) -> None:
+    """What stands for more work than hostprep does ends at the limit of all of it together, in words."""
+    monkeypatch.setattr(archive, "_UNPACKED", 4 << 20)
+    monkeypatch.setattr(archive, "_UNPACKED_A_BYTE", 1)
+    monkeypatch.setattr(archive, "_MAX_ENTRIES", 5000)
+    monkeypatch.setattr(tar_module, "_MAX_HEADERS", 1000)
+    monkeypatch.setattr(tar_module, "_MAX_TEXT", 200_000)
+    with pytest.raises(NoImage, match=words) as caught:
+        cost(written(data))
+    assert str(caught.value).isprintable()
+    assert Counted.last.unpacked <= (4 << 20) + len(data) + (1 << 16)
+    assert Counted.last.headers <= 1001
+    assert Counted.last.text < 210_000
+
+
+ASKED = st.lists(st.tuples(st.integers(0, 900), st.integers(0, 99)))
+
+
+@given(st.lists(st.binary(max_size=200)), st.integers(0, 9), ASKED)
+def test_any_position_of_what_is_compressed(pieces: list[bytes], padding: int, asked: list[tuple[int, int]]) -> None:
+    """A gzip file of any pieces reads as gzip unpacks it, from any position and in any order."""
+    packed = b"".join(gzip.compress(piece) + bytes(padding) for piece in pieces)
+    whole, unpacked = gzip.decompress(packed), archive._Unpacked(Slice(io.BytesIO(packed), 0, len(packed)), Work())
+    for position, size in asked:
+        unpacked.seek(position)
+        assert unpacked.read(size) == whole[position : position + size]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostprep.engine.tar import Member, Reader, Slice
+from hostprep.engine.tar import Member, Reader, Slice, Work
 from hostprep.errors import NoImage
 
 
@@ -32,7 +32,7 @@ def info(path: str, **changed: Any) -> tarfile.TarInfo:
 
 
 def read(data: bytes) -> list[Member]:
-    return list(Reader(io.BytesIO(data), "it"))
+    return list(Reader(io.BytesIO(data), "it", Work()))
 
 
 def header(**changed: Any) -> bytes:
@@ -86,10 +86,10 @@ def test_extended_headers(kind: int) -> None:
 def test_contents() -> None:
     """The current member's contents can be read up to a limit; whether they are or not, the next member is found."""
     data = packed(info("a"), info("b"), info("c"), contents=b"x" * 1000)
-    reader = Reader(io.BytesIO(data), "it")
+    reader = Reader(io.BytesIO(data), "it", Work())
     found = {member.path: reader.contents(1000) for member in reader if member.path != "/b"}
     assert found == {"/a": b"x" * 1000, "/c": b"x" * 1000}
-    reader = Reader(io.BytesIO(data), "it")
+    reader = Reader(io.BytesIO(data), "it", Work())
     next(iter(reader))
     with pytest.raises(NoImage, match="999"):
         reader.contents(999)
@@ -165,7 +165,7 @@ def test_chain_of_extended_headers() -> None:
 
     tracemalloc.start()
     with pytest.raises(NoImage):
-        list(Reader(Endless(), "it"))
+        list(Reader(Endless(), "it", Work()))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 << 20

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -286,6 +287,30 @@ class TestPurge:
         eventually(lambda: "purged mongo" in server.log, "it is logged")
         assert server("Remove", Name="mongo") == OK
 
+    def test_it_imports_nothing_of_a_users(self, open_driver: OpenDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A purge does not run what HOME has for Python, which may be a user's: sudo can keep it."""
+        started: list[list[str]] = []
+
+        class Ended(BaseException):
+            pass
+
+        def run(command: list[str], **named: object) -> None:
+            started.append(command)
+            raise Ended
+
+        driver = open_driver(HOSTPREP_TRASH_KEEP="0")
+        driver.create("mongo", {}, soon())
+        driver.remove("mongo", soon())
+        with monkeypatch.context() as patch, pytest.raises(Ended):
+            patch.setattr(subprocess, "run", run)
+            Purges(driver).start()
+
+        (command,) = started
+        python = os.path.realpath(sys.executable)  # a virtual environment has no directory of the user's
+        flags = command[1 : command.index("-m")]
+        argv = [python, *flags, "-c", "import site, sys; print(site.ENABLE_USER_SITE, '' in sys.path)"]
+        assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == "False False\n"
+
     def test_what_has_expired(self, host: Host) -> None:
         """What is older than HOSTPREP_TRASH_KEEP goes at the start, and the rest stays."""
         for name in ("one", "two"):
@@ -351,7 +376,7 @@ class TestPurge:
     @pytest.mark.parametrize(
         ("flags", "changed"),
         [
-            ((), {"HOSTPREP_TRASH_KEEP": "99999d"}),
+            ((), {"HOSTPREP_TRASH_KEEP": "36500d"}),
             (("--patience", "5s"), {"HOSTPREP_PATIENCE": "wrong"}),
             (("--trash-keep", "1h"), {"HOSTPREP_TRASH_KEEP": "wrong"}),
             (("--root", "{root}"), {"HOSTPREP_ROOT": "wrong"}),

@@ -330,7 +330,7 @@ class TestLimits:
 
     def test_where_none_is_idle(self, host: Host) -> None:
         """Where every connection is in the middle of a request the next one waits, and is answered when one ends."""
-        server = serve_with(host, {"_CONNECTIONS": 4})
+        server = serve_with(host, {"_CONNECTIONS": 4, "_SLOW": 600})
         with clients(server, 4, get("gone")[:-1]) as busy, clients(server, 3, get("gone")) as waiting:
             eventually(lambda: connections(server) == 4, "four are accepted")
             for sock in waiting:

@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hostprep.errors import Unreadable
+from hostprep.errors import Invalid, Unreadable
 from hostprep.options import Mode, Name
+from hostprep.volumes import record
 from hostprep.volumes.declaration import Declaration
-from hostprep.volumes.record import WITHIN, Record, rfc3339
+from hostprep.volumes.record import LIMIT, WITHIN, Record, rfc3339
 
 MONGO = Name("mongo")
 GOOD: dict[str, Any] = {"name": "mongo", "options": {"uid": "184"}, "created_at": "2026-11-24T04:00:00Z"}
@@ -44,6 +45,63 @@ def test_what_is_written_is_read() -> None:
     for data in ("ext4:0123456789abcdef:2", "nfs::5", "1021994::"):
         assert Record.from_json(replace(pinned, data=data).to_json(), name=MONGO).data == data
     assert Record.from_json(replace(record, data=WITHIN).to_json(), name=MONGO).data == WITHIN
+
+
+CHARACTERS = st.characters(blacklist_categories=["Cs"], blacklist_characters="\0/")  # of a path, in any language
+LONGEST = "/" + "/".join(["\x01" * 255] * 15) + "/" + "\x01" * 254
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Record:
+    parts = st.text(CHARACTERS, min_size=1, max_size=63).filter(lambda part: part not in (".", ".."))
+    paths = st.just(LONGEST) | st.lists(parts, min_size=1, max_size=16).map(lambda parts: "/" + "/".join(parts))
+    long = st.sampled_from(["\x01", "é", "\U0001f600"]).map(lambda character: character * 4200)
+    options = draw(st.sampled_from([{}, {"uid": "184", "mode": "02770", "recurse": "always", "on_remove": "retain"}]))
+    options |= {"label": f"container_file_t:s0:{','.join(['c1'] * 300)}", "path": draw(paths)}
+    resolved = {}
+    if draw(st.booleans()):
+        options |= {"image": "mongo", "at": draw(paths)}
+        resolved = {"uid": "1", "gid": "2"}
+    return Record(
+        Name("n" * 255),
+        Declaration(options, resolved),
+        rfc3339(),
+        made_path=draw(st.booleans()),
+        reused_at=rfc3339(),
+        entries_left_alone=tuple(draw(st.lists(st.text(CHARACTERS) | long, max_size=6))),
+        narrowed=draw(st.none() | st.just(Mode(0o750))),
+        pinned=draw(st.booleans()),
+        data=draw(st.sampled_from(["", "ext4:0123456789abcdef:2"])),
+    )
+
+
+@given(records())
+@example(
+    Record(
+        Name("n" * 255),
+        Declaration({"path": LONGEST, "image": "mongo", "at": LONGEST}, {"uid": "1", "gid": "2"}),
+        rfc3339(),
+        entries_left_alone=("\U0001f600" * 5000,) * 6,
+    )
+)
+def test_whatever_is_written_is_read(record: Record) -> None:
+    """However long its options are, a record reads back; of what was left alone only the text may be shorter."""
+    data = record.to_json()
+    read = Record.from_json(data, name=record.name)
+
+    assert len(data) <= LIMIT
+    assert replace(read, entries_left_alone=record.entries_left_alone) == record
+    for line, written in zip(record.entries_left_alone, read.entries_left_alone, strict=True):
+        assert line == written or (line.startswith(written[:-1]) and written.endswith("…"))
+
+
+def test_what_could_not_be_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options for which a record has no room are refused, and so is a value that nobody could read back."""
+    monkeypatch.setattr(record, "LIMIT", 200)
+    with pytest.raises(Invalid, match="do not fit into 200 bytes.*shorter path"):
+        Record(MONGO, Declaration({"uid": "184", "path": "/srv/" + "x" * 200}), rfc3339()).to_json()
+    with pytest.raises(Unreadable, match="created_at"):
+        Record(MONGO, Declaration(), rfc3339(1e12)).to_json()
 
 
 def test_what_an_image_said() -> None:
