@@ -141,15 +141,14 @@ class Driver:
             self.removed.set()
 
     def users(self, name: str) -> list[str]:
-        """Who has the volume *name*, or the retained data of that name, mounted: a phrase for each.
-
-        Raises:
-            NoSuchVolume: there is none.
-        """
+        """Who has the volume *name*, or the retained data of that name, mounted: a phrase for each; none if neither is."""
         name = check_name(name)
         place = f"{self.store.root}/volumes/{name}"
         with contextlib.ExitStack() as stack:
-            fd = stack.enter_context(self.store.directory(name))
+            try:
+                fd = stack.enter_context(self.store.directory(name))
+            except NoSuchVolume:
+                return []
             with contextlib.suppress(HostprepError, OSError):  # damaged, or its `path` is not there
                 volume = stack.enter_context(self.store.open(name))
                 if volume.record.options.path:
