@@ -141,7 +141,7 @@ class Driver:
             self.removed.set()
 
     def users(self, name: str) -> list[str]:
-        """Who has the volume *name*, or the retained data of that name, mounted: a phrase for each; none if neither is."""
+        """Who has the volume *name*, or the retained data of that name, mounted: a phrase for each."""
         name = check_name(name)
         place = f"{self.store.root}/volumes/{name}"
         with contextlib.ExitStack() as stack:
