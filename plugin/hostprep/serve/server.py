@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -98,7 +99,8 @@ def _purge_now_and_then(driver: Driver) -> None:
         try:
             if trash.interrupted(driver.store) or trash.due(driver.store, settings.trash_keep):
                 subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
-        except (HostprepError, OSError) as exc:
-            log.warning("purge: %s", printable(in_words(exc)))
+        except Exception as exc:  # whatever it is, the next minute has another purge
+            known = isinstance(exc, HostprepError | OSError)
+            log.warning("purge: %s", printable(in_words(exc) if known else traceback.format_exc()))
         driver.removed.wait(_PURGE_EVERY)
         driver.removed.clear()

@@ -166,7 +166,7 @@ class Passes:
                     begun.root_stays = bool(finish(outcome))
         except NoSuchVolume:
             log.info("pass over %s: it was removed meanwhile", begun.name)  # whoever waits will see that it is gone
-        except (HostprepError, OSError, ValueError) as exc:
+        except Exception as exc:  # else whoever waits would take it for an end, and begin the next pass
             begun.failure = in_words(exc)
             log.error("pass over %s: %s", begun.name, printable(begun.failure))
         finally:

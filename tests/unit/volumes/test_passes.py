@@ -140,6 +140,13 @@ def test_a_finish_that_fails(volume: Volume) -> None:
     assert begun.failure == "x: Operation not permitted"
 
 
+def test_an_error_that_nobody_expected(volume: Volume) -> None:
+    """Whatever goes wrong in a pass is its failure: else who waits would begin the next one, again and again."""
+    begun = volume.start(finish=lambda _: bool(1 // 0))
+    assert begun.over.wait(20)
+    assert begun.failure == "internal error: ZeroDivisionError: integer division or modulo by zero"
+
+
 def test_a_program_that_is_missing(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no process can be started, that is the pass's failure."""
     monkeypatch.setattr("sys.executable", "/nowhere/python")
