@@ -82,6 +82,12 @@ def mount_of(fd: int) -> Mount | None:
     return next((mount for mount in mount_table() if mount.id == under), None)
 
 
+def device_at(path: str, table: list[Mount]) -> str:
+    """The device of the file system at *path* by the mount table alone: a disk that hangs is not touched."""
+    above = [mount for mount in reversed(table) if path == mount.point or is_below(path, mount.point)]
+    return max(above, key=lambda mount: len(mount.point)).device if above else ""
+
+
 def place_in_file_system(mount: Mount, path: str) -> str:
     """The path of *path*, which is on *mount*, from the file system's own root."""
     return os.path.normpath(os.path.join(mount.root, os.path.relpath(path, mount.point)))

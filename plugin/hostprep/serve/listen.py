@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import stat
+import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -14,6 +15,7 @@ from ..errors import BadSetting, printable
 from ..host.fds import closing
 
 _BACKLOG: Final = 1024
+_UCRED: Final = struct.calcsize("iII")
 _SYSTEMD: Final = 3  # the first descriptor that systemd passes (sd_listen_fds(3))
 
 
@@ -64,4 +66,21 @@ def _remove_stale(path: str) -> None:
         except ConnectionRefusedError:
             os.unlink(path)
         else:
-            raise BadSetting(f"a server already answers at {printable(path)}", hint="stop it first")
+            if not _is_dead(peer(probe)):
+                raise BadSetting(f"a server already answers at {printable(path)}", hint="stop it first")
+            os.unlink(path)
+
+
+def peer(connection: socket.socket) -> int:
+    """The process at the other end, or that listened there; 0 if it is in another pid namespace (unix(7))."""
+    (pid,) = struct.unpack_from("i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED))
+    return int(pid)
+
+
+def _is_dead(pid: int) -> bool:
+    """Whether the process was killed, and only a thread that a disk keeps in the kernel still holds its socket open."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat_file:
+            return stat_file.read().rpartition(b")")[2].split()[0] == b"Z"
+    except OSError:
+        return False
