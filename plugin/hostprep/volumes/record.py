@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import os
 import re
 import sys
 import time
@@ -17,6 +19,12 @@ from .declaration import Declaration
 
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 LIMIT: Final = 65536  # bytes; a path and a label, the longest values, have at most 4096 and 1024
+# Two changes within one tick of the file system's clock (at most 10 ms) leave one time stamp: what was read so soon
+# after a change is not kept.
+_TICK: Final = 50_000_000  # ns
+
+Signature = tuple[int, int]
+"""Inode and time of change (ctime) of a record: a replaced one has another inode, any other change another time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +183,16 @@ def _lines(found: dict[str, object]) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
         raise ValueError("left_alone must be an array of strings")
     return tuple(value)
+
+
+def signature(directory: int, file: str) -> Signature | None:
+    """The signature of the record *file*. Two components are good enough here: it only says whether to read it."""
+    with contextlib.suppress(OSError):
+        st = os.stat(file, dir_fd=directory, follow_symlinks=False)
+        return st.st_ino, st.st_ctime_ns
+    return None
+
+
+def settled(changed: int) -> bool:
+    """Whether a change now would leave another time stamp than *changed*, in nanoseconds."""
+    return time.time_ns() - changed > _TICK
