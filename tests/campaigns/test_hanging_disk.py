@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hostprep.serve import waiting, wire
+from hostprep.volumes import store
 from tests.support.hanging import Hanging, hanging
 from tests.support.host import Answer, Host, Server, eventually
 from tests.support.serving import serve_after
@@ -185,3 +186,32 @@ def test_another_server(host: Host, server: Server, disk: Hanging, how: signal.S
     eventually(
         lambda: ask(other, "Mount", "slow") == Answer(200, {"Err": "", "Mountpoint": f"{disk.place}/db"}), "it is back"
     )
+
+
+def test_the_command_line(host: Host, server: Server, disk: Hanging) -> None:
+    """`hostprep ls` ends, shows the other volumes as they are, and names the one whose disk hangs."""
+    disk.hang()
+    done = host.run("ls", "--json")
+    assert done.code == 0
+    quick, slow = done.json
+    assert (quick["name"], quick["status"]["ready"]) == ("quick", True)
+    assert (slow["name"], slow["mountpoint"], slow["status"]["ready"]) == ("slow", None, False)
+    assert slow["status"]["warnings"] == ["the disk of volume slow does not answer"]
+    assert done.err == "hostprep: the disk of volume slow does not answer\n"
+
+
+def test_a_start(host: Host, disk: Hanging) -> None:
+    """What an interrupted Create left on a disk that hangs delays no start; it is removed when the disk is back."""
+    code = "from hostprep.volumes import store\nstore._UNMADE_WITHIN = 1\n"
+    assert hasattr(store, "_UNMADE_WITHIN")
+    host.run("create", "slow", "-o", f"path={disk.place}/db")
+    host.run("create", "quick")
+    host.volume("slow").rename(host.root / "volumes" / ".new-0123456789abcdef")
+    disk.hang()
+    server = serve_after(host, code)
+    assert served(server) == 35
+    assert server("Create", Name="other", Opts={"path": f"{host.srv}/other"}) == OK
+    disk.go_on()
+    eventually(lambda: host.left_in_volumes() == ["other", "quick"], "the rest is gone")
+    eventually(lambda: os.listdir(disk.place) == [], "what was made for it is gone")
+    assert server.terminate() == 0
