@@ -16,16 +16,17 @@ from ..errors import Busy, HostprepError, printable
 from ..host.mountinfo import device_at, mount_table
 
 _WAITS: Final = 1.0  # seconds after which a request counts as one that waits
-_MAY_WAIT: Final = 32  # requests of one volume: so many of its containers may start at once
-_AT_ONCE: Final = 200  # requests of one volume, whether they wait or not
-_CROWDED: Final = 500  # requests in all, from which on one of each volume may wait, and _MAY_WAIT may be there at once
+_MAY_WAIT: Final = 32  # requests of one verb for one volume: so many of its containers may start at once
+_AT_ONCE: Final = 200  # the same, whether they wait or not
+_CROWDED: Final = 500  # requests in all, from which on one of them may wait, and _MAY_WAIT may be there at once
 _MANY_HANG: Final = 100  # requests that hang, from which on other volumes on their disks are refused, too
 
 
 class Request:
     """A request for a volume that is being answered."""
 
-    def __init__(self, volume: str) -> None:
+    def __init__(self, verb: str, volume: str) -> None:
+        self.verb = verb
         self.volume = volume
         self.since = time.monotonic()
         self.hangs = False
@@ -42,17 +43,17 @@ class Waiting:
         self._guard = threading.Lock()
 
     @contextlib.contextmanager
-    def request(self, volume: str, patience: float) -> Iterator[Request]:
-        """Count a request for *volume* that waits so many seconds at most, until the end of the `with` block.
+    def request(self, verb: str, volume: str, patience: float) -> Iterator[Request]:
+        """Count a request *verb* for *volume* that waits so many seconds at most, until the end of the `with` block.
 
         Raises:
             Busy: too many wait for this volume already, or one has been hanging for longer than this one would wait.
         """
         if self._shares_a_disk_that_hangs(volume):
             raise disk_hangs(volume)
-        mine = Request(volume)
+        mine = Request(verb, volume)
         with self._guard:
-            self._check(volume, self._under_way.get(volume, []), mine.since, patience)
+            self._check(mine, self._under_way.get(volume, []), patience)
             self._under_way.setdefault(volume, []).append(mine)
             self._count += 1
         try:
@@ -64,13 +65,14 @@ class Waiting:
                 if not self._under_way[volume]:
                     del self._under_way[volume]
 
-    def _check(self, volume: str, others: list[Request], now: float, patience: float) -> None:
-        if any(each.hangs and now - each.since > patience for each in others):
-            raise disk_hangs(volume)
-        waiting = sum(now - each.since > _WAITS for each in others)
+    def _check(self, mine: Request, others: list[Request], patience: float) -> None:
+        if any(each.hangs and mine.since - each.since > patience for each in others):
+            raise disk_hangs(mine.volume)
+        alike = [each for each in others if each.verb == mine.verb]  # a pass, for which a Mount waits, delays no Get
+        waiting = sum(mine.since - each.since > _WAITS for each in alike)
         crowded = self._count >= _CROWDED
-        if waiting >= (1 if crowded else _MAY_WAIT) or len(others) >= (_MAY_WAIT if crowded else _AT_ONCE):
-            why = f"{len(others)} requests for volume {printable(volume)} wait already"
+        if waiting >= (1 if crowded else _MAY_WAIT) or len(alike) >= (_MAY_WAIT if crowded else _AT_ONCE):
+            why = f"{len(alike)} requests {mine.verb} for volume {printable(mine.volume)} wait already"
             raise Busy(why, hint="for its disk, or until it is prepared; try again later")
 
     def _shares_a_disk_that_hangs(self, volume: str) -> bool:

@@ -113,7 +113,7 @@ def _serve(
             else:
                 body = _body()
                 volume = _name(body)
-                with waiting.request(volume, within) as mine, _given_up(verb, mine, arrived + within):
+                with waiting.request(verb, volume, within) as mine, _given_up(mine, arrived + within):
                     found = answer(body, arrived)
             if not isinstance(found, bytes):
                 found = json.dumps({**(found or {}), "Err": ""}).encode() + b"\n"
@@ -134,13 +134,13 @@ def _serve(
 
 
 @contextlib.contextmanager
-def _given_up(verb: str, mine: Request, deadline: float) -> Iterator[None]:
+def _given_up(mine: Request, deadline: float) -> Iterator[None]:
     """Have the worker answer in the place of this thread where a disk does not let it come back by *deadline*.
 
     Get then has no answer. Unmount has succeeded: its engine does not need what it waits for.
     """
     connection = request.environ.get("gunicorn.socket")
-    volume = printable(mine.volume)
+    verb, volume = mine.verb, printable(mine.volume)
 
     def give_up() -> bytes:
         mine.hangs = True
