@@ -29,7 +29,8 @@ MAY_IMPORT = {
 """The packages, and the modules beside them, from the lowest to the highest."""
 
 VOLUMES = (
-    *("known", "root", "declaration", "record", "pins", "volume", "store", "listing", "trash", "passes", "readiness"),
+    *("known", "root", "declaration", "record", "pins", "volume", "claims", "store", "listing", "trash", "passes"),
+    "readiness",
     *("create", "status", "driver", "importing"),
 )
 """The modules of volumes: each may import those before it."""

@@ -52,8 +52,13 @@ def serve_with(host: Host, limits: dict[str, float], **changed: str) -> Server:
     """A server with other limits than those in `hostprep.serve.worker`."""
     assert all(hasattr(worker, name) for name in limits)
     lines = [f"worker.{name} = {value}" for name, value in limits.items()]
-    script = "; ".join(["import hostprep.__main__; from hostprep.serve import worker", *lines])
-    server = _begin(host, [PYTHON, "-c", f"{script}; hostprep.__main__.main()", "serve"], changed)
+    return serve_after(host, "\n".join(["from hostprep.serve import worker", *lines]), **changed)
+
+
+def serve_after(host: Host, code: str, **changed: str) -> Server:
+    """A server that has run *code* first, in its own process."""
+    script = f"{code}\nimport hostprep.__main__\nhostprep.__main__.main()"
+    server = _begin(host, [PYTHON, "-c", script, "serve"], changed)
     server.wait()
     eventually(lambda: connections(server) == 0, "the client that waited for it is gone")
     return server

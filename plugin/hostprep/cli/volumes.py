@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from ..settings import Settings
 from ..tree.process import Progress
 from ..volumes.driver import Driver
 from . import output
+from .looking import look
 from .shared import deadline, given_options, json_flag, make_ready, open_driver
 
 COLUMNS: Final = ["VOLUME", "OWNER", "MODE", "LABEL", "STATE", "MOUNTPOINT"]
@@ -47,6 +49,9 @@ def ls(settings: Settings, *, which: str | None, as_json: bool) -> None:
         output.as_json(found)
     else:
         output.table(columns, rows)
+    for volume in found if which is None else ():
+        for warning in volume["status"]["warnings"] if volume["mountpoint"] is None else ():
+            print(f"hostprep: {printable(warning)}", file=sys.stderr)
 
 
 @click.command()
@@ -140,16 +145,27 @@ def purge(settings: Settings, *, everything: bool, ids: tuple[str, ...]) -> None
 
 
 def _all(driver: Driver) -> Iterator[dict[str, Any]]:
-    """Every volume; one that cannot be read with the reason as its warning."""
-    for name, _ in driver.volumes():
+    """Every volume; one that cannot be read, or whose disk hangs, with the reason as its warning."""
+
+    def one(name: str) -> dict[str, Any] | None:
         try:
-            yield _one(driver, name)
+            return _one(driver, name)
         except NoSuchVolume:  # removed since
-            continue
+            return None
         except HostprepError as exc:
-            nothing = dict.fromkeys(("uid", "gid", "mode", "label"))
-            unknown: dict[str, Any] = {**nothing, "options": {}, "ready": False, "drift": [], "warnings": [str(exc)]}
-            yield {"name": name, "mountpoint": None, "created_at": None, "status": unknown}
+            return _unknown(name, str(exc))
+
+    for name, answers, found in look([name for name, _ in driver.volumes()], one):
+        if not answers:
+            yield _unknown(name, f"the disk of volume {name} does not answer")
+        elif found is not None:
+            yield found
+
+
+def _unknown(name: str, why: str) -> dict[str, Any]:
+    nothing = dict.fromkeys(("uid", "gid", "mode", "label"))
+    unknown: dict[str, Any] = {**nothing, "options": {}, "ready": False, "drift": [], "warnings": [why]}
+    return {"name": name, "mountpoint": None, "created_at": None, "status": unknown}
 
 
 def _one(driver: Driver, name: str) -> dict[str, Any]:

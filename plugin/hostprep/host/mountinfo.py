@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from .fds import mount_id
+from .paths import is_below
 
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 
@@ -36,6 +37,12 @@ def mount_of(fd: int) -> Mount | None:
     """The mount that *fd* was opened on; None where this process's root directory hides it."""
     under = mount_id(fd)
     return next((mount for mount in mount_table() if mount.id == under), None)
+
+
+def device_at(path: str, table: list[Mount]) -> str:
+    """The device of the file system at *path* by the mount table alone: a disk that hangs is not touched."""
+    above = [mount for mount in reversed(table) if path == mount.point or is_below(path, mount.point)]
+    return max(above, key=lambda mount: len(mount.point)).device if above else ""
 
 
 def place_in_file_system(mount: Mount, path: str) -> str:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import stat
+import struct
 import time
 from collections.abc import Callable
 from typing import Final
@@ -16,6 +17,7 @@ from ..host import fds
 
 _BACKLOG: Final = 1024
 _TRIES, _PAUSE = 100, 0.02  # how often, and with which pause in seconds, a socket that is bound is asked again
+_UCRED: Final = struct.calcsize("iII")
 _SYSTEMD: Final = 3  # the first descriptor that systemd passes (sd_listen_fds(3))
 
 
@@ -102,7 +104,7 @@ def _answers(path: str) -> bool:
             return False
         except BlockingIOError:  # its backlog is full
             pass
-        return True
+        return not _is_dead(peer(probe))
 
 
 def _is_bound(path: str) -> bool:
@@ -112,3 +114,18 @@ def _is_bound(path: str) -> bool:
     """
     with open("/proc/net/unix", "rb") as sockets:
         return any(line.split(maxsplit=7)[7:] == [os.fsencode(path)] for line in sockets.read().splitlines())
+
+
+def peer(connection: socket.socket) -> int:
+    """The process at the other end, or that listened there; 0 if it is in another pid namespace (unix(7))."""
+    (pid,) = struct.unpack_from("i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED))
+    return int(pid)
+
+
+def _is_dead(pid: int) -> bool:
+    """Whether the process was killed, and only a thread that a disk keeps in the kernel still holds its socket open."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat_file:
+            return stat_file.read().rpartition(b")")[2].split()[0] == b"Z"
+    except OSError:
+        return False

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -95,8 +96,9 @@ def _purge_now_and_then(driver: Driver) -> None:
     while True:
         try:
             purges.start()
-        except (HostprepError, OSError) as exc:
-            log.warning("purge: %s", printable(in_words(exc)))
+        except Exception as exc:  # whatever it is, the next minute has another purge
+            known = isinstance(exc, HostprepError | OSError)
+            log.warning("purge: %s", printable(in_words(exc) if known else traceback.format_exc()))
         driver.removed.wait(_PURGE_EVERY)
         driver.removed.clear()
 

@@ -6,16 +6,16 @@ takes any answered failure of Get for "no such volume" and forgets the volume, s
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import json
 import logging
 import os
-import socket
-import struct
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from flask import Flask, Response, request
@@ -24,13 +24,17 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from ..errors import Busy, Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, Unreadable, in_words, printable
 from ..volumes.driver import Driver
 from ..volumes.listing import Listing
-from .protocol import HANDSHAKE, HANDSHAKE_ANSWER, MEDIA_TYPE, failure
+from .listen import peer
+from .protocol import HANDSHAKE, HANDSHAKE_ANSWER, MEDIA_TYPE, failure, whole_answer
+from .waiting import Request, Waiting, disk_hangs
 
 log = logging.getLogger("hostprep")
 
 _MAX_BODY: Final = 1 << 20
-_UCRED: Final = struct.calcsize("iII")
+_DONE: Final = b'{"Err": ""}\n'
 _SHORT_PATIENCE: Final = 20  # seconds that Create and Unmount wait for a pass, which they do not depend on
+_LOOK: Final = 10  # seconds that a disk may take for what is only a look: one that slept has woken up by then
+_GRACE: Final = 1  # seconds after its deadline before a request is given up: most see to that by themselves
 _STATUS: Final = ((Invalid, 400), (NotAllowed, 403), (NoSuchVolume, 404), (Conflict, 409), (Busy, 503))
 
 Body = Mapping[str, Any]
@@ -53,6 +57,7 @@ def create_app(driver: Driver) -> Flask:
     short = min(patience, _SHORT_PATIENCE)
     scope = json.dumps({"Capabilities": {"Scope": driver.settings.scope.value}}).encode() + b"\n"
     volumes = _CachedList()
+    serve = functools.partial(_serve, app, Waiting(driver.path))
 
     def create(body: Body, arrived: float) -> None:
         driver.create(body["Name"], _options(body), arrived + short)
@@ -60,16 +65,16 @@ def create_app(driver: Driver) -> Flask:
     def mount(body: Body, arrived: float) -> Body:
         return {"Mountpoint": driver.mount(body["Name"], arrived + patience, engine=_engine())}
 
-    info = logging.INFO
-    _serve(app, HANDSHAKE, lambda *_: HANDSHAKE_ANSWER, named=False)
-    _serve(app, "/VolumeDriver.Capabilities", lambda *_: scope, named=False)
-    _serve(app, "/VolumeDriver.List", lambda *_: volumes.encode(driver.volumes()), named=False)
-    _serve(app, "/VolumeDriver.Get", lambda body, _: {"Volume": driver.get(body["Name"])})
-    _serve(app, "/VolumeDriver.Path", lambda body, _: {"Mountpoint": driver.path(body["Name"])})
-    _serve(app, "/VolumeDriver.Mount", mount, level=info)
-    _serve(app, "/VolumeDriver.Unmount", lambda body, at: driver.unmount(body["Name"], at + short), level=info)
-    _serve(app, "/VolumeDriver.Create", create, level=info)
-    _serve(app, "/VolumeDriver.Remove", lambda body, at: driver.remove(body["Name"], at + patience), level=info)
+    info, long, brief = logging.INFO, max(patience, _LOOK), max(short, _LOOK)
+    serve(HANDSHAKE, lambda *_: HANDSHAKE_ANSWER)
+    serve("/VolumeDriver.Capabilities", lambda *_: scope)
+    serve("/VolumeDriver.List", lambda *_: volumes.encode(driver.volumes()))
+    serve("/VolumeDriver.Get", lambda body, _: {"Volume": driver.get(body["Name"])}, within=_LOOK)
+    serve("/VolumeDriver.Path", lambda body, _: {"Mountpoint": driver.path(body["Name"])}, within=_LOOK)
+    serve("/VolumeDriver.Mount", mount, level=info, within=long)
+    serve("/VolumeDriver.Unmount", lambda body, at: driver.unmount(body["Name"], at + short), level=info, within=brief)
+    serve("/VolumeDriver.Create", create, level=info, within=brief)
+    serve("/VolumeDriver.Remove", lambda body, at: driver.remove(body["Name"], at + patience), level=info, within=long)
 
     @app.errorhandler(HTTPException)
     def refuse(exc: HTTPException) -> Response:
@@ -87,12 +92,15 @@ def create_app(driver: Driver) -> Flask:
     return app
 
 
-def _serve(app: Flask, path: str, answer: Answer, *, level: int = logging.DEBUG, named: bool = True) -> None:
+def _serve(
+    app: Flask, waiting: Waiting, path: str, answer: Answer, *, level: int = logging.DEBUG, within: float | None = None
+) -> None:
     """Serve *answer* at *path*: it is called with the request's body and the time of its arrival.
 
     Args:
         level: of the line in the log, where it succeeds.
-        named: whether the body names a volume. What else a body says is not read.
+        within: seconds after which the request is given up; see `_given_up`. None where the body names no volume. What
+            else a body says is not read.
     """
     verb = path.rpartition(".")[2]
 
@@ -100,23 +108,59 @@ def _serve(app: Flask, path: str, answer: Answer, *, level: int = logging.DEBUG,
         arrived = time.monotonic()
         volume = ""
         try:
-            body = _body() if named else {}
-            volume = _name(body) if named else ""
-            found = answer(body, arrived)
+            if within is None:
+                found = answer({}, arrived)
+            else:
+                body = _body()
+                volume = _name(body)
+                with waiting.request(verb, volume, within) as mine, _given_up(mine, arrived + within):
+                    found = answer(body, arrived)
             if not isinstance(found, bytes):
                 found = json.dumps({**(found or {}), "Err": ""}).encode() + b"\n"
-        except HTTPException:
+        except (HTTPException, NoAnswer):
             raise
         except Exception as exc:
             _log_failure(verb, volume, exc, arrived)
             if verb == "Get" and not isinstance(exc, NoSuchVolume):
                 raise NoAnswer() from exc
+            if verb == "Unmount" and isinstance(exc, Busy):
+                return _json(_DONE)
             return _json(failure(in_words(exc)), _status_of(exc))
         if log.isEnabledFor(level):
             log.log(level, "%s %s: ok in %.1f ms", verb, printable(volume), (time.monotonic() - arrived) * 1e3)
         return _json(found)
 
     app.add_url_rule(path, path, view, methods=["POST"], provide_automatic_options=False)
+
+
+@contextlib.contextmanager
+def _given_up(mine: Request, deadline: float) -> Iterator[None]:
+    """Have the worker answer in the place of this thread where a disk does not let it come back by *deadline*.
+
+    Get then has no answer. Unmount has succeeded: its engine does not need what it waits for.
+    """
+    connection = request.environ.get("gunicorn.socket")
+    verb, volume = mine.verb, printable(mine.volume)
+
+    def give_up() -> bytes:
+        mine.hangs = True
+        log.error("%s %s: given up, its disk has not answered for %.0f s", verb, volume, time.monotonic() - mine.since)
+        if verb == "Get":
+            return b""
+        if verb == "Unmount":
+            return whole_answer("200 OK", _DONE)
+        return whole_answer("503 Service Unavailable", failure(str(disk_hangs(mine.volume))))
+
+    if connection is None:  # asked within this process
+        yield
+        return
+    connection.answer_by(deadline + _GRACE, give_up)
+    try:
+        yield
+    finally:
+        if not connection.came_back():
+            log.warning("%s %s: its disk answered after %.0f s", verb, volume, time.monotonic() - mine.since)
+            raise NoAnswer
 
 
 class _CachedList:
@@ -169,8 +213,7 @@ def _engine() -> int:
     connection = request.environ.get("gunicorn.socket")
     if connection is None:
         return os.getpid()  # asked within this process
-    (pid,) = struct.unpack_from("i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED))
-    return int(pid)
+    return peer(connection)
 
 
 def _name(body: Body) -> str:

@@ -1,6 +1,7 @@
 """gunicorn's HTTP on a thread for each connection. The only module that knows gunicorn.
 
-A client that sends or reads slowly, or not at all, keeps its own thread waiting and nobody else.
+A client that sends or reads slowly, or not at all, keeps its own thread waiting and nobody else. A thread that does not
+come back in time, since a disk hangs, is given up: its client is answered without it, and another gets its place.
 
 One process, without gunicorn's arbiter above it: less memory, a quicker first answer, one thing to kill. What the
 arbiter would do, restarting a dead worker and keeping the socket meanwhile, systemd does for both.
@@ -26,7 +27,7 @@ import gunicorn.systemd
 import gunicorn.workers.base_async
 
 from ..errors import in_words, printable
-from .protocol import MEDIA_TYPE, failure
+from .protocol import failure, whole_answer
 
 log = logging.getLogger("hostprep")
 
@@ -35,6 +36,7 @@ _STACK: Final = 4 << 20  # bytes, most of which are never touched; CPython 3.12 
 _IDLE: Final = 75  # seconds that a connection may be idle
 _SLOW: Final = 30  # seconds that a client may take to send the rest of a request, or to read an answer
 _SLOW_AT_THE_END: Final = 2  # seconds, once the server is to stop
+_GIVEN_UP: Final = 500  # threads that are given up at most, and then come on top of those of the connections
 _GRACEFUL: Final = 30  # seconds that requests under way may take at the end
 _TICK: Final = 1.0  # seconds between two looks for clients that took too long
 _PAUSE: Final = 0.05  # seconds before what the kernel refused is tried again
@@ -59,6 +61,8 @@ class Connection(socket.socket):
     def __init__(self, accepted: socket.socket) -> None:
         super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
         self.since = time.monotonic()
+        self._due: tuple[float, Callable[[], bytes]] | None = None
+        self._turn = threading.Lock()  # either the thread answers, or it is given up
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         if self.room <= 0:
@@ -100,6 +104,27 @@ class Connection(socket.socket):
             self.sendall(b"")
         self.idle, self.room = True, _BETWEEN
 
+    def answer_by(self, deadline: float, give_up: Callable[[], bytes]) -> None:
+        """If `came_back` is not called before *deadline*, send what *give_up* returns, and close the connection."""
+        self._due = deadline, give_up
+
+    def came_back(self) -> bool:
+        """Whether the thread is to answer. If it was given up, its client has been answered."""
+        with self._turn:
+            due, self._due = self._due, None
+            return due is not None
+
+    def give_up(self, now: float) -> bool:
+        """Give the thread up if it is overdue; return whether it is."""
+        with self._turn:
+            if self._due is None or now < self._due[0]:
+                return False
+            answer, self._due = self._due[1](), None
+            with contextlib.suppress(OSError):
+                super().send(answer, socket.MSG_DONTWAIT)
+                self.shutdown(socket.SHUT_RDWR)
+            return True
+
     def cut_off(self, *, was_idle: bool) -> None:
         """Let the thread wait no longer. If the connection *was_idle* when it was chosen, what has come is still read.
 
@@ -122,6 +147,8 @@ class Worker(gunicorn.workers.base_async.AsyncWorker):  # type: ignore[misc]  # 
         self._at_end = at_end
         self._room = threading.Semaphore(_CONNECTIONS)
         self._open: set[Connection] = set()
+        self._given_up: set[Connection] = set()
+        self._guard = threading.Lock()  # of the two: a connection that leaves the first makes room, once
         self._refused = False
 
     def load_wsgi(self) -> None:
@@ -151,10 +178,12 @@ class Worker(gunicorn.workers.base_async.AsyncWorker):  # type: ignore[misc]  # 
                 else:
                     os.read(fd, 512)
             self._cut_off(idle=_IDLE, slow=_SLOW)
+            self._give_up()
         listener.close()
         end = time.monotonic() + _GRACEFUL
         while self._open and time.monotonic() < end:
             self._cut_off(idle=0, slow=_SLOW_AT_THE_END)
+            self._give_up()
             time.sleep(0.01)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -190,8 +219,24 @@ class Worker(gunicorn.workers.base_async.AsyncWorker):  # type: ignore[misc]  # 
 
     def _end(self, connection: Connection) -> None:
         connection.close()
-        self._open.discard(connection)
-        self._room.release()
+        self._leave(connection)
+        self._given_up.discard(connection)
+
+    def _leave(self, connection: Connection) -> None:
+        with self._guard:
+            if connection in self._open:
+                self._open.remove(connection)
+                self._room.release()
+
+    def _give_up(self) -> None:
+        """Answer in the place of the threads that are overdue, and make room for others."""
+        now = time.monotonic()
+        for each in self._open.copy():
+            if each.give_up(now) and len(self._given_up) < _GIVEN_UP:
+                with self._guard:
+                    if each in self._open:
+                        self._given_up.add(each)
+                self._leave(each)
 
     def _cut_off(self, *, idle: float, slow: float) -> None:
         """Cut off who has kept a thread waiting for so many seconds."""
@@ -217,9 +262,8 @@ class Worker(gunicorn.workers.base_async.AsyncWorker):  # type: ignore[misc]  # 
         log.error("request not served: %s", printable(in_words(exc)))
         if req is None and client.room > 0:
             body = failure("the request is not HTTP/1.1 as hostprep understands it")
-            head = f"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
             with contextlib.suppress(OSError):
-                client.sendall(f"{head}Content-Type: {MEDIA_TYPE}\r\n\r\n".encode() + body)
+                client.sendall(whole_answer("400 Bad Request", body))
 
 
 class _Log(logging.LoggerAdapter[logging.Logger]):

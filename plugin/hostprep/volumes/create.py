@@ -101,7 +101,6 @@ def _make(readiness: Readiness, locked: LockedName, declared: Declaration, deadl
     path, made_path, replaceable, parent, last = declared.options.path, False, "", -1, ""
     with contextlib.ExitStack() as stack:
         if path is not None:
-            stack.enter_context(store.claim(path, locked.name, deadline))
             parent, last, replaceable = _open_parent(store, path, path_key(declared.given), stack)
             made_path = not fds.exists(parent, last)
             if not made_path and (kind := fds.kind(parent, last)) != "a directory":
@@ -115,9 +114,12 @@ def _make(readiness: Readiness, locked: LockedName, declared: Declaration, deadl
         elif not made_path:
             with fds.closing(fds.open_step(parent, last, path)) as adopted:
                 record = replace(record, data=filesystem.fingerprint(adopted))
-        new = stack.enter_context(locked.new(record, deadline))
-        if path is not None:  # the record first: after an interruption it says what was intended
-            new.write_record()
+        with contextlib.ExitStack() as claim:
+            if path is not None:
+                claim.enter_context(store.claim(path, locked.name, deadline))
+            new = stack.enter_context(locked.new(record, deadline))
+            if path is not None:  # the record first: after an interruption it says what was intended
+                new.write_record()
         if record.adopted:
             # It is made right once the volume is there: then the next Mount completes what was interrupted.
             with new.open_data():

@@ -46,7 +46,9 @@ class Driver:
         self._lister = Lister(store)
         # When each name was removed. The trash does not tell that of what is purged already, nor this after a restart.
         self._removed: dict[str, float] = {}
-        self._guard = threading.Lock()  # of _removed: two Removes would overwrite each other's note
+        self._trash: dict[str, Name | None] = {}
+        """Of which name each entry of the trash is that was read for `trash.removed_lately`."""
+        self._guard = threading.Lock()  # of _removed and _trash: two Removes would overwrite each other's note
 
     @classmethod
     def open(cls, settings: Settings, *, create: bool, images: Images | None = None) -> Driver:
@@ -133,7 +135,10 @@ class Driver:
                     self._removed = lately | {name: now}
         except NoSuchVolume:
             known = time.monotonic() - self._removed.get(name, -trash.RECENT) < trash.RECENT
-            if not known and not trash.removed_lately(self.store, name):
+            if not known:
+                with self._guard:
+                    known = trash.removed_lately(self.store, name, self._trash)
+            if not known:
                 raise
             self.store.sync(name)
             return

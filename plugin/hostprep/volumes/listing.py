@@ -14,7 +14,8 @@ from collections import deque
 from typing import Final
 
 from ..errors import NoSuchVolume, Unreadable, printable
-from .store import Signature, Store, names_in, settled, signature
+from .record import Signature, settled, signature
+from .store import Store, names_in
 from .volume import RECORD
 
 log = logging.getLogger("hostprep")

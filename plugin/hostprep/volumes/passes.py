@@ -1,5 +1,7 @@
 """Passes over whole trees: each in a process of its own, at most one for each volume, for which whoever needs it waits.
 
+As many work at a time as help, and the others wait their turn. This bound is of one process: a server, or a command.
+
 `pass.json`, the mark, is in the volume's directory from before the first change until the root, last of all, is right.
 While it is there the tree is not right, whatever the root looks like, and the next Mount begins the pass again.
 """
@@ -7,12 +9,13 @@ While it is there the tree is not right, whatever the root looks like, and the n
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from ..errors import Busy, HostprepError, NoSuchVolume, Unreadable, in_words, printable
@@ -26,6 +29,9 @@ from .volume import LockedVolume, Volume, write_progress
 log = logging.getLogger("hostprep")
 
 _WRITTEN_EVERY: Final = 1.0  # seconds between two progress reports on disk
+# How many work at a time: each starts processes for every processor (workers.py). Two, so that one may wait for a disk.
+_AT_ONCE: Final = min(max(2, len(os.sched_getaffinity(0)) // 4), 8)
+_STUCK: Final = 60.0  # seconds without another entry, after which a pass keeps no other waiting: its disk may hang
 
 Finish = Callable[[Outcome], bool | None]
 """What is done when every entry is right, with no lock held. Returns whether the root could not be made right."""
@@ -44,8 +50,18 @@ class Pass:
         self.root_stays = False
         """Whether its end found a root that cannot be made right, but is usable."""
         self.cancelled = threading.Event()
+        self.ahead = 0
+        """How many passes it waits for, before it begins to work."""
+        self.moved = time.monotonic()
+        """When its turn came, or it was one entry further; on time.monotonic()'s clock."""
         self._child: subprocess.Popen[str] | None = None
         self._guard = threading.Lock()
+
+    def go_on(self, progress: Progress) -> None:
+        """Note how far it is."""
+        if progress.done != self.progress.done:
+            self.moved = time.monotonic()
+        self.progress = progress
 
     def cancel(self) -> None:
         """End it now; the mark stays."""
@@ -72,6 +88,47 @@ class Pass:
             raise Unreadable(f"the pass over volume {self.name} failed: {exc.message}") from None
 
 
+class Turns:
+    """Lets the first few passes work, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._queue: list[Pass] = []
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def stand_in_line(self, begun: Pass) -> Iterator[None]:
+        """Keep a place for *begun* until the end of the `with` block, while it waits and while it works."""
+        with self._changed:
+            self._queue.append(begun)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._queue.remove(begun)
+                self._changed.notify_all()
+
+    def comes(self, begun: Pass, seconds: float) -> bool:
+        """Wait so long at most, and return whether it is the turn of *begun*. A cancelled one waits no longer."""
+        with self._changed:
+            if self._count_ahead(begun) >= _AT_ONCE and not begun.cancelled.is_set():
+                self._changed.wait(seconds)
+            if (ahead := self._count_ahead(begun)) < _AT_ONCE:
+                begun.ahead, begun.moved = 0, time.monotonic()
+                return True
+            begun.ahead = ahead
+            return False
+
+    def wake(self) -> None:
+        """Have those look that were cancelled."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _count_ahead(self, begun: Pass) -> int:
+        now = time.monotonic()
+        ahead = itertools.takewhile(lambda each: each is not begun, self._queue)
+        return sum(each.ahead > 0 or now - each.moved < _STUCK for each in ahead)
+
+
 class Passes:
     """The passes of this process, by volume. Another process's are followed by waiting for its lock."""
 
@@ -80,6 +137,7 @@ class Passes:
         self._running: dict[str, Pass] = {}
         self._guard = threading.Lock()
         self._stopped = False
+        self._turns = Turns()
 
     def running(self, name: str) -> Pass | None:
         with self._guard:
@@ -127,6 +185,7 @@ class Passes:
     def cancel(self, name: str) -> None:
         if found := self.running(name):
             found.cancel()
+            self._turns.wake()
 
     def stop(self) -> None:
         """End every pass now, and begin no other: the server is stopping. Whoever waits is woken."""
@@ -135,13 +194,14 @@ class Passes:
             running = list(self._running.values())
         for each in running:
             each.cancel()
+        self._turns.wake()
 
     def _run(self, begun: Pass, volume: Volume, data: int, order: Order, finish: Finish) -> None:
         written = time.monotonic()
 
         def report(progress: Progress) -> None:
             nonlocal written
-            begun.progress = progress
+            begun.go_on(progress)
             if time.monotonic() - written >= _WRITTEN_EVERY:
                 written = time.monotonic()
                 if self._is_current(volume):
@@ -161,18 +221,28 @@ class Passes:
                     while not (try_lock(held, f"pass/{begun.name}") or self._stopped or begun.cancelled.is_set()):
                         begun.progress = volume.pending() or begun.progress
                         time.sleep(0.1)
-                # The process keeps the lock's descriptor, too: should it outlive the server, no second one is begun.
-                elif (outcome := begun.work(data, order, held, report)) is not None:
-                    begun.root_stays = bool(finish(outcome))
+                else:
+                    with self._turns.stand_in_line(begun):
+                        # It keeps the lock's descriptor, too: should it outlive the server, no second one is begun.
+                        outcome = begun.work(data, order, held, report) if self._has_turn(begun, volume) else None
+                    if outcome is not None:
+                        begun.root_stays = bool(finish(outcome))
         except NoSuchVolume:
             log.info("pass over %s: it was removed meanwhile", begun.name)  # whoever waits will see that it is gone
-        except (HostprepError, OSError, ValueError) as exc:
+        except Exception as exc:  # else whoever waits would take it for an end, and begin the next pass
             begun.failure = in_words(exc)
             log.error("pass over %s: %s", begun.name, printable(begun.failure))
         finally:
             with self._guard:
                 del self._running[begun.name]
             begun.over.set()
+
+    def _has_turn(self, begun: Pass, volume: Volume) -> bool:
+        """Wait until it is the turn of *begun*; return False where it is not wanted any more."""
+        while not self._turns.comes(begun, 1.0):
+            if begun.cancelled.is_set() or not self._is_current(volume):
+                return False
+        return True
 
     def _is_current(self, volume: Volume) -> bool:
         """Whether the name still leads to *volume*: another process may have removed it."""

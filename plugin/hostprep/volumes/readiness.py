@@ -171,6 +171,9 @@ class Readiness:
                 self._waiting.release()
         if not running.over.is_set():
             again = f"in about {running.progress.left}" if running.progress.left else "later"
+            if running.ahead:
+                why = f"preparing {running.name} waits for other volumes: {running.ahead} are before it"
+                raise Busy(why, hint="it begins by itself; start the container again later")
             how_far = f"preparing {running.name}: {running.progress} done"
             raise Busy(how_far, hint=f"it goes on; start the container again {again}")
         if running.failure:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import os
 import re
 import sys
 import time
@@ -20,6 +22,12 @@ WITHIN: Final = "within"
 """In the place of a fingerprint: the data is an ordinary directory within the volume's own, on no mount of its own."""
 _FINGERPRINT: Final = re.compile(r"[a-z0-9]{1,16}:[0-9a-f]{0,32}:[0-9]{0,20}", re.ASCII)
 LIMIT: Final = 65536  # bytes; a path has at most 4095, which JSON may write as six each
+# Two changes within one tick of the file system's clock (at most 10 ms) leave one time stamp: what was read so soon
+# after a change is not kept.
+_TICK: Final = 50_000_000  # ns
+
+Signature = tuple[int, int]
+"""Inode and time of change (ctime) of a record: a replaced one has another inode, any other change another time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,3 +218,16 @@ def _lines(found: dict[str, object]) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
         raise ValueError("left_alone must be an array of strings")
     return tuple(value)
+
+
+def signature(directory: int, file: str) -> Signature | None:
+    """The signature of the record *file*. Two components are good enough here: it only says whether to read it."""
+    with contextlib.suppress(OSError):
+        st = os.stat(file, dir_fd=directory, follow_symlinks=False)
+        return st.st_ino, st.st_ctime_ns
+    return None
+
+
+def settled(changed: int) -> bool:
+    """Whether a change now would leave another time stamp than *changed*, in nanoseconds."""
+    return time.time_ns() - changed > _TICK

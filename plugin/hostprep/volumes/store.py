@@ -17,32 +17,30 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from typing import Final
 
-from ..errors import Busy, Conflict, NoSuchVolume, Unreadable, printable
+from ..errors import Busy, Conflict, HostprepError, NoSuchVolume, Unreadable, in_words, printable
 from ..host import fds
+from ..host.locks import is_locked, open_lock_file
 from ..host.mountinfo import mount_table
 from ..host.paths import overlap
 from ..host.places import Places, share
 from ..options import Name, is_name
 from ..settings import Settings
 from . import pins
-from .record import LIMIT, Record
+from .claims import UNKNOWN, Claims
+from .record import LIMIT, Record, Signature, settled, signature
 from .root import STEPS, Root
-from .volume import RECORD, RETAINED, LockedVolume, NewVolume, RetainedVolume, Volume, clear
+from .volume import RECORD, RETAINED, LockedVolume, NewVolume, RetainedVolume, Volume, clear, read_temporary
 
 log = logging.getLogger("hostprep")
 
 _PATHS: Final = "/paths"  # the lock of those who take a path; with a slash, so no volume's name
+_UNMADE_WITHIN: Final = 10.0  # seconds for which a start waits for a disk on which an interrupted Create made something
 _CACHED: Final = 20_000  # records, at about 0.5 kB each
-# Two changes within one tick of the file system's clock (at most 10 ms) leave one time stamp: what was read so soon
-# after a change is not kept.
-_TICK: Final = 50_000_000  # ns
-
-Signature = tuple[int, int]
-"""Inode and time of change (ctime) of a record: a replaced one has another inode, any other change another time."""
 
 
 class Store(Root):
@@ -51,6 +49,7 @@ class Store(Root):
     def __init__(self, settings: Settings, identity: str) -> None:
         super().__init__(settings, identity)
         self._records: dict[Name, tuple[Signature, Record]] = {}
+        self._claims = Claims()
 
     # -- to read ---------------------------------------------------------------------------------------------------
 
@@ -146,6 +145,9 @@ class Store(Root):
     def claim(self, path: str, name: Name, deadline: float) -> Iterator[None]:
         """Check that *path* is free for the volume *name*, and let nobody else take a path until the end.
 
+        All wait for this lock who take a path, so only the root's disk may be touched meanwhile. A record that was
+        written in a directory of `LockedName.new` keeps the path while the lock of its name is held.
+
         Raises:
             Conflict: as for `check_claim`.
             Busy: another was still taking a path at *deadline*.
@@ -158,23 +160,47 @@ class Store(Root):
         """Check that no other volume than *name* has *path*, lies in it or contains it, by whatever names.
 
         Raises:
-            Conflict: another does.
+            Conflict: another does, or is just being made so; or whether it does cannot be told.
         """
         places = Places(mount_table())
         here = places.of(path)
-        for other in self.names():
-            if other == name:
+
+        def overlaps(claimed: str) -> bool:
+            return overlap(path, claimed) or share(here, places.of(claimed))
+
+        for other, claimed in self._being_made():  # first: what is made meanwhile is in the other list
+            if other != name and overlaps(claimed):
+                why = f"path {printable(path)} is, contains or lies in {printable(claimed)}"
+                raise Conflict(f"{why}, with which volume {other} is just being made", hint="try again")
+        for other, claimed in self._paths():
+            if other == name or (claimed is not UNKNOWN and not overlaps(claimed)):
                 continue
-            try:
+            try:  # what is remembered alone refuses nobody: that volume may be gone
                 record = self.find(other)
             except Unreadable as exc:
-                raise Conflict(f"cannot tell whether path {printable(path)} is free: {exc.message}") from None
-            claimed = record.options.path if record else None
-            if claimed is not None and (overlap(path, claimed) or share(here, places.of(claimed))):
+                why = f"cannot tell whether path {printable(path)} is free: {exc.message}"
+                hint = f"mend {self.root}/volumes/{other}/{RECORD}, or move {self.root}/volumes/{other} away"
+                raise Conflict(why, hint=hint) from None
+            found = record.options.path if record else None
+            if found is not None and overlaps(found):
                 raise Conflict(
-                    f"path {printable(path)} is, contains or lies in {printable(claimed)}, which is volume {other}'s",
+                    f"path {printable(path)} is, contains or lies in {printable(found)}, which is volume {other}'s",
                     hint="two volumes would repair each other's owner and label",
                 )
+
+    def _paths(self) -> list[tuple[Name, str]]:
+        """Every volume that has a path, and the path; UNKNOWN where its record is damaged. Some may be gone."""
+        with self.part("volumes") as volumes, self.part("trash") as trash:
+            return self._claims.paths(volumes, trash, self.find)
+
+    def _being_made(self) -> Iterator[tuple[Name, str]]:
+        """What is being made with a path, or taken back, by whoever has the lock of the name. Not what a crash left."""
+        with self.part("volumes") as volumes, self.part("locks") as locks, fds.closing(open_lock_file(locks)) as held:
+            for temporary in os.listdir(volumes):
+                if temporary.startswith(fds.TEMPORARY):
+                    record = read_temporary(volumes, temporary)
+                    if record and record.options.path and is_locked(held, record.name):
+                        yield record.name, record.options.path
 
     def sync(self, name: Name) -> None:
         """Sync what there is of *name*. Whoever made or removed it may have been killed before it was synced."""
@@ -189,13 +215,18 @@ class Store(Root):
 
         While another process is at a step, nothing temporary is removed. A `_data` that holds anything never is.
         """
+        unmade = []
         with contextlib.suppress(Busy), self.lock(STEPS, time.monotonic()):
             for part in ("volumes", "locks"):
                 with self.part(part) as directory:
                     for left in os.listdir(directory):
                         if left.startswith(fds.TEMPORARY):
                             log.info("removing %s, which an interrupted step left", left)
-                            clear(directory, left)
+                            record = read_temporary(directory, left)
+                            if record and record.made_path:
+                                unmade.append((left, record))
+                            else:
+                                clear(directory, left)
         with self.part("mounts") as mounts:
             for name in names_in(mounts):
                 with contextlib.suppress(Busy, Unreadable), self.lock(name, time.monotonic()):
@@ -205,6 +236,24 @@ class Store(Root):
                             pins.release(mounts, name)
                         except OSError as exc:
                             log.warning("the mount of %s stays: %s", name, exc.strerror)
+        for left, record in unmade:  # with no lock held but that of the volume: the disk of the path may hang
+            thread = threading.Thread(target=self._unmake, args=(left, record), daemon=True)
+            thread.start()
+            thread.join(_UNMADE_WITHIN)
+
+    def _unmake(self, left: str, record: Record) -> None:
+        """Remove a volume that never was one, and the directory that was made for it, unless another has it by now."""
+        try:
+            with self.part("volumes") as volumes, self.lock(record.name, time.monotonic()):
+                try:
+                    with self.claim(record.options.path or "", record.name, time.monotonic() + 10):
+                        pass  # from now on whoever wants the path sees that this has it
+                except Conflict:
+                    clear(volumes, left, unmake_path=False)
+                else:
+                    clear(volumes, left)
+        except (HostprepError, OSError) as exc:
+            log.warning("%s stays until the next start: %s", left, printable(in_words(exc)))
 
 
 class LockedName:
@@ -245,19 +294,6 @@ class LockedName:
                 yield NewVolume(self._store, fd, record, temporary)
             finally:
                 clear(volumes, temporary)
-
-
-def signature(directory: int, file: str) -> Signature | None:
-    """The signature of the record *file*. Two components are good enough here: it only says whether to read it."""
-    with contextlib.suppress(OSError):
-        st = os.stat(file, dir_fd=directory, follow_symlinks=False)
-        return st.st_ino, st.st_ctime_ns
-    return None
-
-
-def settled(changed: int) -> bool:
-    """Whether a change now would leave another time stamp than *changed*, in nanoseconds."""
-    return time.time_ns() - changed > _TICK
 
 
 def names_in(directory: int) -> list[Name]:

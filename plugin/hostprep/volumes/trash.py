@@ -115,15 +115,24 @@ def being_deleted(store: Store) -> list[Removed]:
     return found
 
 
-def removed_lately(store: Store, name: Name) -> bool:
-    """Whether hostprep removed *name* within the last minute: the engine repeats what it got no answer to."""
+def removed_lately(store: Store, name: Name, known: dict[str, Name | None]) -> bool:
+    """Whether hostprep removed *name* within the last minute: the engine repeats what it got no answer to.
+
+    Args:
+        known: of which name each entry of the last minute is, so that it is read once. What is older is taken out.
+    """
     since = time.time() - RECENT
     with store.part("trash") as trash:
-        for entry in os.listdir(trash):
-            if entry.removeprefix(PURGED) >= _stamp(since):
-                with contextlib.suppress(OSError):
-                    if (record := _record(trash, entry)) and record.name == name:
-                        return True
+        lately = {entry: id_ for entry in os.listdir(trash) if (id_ := entry.removeprefix(PURGED)) >= _stamp(since)}
+        for id_ in known.keys() - set(lately.values()):
+            known.pop(id_, None)
+        for entry, id_ in lately.items():
+            if id_ not in known:
+                with contextlib.suppress(OSError):  # a purge has just renamed it, or it was restored
+                    record = _record(trash, entry)
+                    known[id_] = record.name if record else None
+        if name in known.values():
+            return True
     with contextlib.suppress(NoSuchVolume, FileNotFoundError), store.directory(name) as directory:
         return os.stat(RETAINED, dir_fd=directory, follow_symlinks=False).st_ctime >= since
     return False

@@ -231,6 +231,8 @@ class LockedVolume(Volume):
         with self.root.lock(STEPS, time.monotonic() + 10, shared=True), self.root.part("volumes") as volumes:
             temporary = fds.temporary_name()
             os.rename(self.name, temporary, src_dir_fd=volumes, dst_dir_fd=volumes)
+            with self.root.part("trash") as trash:
+                os.utime(trash)  # as whatever leaves `volumes` changes it; see claims.py
             clear(volumes, temporary)
 
 
@@ -306,8 +308,12 @@ def open_parent(settings: Settings, path: str) -> Iterator[tuple[int, str, str]]
         yield fd, last, replaceable
 
 
-def clear(directory: int, temporary: str) -> None:
-    """Remove a temporary file, or a directory that never became a volume; a `_data` that holds anything stays."""
+def clear(directory: int, temporary: str, *, unmake_path: bool = True) -> None:
+    """Remove a temporary file, or a directory that never became a volume; a `_data` that holds anything stays.
+
+    Args:
+        unmake_path: remove the `path` directory that was made for it, too.
+    """
     with contextlib.suppress(FileNotFoundError):
         try:
             fd = fds.open_dir(directory, temporary)
@@ -320,7 +326,8 @@ def clear(directory: int, temporary: str) -> None:
                 log.warning("%s is left as it is: %s", temporary, exc.strerror)
             return
         with fds.closing(fd):
-            _unmake_path(fd)
+            if unmake_path:
+                _unmake_path(read_temporary(directory, temporary))
             for name in os.listdir(fd):
                 with contextlib.suppress(OSError):
                     os.rmdir(name, dir_fd=fd) if name == DATA else os.unlink(name, dir_fd=fd)
@@ -330,11 +337,17 @@ def clear(directory: int, temporary: str) -> None:
             log.warning("%s is left as it is: %s", temporary, exc.strerror)
 
 
-def _unmake_path(temporary: int) -> None:
+def read_temporary(directory: int, temporary: str) -> Record | None:
+    """The record of what is being made, or never became a volume; None where there is none."""
+    with contextlib.suppress(OSError, Unreadable), fds.closing(fds.open_dir(directory, temporary)) as fd:
+        return Record.from_json(fds.read_file(fd, RECORD, limit=LIMIT), name=None)
+    return None
+
+
+def _unmake_path(record: Record | None) -> None:
     """Remove the `path` directory that an interrupted Create made; rmdir(2) removes only an empty one."""
-    with contextlib.suppress(OSError, Unreadable, NotAllowed):
-        record = Record.from_json(fds.read_file(temporary, RECORD, limit=LIMIT), name=None)
-        if record.made_path and record.options.path:
+    if record and record.made_path and record.options.path:
+        with contextlib.suppress(OSError, NotAllowed):
             parent, name = os.path.split(record.options.path)
             with fds.closing(fds.walk(parent, trusted=not record.pinned)) as above:
                 os.rmdir(name, dir_fd=above)

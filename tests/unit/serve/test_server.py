@@ -28,6 +28,7 @@ from tests.support.host import (
     passes_of,
     soon,
 )
+from tests.support.serving import serve_after
 from tests.support.trees import make_tree, many, owners
 from tests.support.unixhttp import Connection
 
@@ -391,6 +392,23 @@ class TestPurge:
         (host.root / "trash" / entry).rename(host.root / "trash" / f".purge-{entry}")
         server = host.serve(*(flag.format(root=host.root) for flag in flags), **changed)
         eventually(lambda: host.trash() == [], f"it is gone; {server.log}")
+
+    def test_after_an_error_that_nobody_expected(self, host: Host) -> None:
+        """Whatever goes wrong in a purge is logged on one line, and the next one is made all the same."""
+        code = """
+from hostprep.volumes import trash
+due = trash.due
+def due_once_wrong(*arguments):
+    trash.due = due
+    raise ZeroDivisionError("bait")
+trash.due = due_once_wrong
+"""
+        server = serve_after(host, code, HOSTPREP_TRASH_KEEP="0")
+        eventually(lambda: "ZeroDivisionError: bait" in server.log, "the error is logged")
+        assert len([line for line in server.log.splitlines() if "bait" in line]) == 1
+        server("Create", Name="mongo")
+        server("Remove", Name="mongo")
+        eventually(lambda: host.trash() == [], f"the trash is empty; {server.log}")
 
 
 class TestLog:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,11 +19,12 @@ from hostprep.host.fds import closing
 from hostprep.options import Name
 from hostprep.tree import walk
 from hostprep.tree.process import Progress
+from hostprep.volumes import passes
 from hostprep.volumes.driver import Driver
 from hostprep.volumes.passes import Finish, Pass, Passes
 from hostprep.volumes.volume import MARK, LockedVolume, write_progress
 from tests.support.fixtures import Gate
-from tests.support.host import Host, eventually, soon
+from tests.support.host import Host, catch_pass, eventually, soon
 from tests.support.trees import make_tree, owners
 
 pytestmark = pytest.mark.root
@@ -140,6 +145,13 @@ def test_a_finish_that_fails(volume: Volume) -> None:
     assert begun.failure == "x: Operation not permitted"
 
 
+def test_an_error_that_nobody_expected(volume: Volume) -> None:
+    """Whatever goes wrong in a pass is its failure: else who waits would begin the next one, again and again."""
+    begun = volume.start(finish=lambda _: bool(1 // 0))
+    assert begun.over.wait(20)
+    assert begun.failure == "internal error: ZeroDivisionError: integer division or modulo by zero"
+
+
 def test_a_program_that_is_missing(volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no process can be started, that is the pass's failure."""
     monkeypatch.setattr("sys.executable", "/nowhere/python")
@@ -187,6 +199,119 @@ def test_the_environment_cannot_change_what_runs(
     begun = volume.start()
     assert begun.over.wait(20)
     assert begun.failure == ""
+
+
+class TestTurns:
+    """As many passes work at a time as help."""
+
+    @pytest.fixture
+    def many(self, driver: Driver, host: Host, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Twelve volumes whose next Mounts each begin a pass, on a machine with two processors."""
+        monkeypatch.setattr(passes, "_AT_ONCE", 2)
+        names = [f"v{number:02}" for number in range(12)]
+        for name in names:
+            driver.create(name, {"uid": "184"}, soon())
+            make_tree(host.data(name), "file a")
+            os.chown(host.data(name), 0, 0)
+        return names
+
+    def begin(self, driver: Driver, *names: str) -> str:
+        """Begin a pass for each of them, in this order; what the last Mount is told."""
+        for name in names:
+            with pytest.raises(Busy) as told:
+                driver.mount(name, soon(0))
+            eventually(partial(self.stands_in_line, driver, name), "it stands in line")
+        return str(told.value)
+
+    def stands_in_line(self, driver: Driver, name: str) -> bool:
+        return name in [each.name for each in driver.passes._turns._queue]
+
+    def ahead(self, driver: Driver, *names: str) -> list[int]:
+        """How many each of them waits for."""
+        return [each.ahead for each in map(driver.passes.running, names) if each]
+
+    def ended(self, caplog: pytest.LogCaptureFixture) -> list[str]:
+        return re.findall(r"pass over (\w+): \d+ entries", caplog.text)
+
+    def test_two_work(self, driver: Driver, many: list[str], gate: Gate) -> None:
+        """Of twelve passes at once two work; the others begin as those end, and all volumes become ready."""
+        self.begin(driver, *many)
+        eventually(lambda: len(gate.waiting()) == 2, "two work")
+        eventually(lambda: self.ahead(driver, *many) == [0, 0, *range(2, 12)], "the others wait")
+        assert len(gate.waiting()) == 2
+        gate.open()
+        for name in many:
+            driver.mount(name, soon())
+            assert driver.get(name)["Status"]["ready"] is True
+
+    def test_in_order_of_arrival(
+        self, driver: Driver, many: list[str], gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who came first works first."""
+        begun: list[str] = []
+        begin = passes.begin
+
+        def note(data: int, *arguments: Any, **keywords: Any) -> Any:
+            begun.append(Path(os.readlink(f"/proc/self/fd/{data}")).parent.name)
+            return begin(data, *arguments, **keywords)
+
+        monkeypatch.setattr(passes, "begin", note)
+        monkeypatch.setattr(passes, "_AT_ONCE", 1)
+        order = [*reversed(many[:5]), *many[5:]]
+        self.begin(driver, *order)
+        gate.open()
+        eventually(lambda: begun == order, "they begin in the order in which they came")
+        for name in many:
+            driver.mount(name, soon())
+
+    def test_what_is_said(self, driver: Driver, many: list[str], gate: Gate) -> None:
+        """Mount and Status say of a pass that waits that it does; its mark is on disk."""
+        self.begin(driver, *many[:3])
+        eventually(lambda: self.ahead(driver, "v02") == [2], "the third waits")
+        assert self.begin(driver, "v02") == (
+            "preparing v02 waits for other volumes: 2 are before it "
+            "(it begins by itself; start the container again later)"
+        )
+        status = driver.get("v02")["Status"]
+        assert status["progress"] == {"done": 0, "estimate": None, "rate": 0.0, "seconds_left": None}
+        assert status["ready"] is False
+        with driver.store.open(Name("v02")) as waiting:
+            assert waiting.pending() == Progress()
+        other = Driver(driver.settings, driver.store, driver.labels)  # as another process
+        assert other.get("v02")["Status"]["progress"]["done"] == 0
+
+    @pytest.mark.parametrize("how", ["remove", "by-another-process", "apply", "stop"])
+    def test_not_wanted_any_more(self, driver: Driver, many: list[str], gate: Gate, how: str) -> None:
+        """A pass that waits is over as soon as its volume is removed or changed, or the server stops."""
+        self.begin(driver, *many[:3])
+        waiting = driver.passes.running("v02")
+        assert waiting is not None
+        other = Driver(driver.settings, driver.store, driver.labels)
+        {
+            "remove": lambda: driver.remove("v02", soon()),
+            "by-another-process": lambda: other.remove("v02", soon()),
+            "apply": lambda: driver.apply("v02", {"uid": "55"}, (), soon()),
+            "stop": driver.passes.stop,
+        }[how]()
+        assert waiting.over.wait(60)
+        assert waiting.failure == ""
+        assert how == "stop" or len(gate.waiting()) == 2
+
+    def test_one_that_hangs(
+        self, driver: Driver, many: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A pass that gets no further keeps no other from working, and is completed when it does."""
+        caplog.set_level("INFO")
+        monkeypatch.setattr(passes, "_AT_ONCE", 1)
+        monkeypatch.setattr(passes, "_STUCK", 0.5)
+        self.begin(driver, "v00")
+        stopped = catch_pass(os.getpid())
+        try:
+            self.begin(driver, "v01", "v02")
+            eventually(lambda: sorted(self.ended(caplog)) == ["v01", "v02"], "the others work")
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        eventually(lambda: "v00" in self.ended(caplog), "it goes on")
 
 
 class TestMark:
