@@ -152,21 +152,21 @@ def test_other_volumes_of_the_disk(host: Host, disk: Hanging) -> None:
     code = f"{BRIEF}from hostprep.serve import waiting\nwaiting._MANY_HANG = 2\n"
     assert hasattr(waiting, "_MANY_HANG")
     server = serve_after(host, code, HOSTPREP_PATIENCE="3s")
-    for name in ("slow", "b", "c"):
+    for name in ("slow", "second", "third"):
         assert server("Create", Name=name, Opts={"path": f"{disk.place}/{name}"}) == OK
     assert server("Create", Name="quick") == OK
     disk.hang()
-    for name in ("slow", "b"):
+    for name in ("slow", "second"):
         assert ask(server, "Get", name) is None
     before = threads(server)
-    assert ask(server, "Get", "c") is None
-    mount = ask(server, "Mount", "c")
+    assert ask(server, "Get", "third") is None
+    mount = ask(server, "Mount", "third")
     assert mount is not None
-    assert "the disk of volume c does not answer" in mount.error
+    assert "the disk of volume third does not answer" in mount.error
     eventually(lambda: threads(server) <= before, "only those that hang are left")
     assert served(server) == 35
     disk.go_on()
-    eventually(lambda: ask(server, "Get", "c") is not None, "it is back")
+    eventually(lambda: ask(server, "Get", "third") is not None, "it is back")
     assert server.terminate() == 0
 
 

@@ -23,7 +23,7 @@ import pytest
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _IN: Final = struct.Struct("<IIQQIIII")
 """Length, operation, a number for the answer, inode, user, group, process, padding."""
-_LOOKUP, _FORGET, _GETATTR, _SETATTR, _MKDIR, _RMDIR = 1, 2, 3, 4, 9, 11
+_LOOKUP, _FORGET, _GETATTR, _SETATTR, _MKDIR, _RMDIR, _STATFS = 1, 2, 3, 4, 9, 11, 17
 _INIT, _OPENDIR, _READDIR, _RELEASEDIR, _FSYNCDIR, _INTERRUPT, _FORGET_MANY = 26, 27, 28, 29, 30, 36, 42
 _NO_ANSWER: Final = (_FORGET, _INTERRUPT, _FORGET_MANY)
 _MODE, _UID, _GID = 1, 2, 4
@@ -123,6 +123,8 @@ class Hanging:
         if operation == _RMDIR:
             del self._attributes[self._names.pop(body.rstrip(b"\0"))]
             return b""
+        if operation == _STATFS:
+            return struct.pack("<QQQQQIII28x", 1000, 1000, 1000, 1000, 1000, 4096, 255, 4096)
         if operation == _OPENDIR:
             return struct.pack("<QII", 0, 0, 0)
         if operation in (_READDIR, _RELEASEDIR, _FSYNCDIR):

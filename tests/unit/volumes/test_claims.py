@@ -150,7 +150,7 @@ def test_while_another_is_made_on_a_disk_that_hangs(driver: Driver, host: Host) 
 class TestRemovedLately:
     def test_each_entry_is_read_once(self, driver: Driver, other: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
         """Whether an unknown name was removed lately is answered from memory; what another process removed, too."""
-        for name in ("a", "b"):
+        for name in ("one", "two"):
             other.create(name, {}, soon())
             other.remove(name, soon())
         read: list[str] = []
@@ -162,13 +162,13 @@ class TestRemovedLately:
 
         monkeypatch.setattr(trash, "_record", noting)
         known: dict[str, Name | None] = {}
-        assert [trash.removed_lately(driver.store, Name(name), known) for name in ("a", "b", "c")] == [
+        assert [trash.removed_lately(driver.store, Name(name), known) for name in ("one", "two", "none")] == [
             True,
             True,
             False,
         ]
         assert len(read) == 2
-        other.create("c", {}, soon())
-        other.remove("c", soon())
-        assert trash.removed_lately(driver.store, Name("c"), known)
+        other.create("three", {}, soon())
+        other.remove("three", soon())
+        assert trash.removed_lately(driver.store, Name("three"), known)
         assert len(read) == 3
