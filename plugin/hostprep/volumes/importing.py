@@ -190,11 +190,10 @@ def from_directory(
             stack.enter_context(store.lock(f"create/{name}", deadline))
             locked = stack.enter_context(store.name_lock(name, deadline))
         begun = _begun(store, name, given)
+        store.check_claim(directory, name)
         parent, last, data = _open(directory, stack)
         _check_movable(store, directory, parent, data)  # among others, that it is on the root's disk
-        if dry_run:
-            store.check_claim(directory, name)
-        else:
+        if not dry_run:
             stack.enter_context(store.claim(directory, name, deadline))
         want = Want.of(declared.options, driver.labels, adopted=False)
         move = Move(directory, place, Plan.of(data, want, driver.labels).changes)
