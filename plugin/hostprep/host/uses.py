@@ -96,8 +96,8 @@ def _layers(mount: Mount) -> Iterator[str]:
 def _tables() -> tuple[list[tuple[str, str, list[Mount]]], str]:
     """Of each mount namespace a process and the mounts that it sees; and why these may not be all, or "".
 
-    mountinfo shows what is mounted below the root directory of the process. So each namespace needs a process whose
-    root directory is the namespace's.
+    mountinfo shows what is mounted below the root directory of a thread. So each namespace needs one whose root
+    directory is the namespace's.
     """
     whole: dict[str, tuple[str, str, list[Mount]]] = {}
     chrooted: dict[str, tuple[str, str, list[Mount]]] = {}
@@ -107,19 +107,25 @@ def _tables() -> tuple[list[tuple[str, str, list[Mount]]], str]:
         missed = False
         # In hostprep's own chroot, if it is in one, all seems whole: the first process of the system sees more.
         for process in ["1", "self", *filter(str.isdecimal, os.listdir("/proc"))]:
-            if process not in looked_at:
-                looked_at.add(process)
-                try:
-                    namespace, is_whole = _view(process)
+            try:
+                # Each thread: where the first one of a process has ended, only the others have mounts.
+                for thread in os.listdir(f"/proc/{process}/task"):
+                    task = f"{process}/task/{thread}"
+                    if task in looked_at:
+                        continue
+                    looked_at.add(task)
+                    namespace, is_whole = _view(task)
                     known = whole if is_whole else chrooted
                     if namespace not in known:
-                        known[namespace] = namespace, process, mount_table(process)
-                except PermissionError as exc:
-                    doubt = doubt or f"the mounts of process {process} cannot be seen: {exc.strerror}"
-                except OSError as exc:
-                    if exc.errno not in _ENDED:
-                        raise
-                    missed = True
+                        table = mount_table(task)
+                        # A root directory whose mount was detached seems to be the namespace's, and shows no mount.
+                        (known if table else chrooted)[namespace] = namespace, process, table
+            except PermissionError as exc:
+                doubt = doubt or f"the mounts of process {process} cannot be seen: {exc.strerror}"
+            except OSError as exc:
+                if exc.errno not in _ENDED:
+                    raise
+                missed = True
         if not missed:
             break
         # One that has ended may have left a child, of the same namespace, that was not there when /proc was listed.
@@ -134,15 +140,15 @@ def _tables() -> tuple[list[tuple[str, str, list[Mount]]], str]:
     return found, doubt
 
 
-def _view(process: str) -> tuple[str, bool]:
-    """What the mount namespace of *process* is known by, and whether it sees all that is mounted there."""
+def _view(task: str) -> tuple[str, bool]:
+    """What the mount namespace of a thread is known by, and whether it sees all that is mounted there."""
     try:
-        return os.readlink(f"/proc/{process}/ns/mnt"), os.readlink(f"/proc/{process}/root") == "/"
+        return os.readlink(f"/proc/{task}/ns/mnt"), os.readlink(f"/proc/{task}/root") == "/"
     except PermissionError:  # without CAP_SYS_PTRACE only mountinfo may be read: a container always has these three
-        points = {mount.point: mount for mount in mount_table(process)}
+        points = {mount.point: mount for mount in mount_table(task)}
         if "/" in points and "/dev" in points and "/proc" in points and points["/proc"].kind == "proc":
             return f"that of mount {points['/'].id}", True
-        return f"that of process {process}", False
+        return f"that of thread {task}", False
 
 
 def _hidden() -> str:
