@@ -31,6 +31,8 @@ class Use:
     """What is used, as a path from the directory; empty for all of it."""
     point: str
     """The mount point, as its user sees it."""
+    same_root: bool
+    """Its user has the root directory that hostprep has, so the mount point means the same to both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +59,32 @@ def uses(directory: int, path: str, formerly: Iterable[tuple[str, str]] = ()) ->
         return Uses((), "hostprep runs in a chroot and does not see the mount that the directory is on")
     here, known = place_in_file_system(mount, path), [(path, ""), *formerly]
     tables, doubt = _tables()
-    ours, found = os.readlink("/proc/self/ns/mnt"), []
-    for namespace, process, table in tables:
-        who = "it is" if namespace == ours else f"process {process} has it"
-        by_id = {each.id: each for each in table}
+    ours, found = mount_table(), []
+    our_ids, our_root = {each.id for each in ours}, _root(ours)
+    for process, table in tables:
+        by_id, same_root = {each.id: each for each in table}, _root(table) == our_root
+        who = f"process {process} has it" if our_ids.isdisjoint(by_id) else "it is"
         for each in table:
             under = by_id.get(each.parent)
             if each.device == mount.device and _contains(here, each.root):
-                found.append(Use(f"{who} mounted at {each.point}", os.path.relpath(each.root, here), each.point))
+                within = os.path.relpath(each.root, here)
+                found.append(Use(f"{who} mounted at {each.point}", within, each.point, same_root))
             if under and under.device == mount.device:
                 place = place_in_file_system(under, each.point)
                 if _contains(here, place):
-                    found.append(Use(f"{each.point} is a mount point", os.path.relpath(place, here), each.point))
+                    within = os.path.relpath(place, here)
+                    found.append(Use(f"{each.point} is a mount point", within, each.point, same_root))
             for layer in _layers(each):
                 for former, place in known:
                     if _contains(former, layer):
                         within = os.path.normpath(os.path.join(place, os.path.relpath(layer, former)))
-                        found.append(Use(f"{who} in the overlay at {each.point}", within, each.point))
-    return Uses(tuple(found), doubt)
+                        found.append(Use(f"{who} in the overlay at {each.point}", within, each.point, same_root))
+    return Uses(tuple(dict.fromkeys(found)), doubt)  # a namespace that cannot be named is looked at twice
+
+
+def _root(table: list[Mount]) -> tuple[str, str] | None:
+    """Which directory, of which device, is the root directory of who sees *table*."""
+    return next(((mount.device, mount.root) for mount in reversed(table) if mount.point == "/"), None)
 
 
 def _contains(above: str, path: str) -> bool:
@@ -93,14 +103,14 @@ def _layers(mount: Mount) -> Iterator[str]:
                     yield os.path.normpath(re.sub(r"\\(.)", r"\1", layer))
 
 
-def _tables() -> tuple[list[tuple[str, str, list[Mount]]], str]:
+def _tables() -> tuple[list[tuple[str, list[Mount]]], str]:
     """Of each mount namespace a process and the mounts that it sees; and why these may not be all, or "".
 
     mountinfo shows what is mounted below the root directory of a thread. So each namespace needs one whose root
     directory is the namespace's.
     """
-    whole: dict[str, tuple[str, str, list[Mount]]] = {}
-    chrooted: dict[str, tuple[str, str, list[Mount]]] = {}
+    whole: dict[str, tuple[str, list[Mount]]] = {}
+    chrooted: dict[str, tuple[str, list[Mount]]] = {}
     looked_at: set[str] = set()
     doubt = _hidden()
     for _ in range(_ROUNDS):
@@ -119,7 +129,7 @@ def _tables() -> tuple[list[tuple[str, str, list[Mount]]], str]:
                     if namespace not in known:
                         table = mount_table(task)
                         # A root directory whose mount was detached seems to be the namespace's, and shows no mount.
-                        (known if table else chrooted)[namespace] = namespace, process, table
+                        (known if table else chrooted)[namespace] = process, table
             except PermissionError as exc:
                 doubt = doubt or f"the mounts of process {process} cannot be seen: {exc.strerror}"
             except OSError as exc:
@@ -131,12 +141,12 @@ def _tables() -> tuple[list[tuple[str, str, list[Mount]]], str]:
         # One that has ended may have left a child, of the same namespace, that was not there when /proc was listed.
     else:
         doubt = doubt or "processes start and end too fast to be looked at"
-    seen = {mount.id for _, _, table in whole.values() for mount in table}
+    seen = {mount.id for _, table in whole.values() for mount in table}
     found = list(whole.values())
-    for namespace, process, table in chrooted.values():
+    for namespace, (process, table) in chrooted.items():
         if namespace not in whole and seen.isdisjoint(mount.id for mount in table):
             doubt = doubt or f"process {process} is in a chroot, so what its namespace has mounted cannot all be seen"
-            found.append((namespace, process, table))
+            found.append((process, table))
     return found, doubt
 
 

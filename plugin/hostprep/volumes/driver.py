@@ -159,11 +159,12 @@ class Driver:
                 if volume.record.options.path:
                     fd, place = stack.enter_context(volume.open_data(as_mount=True)), volume.place
             found = uses(fd, place).found
-        # Not a disk of its own that is mounted at a `path`, nor what is answered instead of it.
+        # Not a disk of its own that is mounted at a `path`, nor what is answered instead of it. But a container may have
+        # the volume at the same path inside.
         return [
             use.who
             for use in found
-            if use.point != place and not use.point.endswith(f"{self.store.root}/mounts/{name}")
+            if not (use.same_root and use.point == place) and not use.point.endswith(f"{self.store.root}/mounts/{name}")
         ]
 
     def discard_retained(self, name: str, deadline: float) -> None:

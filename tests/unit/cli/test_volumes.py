@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 from dataclasses import asdict
 from typing import Any
 
@@ -13,9 +14,21 @@ from hostprep.cli import output, volumes
 from hostprep.tree.process import Progress
 from tests.support.commands import fails, succeeds
 from tests.support.fixtures import Command
-from tests.support.host import Host, mode, mounted, owner, passes_of
+from tests.support.host import PYTHON, Host, mode, mounted, owner, passes_of
 from tests.support.trees import make_tree, owners
 
+CONTAINER = """
+import ctypes, os, subprocess, sys
+libc, (jail, place) = ctypes.CDLL(None), sys.argv[1:]
+subprocess.run(["mount", "-t", "tmpfs", "none", jail], check=True)
+os.makedirs(jail + place)
+subprocess.run(["mount", "--bind", place, jail + place], check=True)
+os.chdir(jail)
+assert libc.syscall({"x86_64": 155}.get(os.uname().machine, 41), b".", b".") == 0  # pivot_root(2)
+assert libc.umount2(b".", 2) == 0
+print("up", flush=True)
+sys.stdin.read()
+"""
 MONGO = ("-o", "uid=184", "-o", "gid=998")
 
 
@@ -229,6 +242,20 @@ def test_rm_of_what_is_in_use(hostprep: Command, host: Host, path: str | None) -
             assert hostprep("purge", "--all").code == 1
             assert (host.srv / "here" / "file").exists()
     assert succeeds(hostprep("purge", "--all")) == "1 purged\n"
+
+
+@pytest.mark.root
+def test_rm_of_what_a_container_has_at_the_same_path(hostprep: Command, host: Host) -> None:
+    """rm refuses a volume whose `path` is its path in a container, too."""
+    succeeds(hostprep("create", "mongo", "-o", f"path={host.srv}/path"))
+    (host.srv / "jail").mkdir()
+    command = ["unshare", "-m", PYTHON, "-c", CONTAINER, f"{host.srv}/jail", f"{host.srv}/path"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"up\n"
+        fails(hostprep("rm", "mongo"), f"process {running.pid} has it mounted at {host.srv}/path")
+        running.kill()
+    succeeds(hostprep("rm", "mongo"))
 
 
 @pytest.mark.root
