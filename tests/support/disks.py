@@ -113,6 +113,11 @@ class Disk:
         """Make it, while it is not mounted, what it was when *copy* was made."""
         subprocess.run(["cp", "--sparse=always", copy, self._image], check=True)
 
+    def clear_inode(self, inode: int) -> None:
+        """Damage a file or directory of ext4, while it is not mounted: whoever opens it gets EUCLEAN."""
+        command = ["debugfs", "-w", "-R", f"clri <{inode}>", str(self._image)]
+        subprocess.run(command, check=True, env={**os.environ, "PATH": _PATH}, capture_output=True)
+
     def shut_down(self, place: Path) -> None:
         """From now on the file system there answers EIO and writes nothing more, until it is mounted anew."""
         with open_directory(place) as fd:

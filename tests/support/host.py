@@ -294,8 +294,8 @@ def mounted(*arguments: str) -> Iterator[None]:
     """`mount ARGUMENTS`, of which the last is the mount point, until the end, wherever it was moved to by then."""
     before = _mount_ids()
     subprocess.run(["mount", *arguments], check=True)
-    # Of those that came meanwhile, another's among them, the last at this place.
-    made = max(number for number, point in _mount_ids().items() if number not in before and point == arguments[-1])
+    # Of those that came meanwhile, another's among them, the last at this place. Numbers are used again.
+    made = max(each for each, point in _mount_ids().items() if point == arguments[-1] and before.get(each) != point)
     try:
         yield
     finally:

@@ -119,11 +119,12 @@ class Purges:
         for entry in kept.keys() - self._told:
             log.warning("%s is not purged: %s", entry, printable(kept[entry]))
         self._told = set(kept)
-        now = time.monotonic()
-        unfinished = [id_ for id_ in trash.unfinished(self._store) if now - self._tried.get(id_, -_RETRY) >= _RETRY]
-        if unfinished or set(chosen) - self._told:
-            self._tried |= dict.fromkeys(unfinished, now)
+        now, unfinished, free = time.monotonic(), trash.unfinished(self._store), set(chosen) - self._told
+        if any(now - self._tried.get(id_, -_RETRY) >= _RETRY for id_ in free.union(unfinished)):
             self._run()
+            # Where not even one went, the file system takes no writes, or each of them is damaged.
+            stuck = free if free.issubset(trash.due(self._store)[0]) else ()
+            self._tried |= dict.fromkeys([*unfinished, *stuck], now)
 
     def _run(self) -> None:
         settings = self._settings

@@ -159,8 +159,8 @@ class Driver:
                 if volume.record.options.path:
                     fd, place = stack.enter_context(volume.open_data(as_mount=True)), volume.place
             found = uses(fd, place).found
-        # Not a disk of its own that is mounted at a `path`, nor what is answered instead of it. But a container may have
-        # the volume at the same path inside.
+        # Not a disk of its own that is mounted at a `path`, nor what is answered instead of it. But a container counts
+        # that has the volume at the same path inside.
         return [
             use.who
             for use in found

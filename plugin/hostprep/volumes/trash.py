@@ -216,21 +216,28 @@ def purge(store: Store, chosen: Iterable[str], *, insist: bool = True, why: str 
             if entry in kept:
                 log.warning("%s is not purged: %s", entry, printable(kept[entry]))
                 continue
-            with contextlib.suppress(FileNotFoundError):  # begun already; or another process restored or purged it
+            try:
                 os.rename(entry, PURGED + entry, src_dir_fd=trash, dst_dir_fd=trash)
+            except FileNotFoundError:  # begun already; or another process restored or purged it
+                pass
+            except OSError as exc:  # its directory is damaged, or the file system takes no writes
+                kept[entry] = reason_of(exc)
+                log.error("%s is not purged: %s", entry, kept[entry])
         os.fsync(trash)
         return Purge(0, kept) + _delete_all(store, trash, [entry for entry in chosen if entry not in kept], why)
 
 
 def purge_due(store: Store) -> Purge:
-    """Delete what is due; one entry at a time where that is for space only."""
+    """Delete what is due; of what is due for space only, the first that goes: btrfs frees the space a while later."""
+    ids, why = due(store)
+    if why is not _FOR_SPACE:
+        return purge(store, ids, insist=False, why=why)
     done = Purge(0, {})
-    while True:
-        ids, why = due(store)
-        chosen = [entry for entry in ids if entry not in done.kept]
-        if not chosen:
-            return done
-        done += purge(store, chosen[:1] if why is _FOR_SPACE else chosen, insist=False, why=why)
+    for entry in ids:
+        done += purge(store, [entry], insist=False, why=why)
+        if done.gone:
+            break
+    return done
 
 
 def end_purges(store: Store) -> Purge:
@@ -292,10 +299,21 @@ def _ids(trash: int) -> list[str]:
 
 
 def _record(trash: int, entry: str) -> Record | None:
-    with contextlib.suppress(NotADirectoryError), fds.closing(fds.open_dir(trash, entry)) as volume:
+    """The record of an entry; None where it cannot be read: one damaged directory keeps nobody from the others.
+
+    Raises:
+        FileNotFoundError: there is no such entry.
+    """
+    try:
+        fd = fds.open_dir(trash, entry)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return None
+    with fds.closing(fd):
         for file in (RETAINED, RECORD):  # both are there where a restore under another name was interrupted
-            with contextlib.suppress(Unreadable, FileNotFoundError):
-                return Record.from_json(fds.read_file(volume, file, limit=LIMIT), name=None)
+            with contextlib.suppress(Unreadable, OSError):
+                return Record.from_json(fds.read_file(fd, file, limit=LIMIT), name=None)
     return None
 
 

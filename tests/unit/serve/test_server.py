@@ -374,6 +374,27 @@ class TestPurge:
         assert len(started) == 2  # it began, and was tried again once since it was not finished
         subprocess.run(["chattr", "-i", host.root / "trash" / f".purge-{entry}" / "_data"], check=True)
 
+    def test_on_a_disk_that_takes_no_writes(
+        self, open_driver: OpenDriver, host: Host, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where not one entry can be purged, no other purge is started within the hour, but for what comes then."""
+        started: list[object] = []
+        host.root.mkdir(mode=0o700)
+        with mounted("-t", "tmpfs", "-o", "mode=700", "none", str(host.root)):
+            driver = open_driver(HOSTPREP_TRASH_KEEP="0")
+            purges, run = Purges(driver), subprocess.run
+            with monkeypatch.context() as patch:
+                for name in ("one", "two"):
+                    driver.create(name, {}, soon())
+                    driver.remove(name, soon())
+                    run(["mount", "-o", "remount,ro", host.root], check=True)
+                    patch.setattr(subprocess, "run", lambda *args, **rest: started.append(run(*args, **rest)))
+                    for _ in range(3):
+                        purges.start()
+                    run(["mount", "-o", "remount,rw", host.root], check=True)
+            assert len(started) == 2
+            assert len(host.trash()) == 2
+
     @pytest.mark.parametrize(
         ("flags", "changed"),
         [

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from hostprep.options import check_name
 from hostprep.volumes import trash
 from hostprep.volumes.driver import Driver
 from hostprep.volumes.trash import Purge
+from tests.support.disks import KINDS, Disk
 from tests.support.fixtures import OpenDriver
 from tests.support.host import Host, mounted, owner, soon
 from tests.support.trees import make_tree
@@ -298,6 +300,23 @@ class TestPurge:
             assert host.trash() == [entry]
         assert driver.purge([]).gone == 1
 
+    def test_a_damaged_directory(self, open_driver: OpenDriver, host: Host, tmp_path: Path) -> None:
+        """One entry that the file system cannot read any more is shown, and keeps nobody from the others."""
+        (tmp_path / "images").mkdir()
+        host.root.mkdir(mode=0o700)
+        disk = Disk(tmp_path / "images")
+        with disk.mounted(host.root):
+            host.root.chmod(0o700)
+            damaged, *_ = [removed(open_driver(), host, name) for name in ("damaged", "other", "mongo")]
+            inode = (host.root / "trash" / damaged).stat().st_ino
+        disk.clear_inode(inode)
+        with disk.mounted(host.root):
+            driver = open_driver()
+            assert [each["name"] for each in driver.removed_volumes()] == ["mongo", "other", None]
+            assert restored(driver) == "mongo"
+            assert driver.purge(None) == Purge(1, {damaged: "Structure needs cleaning"})
+            assert host.trash() == [damaged]
+
     def test_a_deep_tree(self, driver: Driver, host: Host) -> None:
         """A tree deeper than a process may open files by default is deleted by the command."""
         driver.create("mongo", {}, soon())
@@ -358,22 +377,23 @@ class TestSpace:
             assert driver.purge([]) == Purge(1, {first: f"it is mounted at {host.srv}/here"})
             assert host.trash() == [first]
 
-    def test_until_there_is_space(
-        self, driver: Driver, host: Host, full: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """No more goes than is needed."""
-        removed(driver, host, "one", age=9000)
-        kept = removed(driver, host, "two", age=8000)
-        delete = trash.purge
-
-        def freeing(*args: object, **rest: bool) -> Purge:
-            done = delete(*args, **rest)  # type: ignore[arg-type]
-            full.free = 500
-            return done
-
-        monkeypatch.setattr(trash, "purge", freeing)
-        assert driver.purge([]).gone == 1
-        assert host.trash() == [kept]
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_one_at_a_time(self, open_driver: OpenDriver, host: Host, tmp_path: Path, kind: str) -> None:
+        """No more than one goes at once: btrfs says that the space is free only a while after it."""
+        (tmp_path / "images").mkdir()
+        host.root.mkdir(mode=0o700)
+        with Disk(tmp_path / "images", kind).mounted(host.root):
+            host.root.chmod(0o700)
+            driver = open_driver(HOSTPREP_PURGE_FOR_SPACE="1")
+            old = [removed(driver, host, name, age=age) for name, age in (("one", 9000), ("two", 8000))]
+            filler = host.root / "trash" / old[0] / "_data" / "filler"
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(1 << 20)):
+                    pass
+            os.sync()
+            assert trash.due(driver.store)[0] == old
+            assert driver.purge([]) == Purge(1, {})
+            assert host.trash() == old[1:]
 
     def test_the_young_stay(self, driver: Driver, host: Host, full: SimpleNamespace) -> None:
         """What was removed within the last hour stays, however full the disk is."""
