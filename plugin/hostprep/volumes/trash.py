@@ -32,6 +32,7 @@ PURGED: Final = ".purge-"
 """What a purge deletes gets this before its name first; nothing restores it then."""
 LEFT: Final = "left.json"
 """In an entry: what its purge could not delete."""
+_RESTORING: Final = "/restoring"  # a lock; with a slash, so no volume's name
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}", re.ASCII)
 _STAMP: Final = 16  # characters of an id that are its time
 RECENT: Final = 60  # seconds in which a repeated Remove succeeds
@@ -146,7 +147,8 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
         Conflict: a volume or retained data has the new name, or another volume its path.
         Unreadable: its record is damaged.
     """
-    with store.name_lock(new_name, deadline), contextlib.ExitStack() as claim:
+    # Two that give one entry different names would each write the other's record.
+    with store.name_lock(new_name, deadline), store.lock(_RESTORING, deadline), contextlib.ExitStack() as claim:
         if new_name in store.names():
             raise Conflict(f"volume {new_name} exists", hint="restore it under another name with --as")
         found = [

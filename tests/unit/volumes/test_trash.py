@@ -7,9 +7,12 @@ import logging
 import os
 import re
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,7 @@ from hostprep.errors import Conflict, Invalid, NoSuchVolume
 from hostprep.options import check_name
 from hostprep.volumes import trash
 from hostprep.volumes.driver import Driver
+from hostprep.volumes.root import Root
 from hostprep.volumes.trash import Purge
 from tests.support.disks import KINDS, Disk
 from tests.support.fixtures import OpenDriver
@@ -81,6 +85,24 @@ class TestRestore:
         assert restored(driver, new_name="mongo2") == "mongo2"
         assert driver.get("mongo2")["Status"]["ready"] is True
         assert (host.data("mongo2") / "file").read_text() == "kept"
+
+    def test_under_two_names_at_once(self, driver: Driver, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of two that restore one entry under different names one gets it, and the volume is sound."""
+        removed(driver, host)
+        write, both = Root.write, threading.Barrier(2)
+
+        def together(*args: Any, **rest: Any) -> None:
+            write(*args, **rest)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(1)
+
+        monkeypatch.setattr(Root, "write", together)
+        with ThreadPoolExecutor() as threads:
+            running = [threads.submit(restored, driver, new_name=name) for name in ("one", "two")]
+        (name,) = (each.result() for each in running if each.exception() is None)
+        assert [type(each.exception()) for each in running if each.exception()] == [NoSuchVolume]
+        assert driver.get(name)["Name"] == name
+        assert (host.data(name) / "file").read_text() == "kept"
 
     def test_an_existing_volume(self, driver: Driver, host: Host) -> None:
         """A volume of that name refuses it, and the trash keeps it."""
