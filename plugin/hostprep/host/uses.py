@@ -47,8 +47,8 @@ def uses(directory: int, path: str, formerly: Iterable[tuple[str, str]] = ()) ->
     """Who has the open *directory* at *path*, or something in it, mounted, or as an overlay's layer; mounts on it, too.
 
     It looks at the mounts of all processes, so it finds each container that runs, whatever engine started it. It does
-    not find containers that do not run, processes that only have files open, mounts that are in no namespace any more,
-    or users on another or a virtual machine.
+    not find containers that do not run, processes that only have files open, mounts that are in no namespace any more
+    or in one without a process, or users on another or a virtual machine.
 
     Args:
         formerly: earlier paths of what is in *directory* now, each with its place there. An overlay names its layers by

@@ -252,7 +252,7 @@ class Driver:
         """What restore can bring back, the newest first, and what purges have begun to delete."""
         restorable, deleted = trash.entries(self.store), trash.being_deleted(self.store)
         used = trash.in_use(self.store, [entry.id for entry in restorable])
-        state = {entry: f"in use: {who}" for entry, who in used.items()}
+        state = {entry: f"not to be purged: {who}" for entry, who in used.items()}
         state |= {entry.id: f"partly purged; in the way: {entry.left or 'not known yet'}" for entry in deleted}
         return [
             {

@@ -30,6 +30,7 @@ log = logging.getLogger("hostprep")
 
 PURGED: Final = ".purge-"
 """What a purge deletes gets this before its name first; nothing restores it then."""
+_FORMERLY: Final = ".volumes"  # no id
 LEFT: Final = "left.json"
 """In an entry: what its purge could not delete."""
 _RESTORING: Final = "/restoring"  # a lock; with a slash, so no volume's name
@@ -275,13 +276,21 @@ def in_use(store: Store, chosen: Iterable[str]) -> dict[str, str]:
                 found[entry] = _record(trash, entry)
         if not found:
             return {}
-        volumes = ((f"{store.root}/volumes/{record.name}", entry) for entry, record in found.items() if record)
-        uses_of_all = uses(trash, f"{store.root}/trash", volumes)
-    used = {use.within.partition("/")[0]: use.who for use in uses_of_all.found}
+        uses_of_all = uses(trash, f"{store.root}/trash", [(f"{store.root}/volumes", _FORMERLY)])
+    used: dict[str, str] = {}
+    for use in uses_of_all.found:
+        entry, *below = use.within.split("/")
+        used |= dict.fromkeys(_formerly(store, below[0], found) if entry == _FORMERLY and below else [entry], use.who)
     # The managed plugin sees no process of the host. But only the engine that installed it can ask for a Remove.
     if uses_of_all.doubt and not store.settings.managed:
         return {entry: used.get(entry, f"who uses it cannot be told: {uses_of_all.doubt}") for entry in found}
     return {entry: used[entry] for entry in found if entry in used}
+
+
+def _formerly(store: Store, name: str, chosen: Mapping[str, Record | None]) -> list[str]:
+    """Which of the entries *chosen* may have been the volume *name*: any may, where none is known that still has it."""
+    known = {*store.names(), *(each.record.name for each in entries(store) if each.record)}
+    return [entry for entry, record in chosen.items() if name not in known or record is None or record.name == name]
 
 
 def unfinished(store: Store) -> list[str]:

@@ -220,7 +220,10 @@ def test_purge_of_what_is_in_use(hostprep: Command, host: Host) -> None:
             assert f"{entry} is not purged: it is mounted at {host.srv}/here" in done.err
             assert "1 removed volumes were not purged (the lines above say why)" in done.err
         assert succeeds(hostprep("purge")) == "0 purged\n"
-        assert hostprep("ls", "--trash", "--json").json[0]["state"] == f"in use: it is mounted at {host.srv}/here"
+        assert (
+            hostprep("ls", "--trash", "--json").json[0]["state"]
+            == f"not to be purged: it is mounted at {host.srv}/here"
+        )
     assert hostprep("ls", "--trash", "--json").json[0]["state"] == "restorable"
 
 

@@ -301,6 +301,24 @@ class TestPurge:
         assert driver.purge(None).kept == {}
         assert host.trash() == []
 
+    @pytest.mark.parametrize("how", ["renamed", "damaged"])
+    def test_in_an_overlay_that_names_it_otherwise(self, driver: Driver, host: Host, how: str) -> None:
+        """Where nobody knows which entry the lower directory of an overlay is now, any that it may be stays."""
+        driver.create("mongo", {}, soon())
+        make_tree(host.srv, "dir here", "dir upper", "dir work")
+        other = removed(driver, host, "other")
+        layers = f"lowerdir={host.data('mongo')},upperdir={host.srv}/upper,workdir={host.srv}/work"
+        with mounted("-t", "overlay", "-o", layers, "none", f"{host.srv}/here"):
+            driver.remove("mongo", soon())
+            if how == "renamed":
+                restored(driver, new_name="new")
+                driver.remove("new", soon())
+            entry = max(host.trash())
+            if how == "damaged":
+                (host.root / "trash" / entry / "volume.json").write_text("")
+            assert "in the overlay at" in driver.purge([entry]).kept[entry]
+            assert host.trash() == [other, entry]
+
     def test_where_it_cannot_be_told(self, driver: Driver, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the mounts of a process cannot be seen nothing is purged, and the reason is said."""
         entry = removed(driver, host, age=90000)
