@@ -109,11 +109,18 @@ def being_deleted(store: Store) -> list[Removed]:
     found = []
     with store.part("trash") as trash:
         for entry in unfinished(store):
-            with contextlib.suppress(OSError), fds.closing(fds.open_dir(trash, PURGED + entry)) as directory:
-                left = ""
-                with contextlib.suppress(OSError, ValueError, LookupError, TypeError, Unreadable):
+            left = ""
+            try:
+                with (
+                    fds.closing(fds.open_dir(trash, PURGED + entry)) as directory,
+                    contextlib.suppress(OSError, ValueError, LookupError, TypeError, Unreadable),
+                ):
                     left = printable(str(json.loads(fds.read_file(directory, LEFT, limit=LIMIT))["left"]))
                 found.append(Removed(entry, _record(trash, PURGED + entry), left))
+            except FileNotFoundError:  # deleted meanwhile
+                continue
+            except OSError as exc:
+                found.append(Removed(entry, None, reason_of(exc)))
     return found
 
 

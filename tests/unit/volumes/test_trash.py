@@ -286,6 +286,14 @@ class TestPurge:
         assert driver.purge([]) == Purge(1, {})
         assert driver.removed_volumes() == []
 
+    def test_what_is_no_directory(self, driver: Driver, host: Host) -> None:
+        """What a purge has begun with and can never delete is listed, too, with the reason."""
+        entry = "20200101T000000Z-00000000"
+        make_tree(host.root / "trash", f"file {entry}")
+        assert driver.purge([]) == Purge(0, {entry: "Not a directory"})
+        (shown,) = driver.removed_volumes()
+        assert (shown["id"], shown["state"]) == (entry, "partly purged; in the way: Not a directory")
+
     def test_in_an_overlay(self, driver: Driver, host: Host) -> None:
         """The lower directory of an overlay that was mounted before the removal, as Podman's `:O` is, stays."""
         driver.create("mongo", {}, soon())
