@@ -145,7 +145,8 @@ def _tables() -> tuple[list[tuple[str, list[Mount]]], str]:
     found = list(whole.values())
     for namespace, (process, table) in chrooted.items():
         if namespace not in whole and seen.isdisjoint(mount.id for mount in table):
-            doubt = doubt or f"process {process} is in a chroot, so what its namespace has mounted cannot all be seen"
+            unseen = "so what its namespace has mounted cannot all be seen"
+            doubt = doubt or f"process {process} is in a chroot, or may be, {unseen}"
             found.append((process, table))
     return found, doubt
 
@@ -154,11 +155,8 @@ def _view(task: str) -> tuple[str, bool]:
     """What the mount namespace of a thread is known by, and whether it sees all that is mounted there."""
     try:
         return os.readlink(f"/proc/{task}/ns/mnt"), os.readlink(f"/proc/{task}/root") == "/"
-    except PermissionError:  # without CAP_SYS_PTRACE only mountinfo may be read: a container always has these three
-        points = {mount.point: mount for mount in mount_table(task)}
-        if "/" in points and "/dev" in points and "/proc" in points and points["/proc"].kind == "proc":
-            return f"that of mount {points['/'].id}", True
-        return f"that of thread {task}", False
+    except PermissionError:  # without CAP_SYS_PTRACE only mountinfo may be read, and it does not tell what is above
+        return f"that of process {task.partition('/')[0]}", False
 
 
 def _hidden() -> str:

@@ -223,11 +223,21 @@ def test_hidepid(data: Path, hidden: str, expected: str) -> None:
 
 
 def test_without_ptrace(data: Path) -> None:
-    """Without CAP_SYS_PTRACE containers are found; a process in a chroot may be of any namespace, and is a doubt."""
+    """Without CAP_SYS_PTRACE containers are found; but any other namespace may have a chroot, and is a doubt."""
     assert seen(data, *BLIND) == {"found": [], "doubt": ""}
     with_container = seen(data, *BLIND, beside=inside(data))
-    assert with_container["doubt"] == ""
+    assert "is in a chroot, or may be" in with_container["doubt"]
     assert [who.partition(" has ")[2] for who in with_container["found"]] == [f"it mounted at {data.parent}/here"]
+    jail = data.parent / "jail"
+    jail.mkdir()
+    then = f"""
+        mount -t tmpfs none {jail}
+        mkdir {jail}/proc {jail}/dev
+        mount -t proc proc {jail}/proc
+        mount --bind /dev {jail}/dev
+        exec {PYTHON} -c "{CHROOT}" {jail}
+    """
+    assert "is in a chroot" in seen(data, *BLIND, beside=inside(data, then))["doubt"]
     assert "is in a chroot" in seen(data, *BLIND, beside=(PYTHON, "-c", CHROOT, str(data)))["doubt"]
     assert seen(data, beside=(PYTHON, "-c", CHROOT, str(data))) == {"found": [], "doubt": ""}
 
