@@ -320,18 +320,16 @@ def _record(trash: int, entry: str) -> Record | None:
     """The record of an entry; None where it cannot be read: one damaged directory keeps nobody from the others.
 
     Raises:
-        FileNotFoundError: there is no such entry.
+        OSError: there is no such entry; or hostprep has no descriptor or memory to read it.
     """
     try:
-        fd = fds.open_dir(trash, entry)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        return None
-    with fds.closing(fd):
-        for file in (RETAINED, RECORD):  # both are there where a restore under another name was interrupted
-            with contextlib.suppress(Unreadable, OSError):
-                return Record.from_json(fds.read_file(fd, file, limit=LIMIT), name=None)
+        with fds.closing(fds.open_dir(trash, entry)) as volume:
+            for file in (RETAINED, RECORD):  # both are there where a restore under another name was interrupted
+                with contextlib.suppress(Unreadable, FileNotFoundError):
+                    return Record.from_json(fds.read_file(volume, file, limit=LIMIT), name=None)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
     return None
 
 
