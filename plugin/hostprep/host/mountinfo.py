@@ -53,7 +53,12 @@ def place_in_file_system(mount: Mount, path: str) -> str:
 def mount_table(process: str = "self") -> list[Mount]:
     """The mounts of a process's namespace below its root directory, in the order in which they cover each other."""
     with open(f"/proc/{process}/mountinfo", "rb") as table:
-        return [_mount(os.fsdecode(line)) for line in table.read().split(b"\n") if line]
+        return parsed(table.read())
+
+
+def parsed(table: bytes) -> list[Mount]:
+    """The text of a mountinfo."""
+    return [_mount(os.fsdecode(line)) for line in table.split(b"\n") if line]
 
 
 def _mount(line: str) -> Mount:

@@ -16,6 +16,7 @@ import pytest
 
 from hostprep.host import fds
 from hostprep.host.uses import Uses, uses
+from testbed.engine import with_the_capabilities_of_the_service
 from tests.support.host import PYTHON, REPOSITORY, mounted
 from tests.support.machines import on_a_machine
 
@@ -167,13 +168,38 @@ def inside(data: Path, then: str = "echo up; exec cat") -> tuple[str, ...]:
 
 @pytest.mark.parametrize("jail", ["jail", "here/sub"], ids=["a directory", "a mount"])
 def test_only_a_chroot(data: Path, jail: str) -> None:
-    """Where the only process of a namespace is in a chroot, what it has mounted cannot be told, and that is said."""
+    """Where the only process of a namespace is in a chroot, root finds what is mounted outside of that.
+
+    The systemd service cannot, and says so.
+    """
     (data.parent / "jail").mkdir()
     then = f"""
         mount --bind {data.parent}/here/sub {data.parent}/here/sub
         exec {PYTHON} -c "{CHROOT}" {data.parent}/{jail}
     """
-    assert "is in a chroot" in seen(data, beside=inside(data, then))["doubt"]
+    by_root = seen(data, beside=inside(data, then))
+    assert f"has it mounted at {data.parent}/here" in str(by_root["found"])
+    assert by_root["doubt"] == ""
+    service = with_the_capabilities_of_the_service()
+    assert "is in a chroot" in seen(data, *service, beside=inside(data, then))["doubt"]
+
+
+def test_what_is_entered(data: Path) -> None:
+    """It needs no file of the namespace that it enters to look: those are somebody else's."""
+    then = f"""
+        exec {PYTHON} -c "
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+for each in ('/usr', '/root', '/home', '/lib', '/proc'):
+    libc.mount(b'none', each.encode(), b'tmpfs', 0, None)
+os.chroot('{data.parent}')
+os.write(1, b'up\\n')
+os.read(0, 1)
+"
+    """
+    by_root = seen(data, beside=inside(data, then))
+    assert f"has it mounted at {data.parent}/here" in str(by_root["found"])
+    assert by_root["doubt"] == ""
 
 
 def test_in_a_chroot(data: Path) -> None:
