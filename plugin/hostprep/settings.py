@@ -13,6 +13,7 @@ from typing import Final
 from .errors import BadSetting, NotAllowed, printable
 from .host import fds
 from .host.labels import SELinux
+from .host.looking import look
 from .host.system import engine_inside, is_system, system_directory
 
 _MANAGED_PATIENCE: Final = 25  # seconds: an engine waits 30 for a managed plugin
@@ -181,26 +182,33 @@ def _check_managed(settings: Settings) -> None:
 
 
 def _checked_prefixes(settings: Settings) -> tuple[str, ...]:
-    """The prefixes without symlinks; one that leads over a link of somebody else's stays as it is written.
+    """The prefixes without symlinks; one stays as it is written whose disk hangs, or that a link of a user's is in.
 
-    No path below that one can be opened then, and that user must not be able to keep hostprep from starting.
+    No path below the latter can be opened then, and that user must not be able to keep hostprep from starting.
     """
     resolved = []
-    for prefix in settings.allow:
-        real = prefix
-        try:
-            with contextlib.suppress(NotAllowed):
-                real = fds.resolve(prefix)
-        except OSError as exc:
-            raise BadSetting(f"HOSTPREP_ALLOW: {printable(prefix)}: {exc.strerror}") from None
-        touched = system_directory(prefix, settings.root, prefix=True)
-        touched = touched or system_directory(real, settings.root, prefix=True) or engine_inside(real, trusted=True)
-        if touched:
-            hint = "name a directory that holds nothing but container data, such as /srv/containers"
-            what = f"{printable(prefix)} is, contains, lies in or leads to {printable(touched)}"
+    for prefix, answers, found in list(look(settings.allow, lambda prefix: _resolved(prefix, settings.root))):
+        real, wrong = found if answers else (prefix, None)
+        if wrong:
+            what, hint = wrong
             raise BadSetting(f"HOSTPREP_ALLOW: {what}", hint=hint)
         resolved.append(real)
     return tuple(resolved)
+
+
+def _resolved(prefix: str, root: str) -> tuple[str, tuple[str, str] | None]:
+    """A prefix as `_checked_prefixes` returns it, and what is wrong with it, and what to do."""
+    real = prefix
+    try:
+        with contextlib.suppress(NotAllowed):
+            real = fds.resolve(prefix)
+    except OSError as exc:
+        return real, (f"{printable(prefix)}: {exc.strerror}", "")
+    touched = system_directory(prefix, root, prefix=True) or system_directory(real, root, prefix=True)
+    if touched := touched or engine_inside(real, trusted=True):
+        hint = "name a directory that holds nothing but container data, such as /srv/containers"
+        return real, (f"{printable(prefix)} is, contains, lies in or leads to {printable(touched)}", hint)
+    return real, None
 
 
 # -- the settings file ---------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hostprep.host import looking
 from hostprep.serve import waiting, wire
 from hostprep.volumes import store
 from tests.support.hanging import Hanging, hanging
@@ -214,4 +215,21 @@ def test_a_start(host: Host, disk: Hanging) -> None:
     disk.go_on()
     eventually(lambda: host.left_in_volumes() == ["other", "quick"], "the rest is gone")
     eventually(lambda: os.listdir(disk.place) == [], "what was made for it is gone")
+    assert server.terminate() == 0
+
+
+def test_a_prefix(host: Host, disk: Hanging) -> None:
+    """A prefix of HOSTPREP_ALLOW on a disk that hangs keeps no server from starting, and no command from its end."""
+    code = "from hostprep.host import looking\nlooking.WITHIN = 1\n"
+    assert hasattr(looking, "WITHIN")
+    allow = f"{host.srv}:{disk.place}"
+    host.run("create", "slow", "-o", f"path={disk.place}/db", HOSTPREP_ALLOW=allow)
+    host.run("create", "quick")
+    disk.hang()
+    server = serve_after(host, code, HOSTPREP_ALLOW=allow)
+    assert served(server) == 35
+    assert host.run("rm", "quick", HOSTPREP_ALLOW=allow).code == 0
+    disk.go_on()
+    mounted = Answer(200, {"Err": "", "Mountpoint": f"{disk.place}/db"})
+    eventually(lambda: ask(server, "Mount", "slow") == mounted, "it is back")
     assert server.terminate() == 0

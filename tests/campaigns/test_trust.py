@@ -29,7 +29,7 @@ from hostprep.volumes.declaration import Declaration
 from hostprep.volumes.record import Record, rfc3339
 from tests.support.archives import BASE, docker_save, tar
 from tests.support.fixtures import Command
-from tests.support.host import PYTHON, REPOSITORY, Docker, Host, Server, mode, mounted, owner
+from tests.support.host import PYTHON, REPOSITORY, Docker, Host, Server, eventually, mode, mounted, owner
 from tests.support.unixhttp import raw
 
 pytestmark = pytest.mark.root
@@ -226,7 +226,8 @@ class TestPaths:
         for path in (home, home / "data", victim):
             os.chown(path, SOMEBODY, SOMEBODY, follow_symlinks=False)
         server = host.serve(HOSTPREP_ALLOW=f"{home}/data:{host.srv}")
-        assert f"HOSTPREP_ALLOW: no path below {home}/data can be used: {home}/data is a symlink" in server.log
+        said = f"HOSTPREP_ALLOW: no path below {home}/data can be used: {home}/data is a symlink"
+        eventually(lambda: said in server.log, "the log says so")
         before = self.everything(victim)
         for path in (home / "data" / "precious", home / "data" / "new", victim / "precious", victim / "new"):
             answer = server("Create", Name="mongo", Opts={"path": str(path), "uid": "184", "recurse": "always"})

@@ -9,12 +9,12 @@ from typing import Any, Final
 import click
 
 from ..errors import Conflict, HostprepError, Invalid, NoSuchVolume, printable
+from ..host.looking import look
 from ..options import KNOWN
 from ..settings import Settings
 from ..tree.process import Progress
 from ..volumes.driver import Driver
 from . import output
-from .looking import look
 from .shared import deadline, given_options, json_flag, make_ready, open_driver
 
 COLUMNS: Final = ["VOLUME", "OWNER", "MODE", "LABEL", "STATE", "MOUNTPOINT"]

@@ -46,11 +46,6 @@ def serve(settings: Settings) -> None:
         images = Engine(settings.docker_host)
     driver = Driver.open(settings, create=True, images=images)
     driver.store.remove_leftovers()
-    for prefix in settings.allow:
-        try:
-            os.close(fds.walk(prefix, trusted=False))
-        except (NotAllowed, OSError) as exc:
-            log.warning("HOSTPREP_ALLOW: no path below %s can be used: %s", printable(prefix), printable(in_words(exc)))
     listener, remove_socket = listen(settings.socket)
     where = "the socket that systemd passed" if passed_by_systemd() else settings.socket
     log.info("serving %s at %s", settings.root, printable(where))
@@ -60,10 +55,20 @@ def serve(settings: Settings) -> None:
         driver.passes.stop()  # wakes the requests that wait for one
 
     threading.Thread(target=_purge_now_and_then, args=(driver,), daemon=True).start()
+    threading.Thread(target=_walk, args=(settings.allow,), daemon=True).start()  # a disk may hang
     try:
         Worker(listener, Application(driver), at_end=at_end).init_process()
     finally:
         remove_socket()
+
+
+def _walk(prefixes: tuple[str, ...]) -> None:
+    """Log below which prefixes no path can be used."""
+    for prefix in prefixes:
+        try:
+            os.close(fds.walk(prefix, trusted=False))
+        except (NotAllowed, OSError) as exc:
+            log.warning("HOSTPREP_ALLOW: no path below %s can be used: %s", printable(prefix), printable(in_words(exc)))
 
 
 class Application:

@@ -1,9 +1,8 @@
-"""Looks at volumes in a process of their own: a disk that hangs would keep this one from its end, too."""
+"""Looks at disks in a process of its own: one that hangs would keep this one from its end, too."""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,8 @@ WITHIN: Final = 10.0
 def look(names: Sequence[str], one: Callable[[str], Any]) -> Iterator[tuple[str, bool, Any]]:
     """Each name, whether its disk answered within WITHIN, and what *one* returned for it."""
     left = list(names)
+    if left:  # of its own importing takes longer than all the rest
+        import multiprocessing
     while left:
         reader, writer = multiprocessing.Pipe(duplex=False)
         with reader:
