@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from .fds import mount_id
-from .paths import is_below
 
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 
@@ -39,12 +38,6 @@ def mount_of(fd: int) -> Mount | None:
     return next((mount for mount in mount_table() if mount.id == under), None)
 
 
-def device_at(path: str, table: list[Mount]) -> str:
-    """The device of the file system at *path* by the mount table alone: a disk that hangs is not touched."""
-    above = [mount for mount in reversed(table) if path == mount.point or is_below(path, mount.point)]
-    return max(above, key=lambda mount: len(mount.point)).device if above else ""
-
-
 def place_in_file_system(mount: Mount, path: str) -> str:
     """The path of *path*, which is on *mount*, from the file system's own root."""
     return os.path.normpath(os.path.join(mount.root, os.path.relpath(path, mount.point)))
@@ -68,6 +61,8 @@ def _mount(line: str) -> Mount:
     shared = any(field.startswith("shared:") for field in optional)
     slave = any(field.startswith("master:") for field in optional)
     point, root, source = map(unescaped, (point, root, source))
+    if kind in ("nfs", "nfs4") and ":/" in source:  # root is "/" whatever is mounted (nfs_show_path, fs/nfs/super.c)
+        root = os.path.normpath("/" + source.partition(":/")[2])
     return Mount(int(number), int(parent), point, shared, slave, device, root, kind, source, tuple(options.split(",")))
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from ..errors import Busy, HostprepError, printable
-from ..host.mountinfo import device_at, mount_table
+from ..host.mountinfo import mount_table
+from ..host.places import Places
 
 _WAITS: Final = 1.0  # seconds after which a request counts as one that waits
 _MAY_WAIT: Final = 32  # requests of one verb for one volume: so many of its containers may start at once
@@ -83,10 +84,10 @@ class Waiting:
             hanging = [each.volume for some in self._under_way.values() for each in some if each.hangs]
         if len(hanging) < _MANY_HANG:
             return False
-        table, devices = mount_table(), {}
+        places, devices = Places(mount_table()), {}
         for name in {volume, *hanging}:
             with contextlib.suppress(HostprepError):
-                devices[name] = device_at(self._path(name), table)
+                devices[name] = places.of(self._path(name))[0][0]
         return devices.pop(volume, None) in devices.values()
 
 

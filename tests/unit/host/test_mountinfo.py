@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hostprep.host import fds
+from hostprep.host import fds, mountinfo
 from hostprep.host.mountinfo import Mount, mount_table
 from tests.support.host import mounted
 
@@ -45,3 +45,18 @@ def test_propagation(tmp_path: Path, flag: str, expected: tuple[bool, bool]) -> 
             subprocess.run(["mount", "--make-slave", tmp_path / "b"], check=True)
             (found,) = at(tmp_path / "b")
             assert (found.shared, found.slave) == (False, flag == "shared")
+
+
+@pytest.mark.parametrize(
+    ("source", "root"),
+    [
+        ("nas:/srv/a/db", "/srv/a/db"),
+        ("[fe80::1%25eth0]:/srv/a", "/srv/a"),
+        ("nas:/", "/"),
+        (r"nas:/a\040b", "/a b"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["nfs", "nfs4"])
+def test_nfs(kind: str, source: str, root: str) -> None:
+    """Of NFS the kernel shows as what is mounted always "/", and the directory in the source."""
+    assert mountinfo._mount(f"40 28 0:45 / /mnt rw,relatime shared:9 - {kind} {source} rw,vers=4.2").root == root
