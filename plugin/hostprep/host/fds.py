@@ -201,6 +201,7 @@ def make_way(path: str, *, mode: int) -> None:
             with contextlib.suppress(FileExistsError):  # another process has made it meanwhile
                 os.mkdir(component(name), 0o700, dir_fd=fd)
                 with closing(open_dir(fd, name)) as made:
+                    acl.disinherit(made)
                     os.fchmod(made, mode)
         os.close(walk(path, trusted=True))
 

@@ -16,6 +16,7 @@ from hostprep.host import fds, linux
 from hostprep.host.fds import closing
 from tests.support.host import mode, mounted
 from tests.support.trees import make_tree
+from tests.support.users import has_list, set_list
 
 pytestmark = pytest.mark.root
 
@@ -293,6 +294,13 @@ class TestMakeWay:
             0o755,
             0o750,
         ]
+
+    def test_below_a_directory_with_a_default_list(self, tmp_path: Path) -> None:
+        """What is made inherits no access list, and hands none on."""
+        set_list(tmp_path, "u::rwx", "u:1005:rwx", "g::r-x", "m::rwx", "o::---", default=True)
+        fds.make_way(f"{tmp_path}/a/b", mode=0o700)
+        assert [path for path in ("a", "a/b") if has_list(tmp_path / path)] == []
+        assert [stat.S_IMODE(os.stat(tmp_path / path).st_mode) for path in ("a", "a/b")] == [0o755, 0o700]
 
     def test_what_is_there(self, tmp_path: Path) -> None:
         """A directory that is there stays as it is."""
