@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -202,11 +203,16 @@ def test_the_command_line(host: Host, server: Server, disk: Hanging) -> None:
 
 
 def test_a_start(host: Host, disk: Hanging) -> None:
-    """What an interrupted Create left on a disk that hangs delays no start; it is removed when the disk is back."""
+    """What many interrupted Creates left on a disk that hangs delays a start once; it is removed when that is back."""
     code = "from hostprep.volumes import store\nstore._UNMADE_WITHIN = 1\n"
     assert hasattr(store, "_UNMADE_WITHIN")
     host.run("create", "slow", "-o", f"path={disk.place}/db")
     host.run("create", "quick")
+    record = (host.volume("slow") / "volume.json").read_text()
+    for number in range(90):
+        left = host.root / "volumes" / f".new-{number:016x}"
+        shutil.copytree(host.volume("slow"), left)
+        (left / "volume.json").write_text(record.replace('"slow"', f'"slow{number}"').replace("/db", f"/db{number}"))
     host.volume("slow").rename(host.root / "volumes" / ".new-0123456789abcdef")
     disk.hang()
     server = serve_after(host, code)

@@ -39,7 +39,7 @@ from .volume import RECORD, RETAINED, LockedVolume, NewVolume, RetainedVolume, V
 log = logging.getLogger("hostprep")
 
 _PATHS: Final = "/paths"  # the lock of those who take a path; with a slash, so no volume's name
-_UNMADE_WITHIN: Final = 10.0  # seconds for which a start waits for a disk on which an interrupted Create made something
+_UNMADE_WITHIN: Final = 10.0  # seconds for which a start waits for disks on which interrupted Creates made something
 _CACHED: Final = 20_000  # records, at about 0.5 kB each
 
 
@@ -236,10 +236,13 @@ class Store(Root):
                             pins.release(mounts, name)
                         except OSError as exc:
                             log.warning("the mount of %s stays: %s", name, exc.strerror)
-        for left, record in unmade:  # with no lock held but that of the volume: the disk of the path may hang
-            thread = threading.Thread(target=self._unmake, args=(left, record), daemon=True)
+        # With no lock held but that of each volume: the disk of its path may hang.
+        threads = [threading.Thread(target=self._unmake, args=each, daemon=True) for each in unmade]
+        for thread in threads:
             thread.start()
-            thread.join(_UNMADE_WITHIN)
+        end = time.monotonic() + _UNMADE_WITHIN
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _unmake(self, left: str, record: Record) -> None:
         """Remove a volume that never was one, and the directory that was made for it, unless another has it by now."""
