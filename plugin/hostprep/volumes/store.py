@@ -26,7 +26,6 @@ from ..errors import Busy, Conflict, HostprepError, NoSuchVolume, Unreadable, in
 from ..host import fds
 from ..host.locks import is_locked, open_lock_file
 from ..host.mountinfo import mount_table
-from ..host.paths import overlap
 from ..host.places import Places, share
 from ..options import Name, is_name
 from ..settings import Settings
@@ -166,7 +165,7 @@ class Store(Root):
         here = places.of(path)
 
         def overlaps(claimed: str) -> bool:
-            return overlap(path, claimed) or share(here, places.of(claimed))
+            return share(here, places.of(claimed))
 
         for other, claimed in self._being_made():  # first: what is made meanwhile is in the other list
             if other != name and overlaps(claimed):
