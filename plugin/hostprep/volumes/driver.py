@@ -89,7 +89,7 @@ class Driver:
 
         Raises:
             Invalid: as for Create.
-            Conflict: `path` would change.
+            Conflict: `path` would change, or the data to be accepted is another volume's.
             NoSuchVolume: there is none.
             NotReady: no directory is there to be accepted.
             NotAllowed, NoEngine, NoImage: as for Create. An image is looked into again whenever it is given.
@@ -107,6 +107,8 @@ class Driver:
             if changed.options.label is not None:
                 self.labels.check(changed.options.label)
             if accept_data:
+                if changed.options.path is not None:  # something may have been mounted there since it was made
+                    self.store.check_claim(changed.options.path, name)
                 changed = replace(changed, data=volume.look_at_data())
             self.passes.cancel(name)
             volume.write(changed)

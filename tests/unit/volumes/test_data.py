@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hostprep.doctor.diagnose import diagnose
-from hostprep.errors import NotReady
+from hostprep.errors import Conflict, NotReady, OtherData
 from hostprep.volumes.driver import Driver
 from hostprep.volumes.record import WITHIN
 from tests.support.commands import fails, succeeds
@@ -167,6 +167,19 @@ class TestPath:
         (host.srv / "db").rename(host.srv / "again")
         (host.srv / "lost").rename(host.srv / "db")
         refused(docker, "mongo", f"{host.srv}/db is another directory than before")
+
+    def test_another_volumes(self, driver: Driver, host: Host) -> None:
+        """What is mounted there and is another volume's is not accepted: each would take it from the other."""
+        for name, uid in (("mongo", "184"), ("redis", "5")):
+            driver.create(name, {"uid": uid, "path": f"{host.srv}/{name}"}, soon())
+            driver.mount(name, soon())
+        before = known(host, "redis")
+        with mounted("--bind", f"{host.srv}/mongo", f"{host.srv}/redis"):
+            with pytest.raises(OtherData):
+                driver.mount("redis", soon())
+            with pytest.raises(Conflict, match=f"{host.srv}/mongo, which is volume mongo's"):
+                driver.apply("redis", {}, (), soon(), accept_data=True)
+        assert (known(host, "redis"), owner(host.srv / "mongo")[0]) == (before, 184)
 
     def test_nothing_to_accept(self, driver: Driver, host: Host) -> None:
         """What is missing cannot be accepted: the record stays as it was."""
