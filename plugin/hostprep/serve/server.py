@@ -55,14 +55,14 @@ def serve(settings: Settings) -> None:
         driver.passes.stop()  # wakes the requests that wait for one
 
     threading.Thread(target=_purge_now_and_then, args=(driver,), daemon=True).start()
-    threading.Thread(target=_walk, args=(settings.allow,), daemon=True).start()  # a disk may hang
+    threading.Thread(target=_name_unusable, args=(settings.allow,), daemon=True).start()  # a disk may hang
     try:
         Worker(listener, Application(driver), at_end=at_end).init_process()
     finally:
         remove_socket()
 
 
-def _walk(prefixes: tuple[str, ...]) -> None:
+def _name_unusable(prefixes: tuple[str, ...]) -> None:
     """Log below which prefixes no path can be used."""
     for prefix in prefixes:
         try:
