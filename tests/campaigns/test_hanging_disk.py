@@ -191,7 +191,7 @@ def test_another_server(host: Host, server: Server, disk: Hanging, how: signal.S
 
 
 def test_the_command_line(host: Host, server: Server, disk: Hanging) -> None:
-    """`hostprep ls` ends, shows the other volumes as they are, and names the one whose disk hangs."""
+    """`ls` and `status` end. `ls` shows the other volumes as they are, and both name the one whose disk hangs."""
     disk.hang()
     done = host.run("ls", "--json")
     assert done.code == 0
@@ -200,6 +200,10 @@ def test_the_command_line(host: Host, server: Server, disk: Hanging) -> None:
     assert (slow["name"], slow["mountpoint"], slow["status"]["ready"]) == ("slow", None, False)
     assert slow["status"]["warnings"] == ["the disk of volume slow does not answer"]
     assert done.err == "hostprep: the disk of volume slow does not answer\n"
+    done = host.run("status", "slow")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "hostprep: the disk of volume slow does not answer (see the kernel's log: dmesg)\n"
+    assert host.run("status", "quick").code == 0
 
 
 def test_a_start(host: Host, disk: Hanging) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from ..errors import Conflict, HostprepError, Invalid, NoSuchVolume, printable
+from ..errors import Conflict, HostprepError, Invalid, NoSuchVolume, NotReady, printable
 from ..host.looking import look
 from ..options import KNOWN
 from ..settings import Settings
@@ -60,7 +60,19 @@ def ls(settings: Settings, *, which: str | None, as_json: bool) -> None:
 @click.pass_obj
 def status(settings: Settings, *, name: str, as_json: bool) -> None:
     """Show one volume as it is on disk now."""
-    volume = _one(Driver.open(settings, create=False), name)
+    driver = Driver.open(settings, create=False)
+
+    def one(name: str) -> dict[str, Any] | HostprepError:
+        try:
+            return _one(driver, name)
+        except HostprepError as exc:
+            return exc
+
+    ((_, answers, volume),) = look([name], one)
+    if not answers:
+        raise NotReady(_hangs(name), hint="see the kernel's log: dmesg")
+    if isinstance(volume, HostprepError):
+        raise volume
     if as_json:
         output.as_json(volume)
     else:
@@ -157,9 +169,13 @@ def _all(driver: Driver) -> Iterator[dict[str, Any]]:
 
     for name, answers, found in look([name for name, _ in driver.volumes()], one):
         if not answers:
-            yield _unknown(name, f"the disk of volume {name} does not answer")
+            yield _unknown(name, _hangs(name))
         elif found is not None:
             yield found
+
+
+def _hangs(name: str) -> str:
+    return f"the disk of volume {printable(name)} does not answer"
 
 
 def _unknown(name: str, why: str) -> dict[str, Any]:
