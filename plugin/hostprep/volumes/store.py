@@ -246,7 +246,8 @@ class Store(Root):
     def _unmake(self, left: str, record: Record) -> None:
         """Remove a volume that never was one, and the directory that was made for it, unless another has it by now."""
         try:
-            with self.part("volumes") as volumes, self.lock(record.name, time.monotonic()):
+            # Several may have been begun with one name.
+            with self.part("volumes") as volumes, self.lock(record.name, time.monotonic() + _UNMADE_WITHIN):
                 try:
                     with self.claim(record.options.path or "", record.name, time.monotonic() + 10):
                         pass  # from now on whoever wants the path sees that this has it

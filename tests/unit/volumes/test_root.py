@@ -162,7 +162,7 @@ class TestRoot:
             [
                 PYTHON,
                 "-c",
-                "import os, sys, tomllib, hostprep.cli.commands, hostprep.cli.volumes; "
+                "import multiprocessing.connection, os, sys, tomllib, hostprep.cli.commands, hostprep.cli.volumes; "
                 "from hostprep.__main__ import main; os.setuid(1000); sys.argv = ['hostprep', 'ls']; main()",
             ],
             cwd=REPOSITORY,
