@@ -66,11 +66,11 @@ def test_overlap(docker: Docker, allowed: Path) -> None:
 
 
 def test_the_engines_data(docker: Docker, hostprep: Hostprep) -> None:
-    """The data of an engine that no configuration file names is known by what is inside, and is no container's."""
+    """The data of an engine that no configuration file names is known by its command line, and is no container's."""
     docker("volume", "create", "local")
     volume = Path(str(docker.inspect("local")["Mountpoint"]))
     root = volume.parents[2]
     for path in (root, root / "volumes", volume.parent, root / "new"):
         done = hostprep.command("prepare", "--dry-run", str(path), *OPTIONS)
         assert done.returncode == 1
-        assert f"{root}, where an engine keeps its data" in done.stderr
+        assert f"is, contains or lies in {root}" in done.stderr

@@ -14,6 +14,7 @@ Nor may it contain any of 2 or 3; nor be /, /home, /var or /var/lib. The FHS's p
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -50,6 +51,8 @@ _CONFIGURED: Final = (
     ("/etc/containers/containers.conf", ("engine", "volume_path")),
 )
 _CONFIGURATION: Final = 1 << 20  # bytes of one of them
+_PROGRAMS: Final = frozenset({b"dockerd\n", b"containerd\n"})
+_FLAGS: Final = frozenset({"--data-root", "--graph", "-g", "--root"})
 # What each engine makes in its data at its first start.
 _INSIDE: Final = (
     "volumes/metadata.db",  # Docker
@@ -72,7 +75,7 @@ def system_directory(path: str, root: str, *, prefix: bool = False) -> str | Non
         return path
     if found := _SYSTEM.match(path):
         return found[0]
-    for forbidden in (*engines(), root):
+    for forbidden in (*engines(), *_running(), root):
         if overlap(path, forbidden):
             return forbidden
     return _package(path)
@@ -151,6 +154,22 @@ def _configured() -> Iterator[str]:
             # Not `/` and the like, or a slip in an engine's configuration would stop hostprep.
             if isinstance(found, str) and found.startswith("/") and not is_system(os.path.normpath(found)):
                 yield os.path.normpath(found)
+
+
+def _running() -> Iterator[str]:
+    """Where engines that run here were told to keep their data, in their command line.
+
+    Only those in hostprep's own mount namespace count: a container could name itself an engine.
+    """
+    ours = os.readlink("/proc/self/ns/mnt")
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended, or may not be looked at
+            about = Path("/proc", process)
+            if (about / "comm").read_bytes() in _PROGRAMS and os.readlink(about / "ns/mnt") == ours:
+                words = (about / "cmdline").read_bytes().replace(b"=", b"\0").split(b"\0")
+                for flag, value in itertools.pairwise(map(os.fsdecode, words)):
+                    if flag in _FLAGS and value.startswith("/") and not is_system(os.path.normpath(value)):
+                        yield os.path.normpath(value)
 
 
 def _parsed(file: str, text: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from hostprep.host import system
 from hostprep.host.system import engine_data, engines, is_engine_volume, system_directory
-from tests.support.host import mounted
+from tests.support.host import PYTHON, mounted
 from tests.support.trees import make_tree
 
 ROOT = "/var/lib/hostprep"
@@ -225,3 +226,18 @@ class TestEngines:
         for name in ("root", "name", "name/volumes", "part", "part/x"):
             assert engine_data(f"{bound}/{name}", f"{bound}/root") == f"{bound}/root"
         assert engine_data(f"{bound}/other", f"{bound}/root") is None
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("flag", ["--data-root={}", "--data-root {}", "-g {}"])
+@pytest.mark.parametrize(("under", "counts"), [((), True), (("unshare", "-m"), False)], ids=["here", "container"])
+def test_one_that_runs(tmp_path: Path, flag: str, under: tuple[str, ...], counts: bool) -> None:  # noqa: FBT001
+    """Where an engine that runs keeps its data is known; what a process in a container says is not believed."""
+    code = "import ctypes, sys; ctypes.CDLL(None).prctl(15, b'dockerd'); print('up', flush=True); sys.stdin.read()"
+    command = [*under, PYTHON, "-c", code, *flag.format(tmp_path / "data" / "docker").split()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as engine:
+        assert engine.stdout is not None
+        engine.stdout.readline()
+        found = system_directory(str(tmp_path / "data"), ROOT)
+        engine.kill()
+    assert found == (str(tmp_path / "data" / "docker") if counts else None)
