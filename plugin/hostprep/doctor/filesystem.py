@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import posixpath
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,9 +63,8 @@ class FileSystem:
     def on_its_server(self, *command: str) -> str:
         """*command*, to be run on the server with the server's own path of this directory."""
         assert self.mount is not None  # noqa: S101  # it is NFS
-        server, _, export = self.mount.source.rpartition(":")
-        below = place_in_file_system(self.mount, self.path).lstrip("/")
-        words = [*command, posixpath.join(export, below).rstrip("/")]
+        server = self.mount.source.rpartition(":")[0]
+        words = [*command, place_in_file_system(self.mount, self.path)]
         return shlex.join(["ssh", server.strip("[]"), *map(shlex.quote, words)])  # a shell there reads them once more
 
     def mounted_with(self, *options: str) -> str:

@@ -17,7 +17,7 @@ def test_on_an_nfs_server(tmp_path: Path, name: str) -> None:
     ssh = tmp_path / "ssh"
     ssh.write_text('#!/bin/sh\nshift\nexec sh -c "$*"\n')  # as sshd does
     ssh.chmod(0o755)
-    mount = Mount(2, 1, "/srv", False, False, "0:50", "/", "nfs4", "server:/export", ())
+    mount = Mount(2, 1, "/srv", False, False, "0:50", "/export", "nfs4", "server:/export", ())
 
     command = FileSystem(-1, f"/srv/{name}", mount).on_its_server("printf", "%s")
 
