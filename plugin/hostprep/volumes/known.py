@@ -48,7 +48,7 @@ def find(settings: Settings) -> Known | None:
         with _opened(settings.known_roots) as directory:
             found = json.loads(fds.read_file(directory, _name(settings.root), limit=_LIMIT))
         return Known(str(found["id"]), frozenset(map(str, found["mounts"])))
-    except (ValueError, KeyError, TypeError, RecursionError, Unreadable):  # an interruption leaves it empty
+    except (ValueError, KeyError, TypeError, RecursionError, Unreadable):  # that it is there counts
         return Known("")
     except OSError as exc:
         if exc.errno in _ABSENT:
@@ -61,16 +61,10 @@ def find(settings: Settings) -> Known | None:
 def remember(settings: Settings, root: Known) -> None:
     """Remember, durably, that this host serves *root*. What prevents it is logged, not raised."""
     text = json.dumps({"root": settings.root, "id": root.id, "mounts": sorted(root.mounts)}).encode() + b"\n"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fds.make_way(settings.known_roots, mode=0o700)
         with _opened(settings.known_roots) as directory:
-            # Not by a rename: that it is there counts, and a damaged one is written again at the next start.
-            with fds.closing(os.open(_name(settings.root), flags, 0o600, dir_fd=directory)) as file:
-                os.fchmod(file, 0o600)
-                os.write(file, text)
-                os.fsync(file)
-            os.fsync(directory)
+            fds.replace_file(directory, _name(settings.root), text, scratch=directory, durable=True)
     except (OSError, NotAllowed) as exc:
         why = f"{settings.root} is not remembered: {printable(in_words(exc))}"
         log.warning("%s (while its disk is not mounted, only HOSTPREP_REQUIRE_MARKER=1 tells)", why)
