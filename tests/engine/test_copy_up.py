@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,39 @@ def test_create_and_start(docker: Docker) -> None:
     assert docker("start", "--attach", "first") == "written\nfrom the image"
 
     assert owner(mountpoint) == owner(f"{mountpoint}/file") == (184, 998)
+
+
+@pytest.fixture
+def large(docker: Docker) -> str:
+    """An image with 2,000 files of 33:33 in /data."""
+    files = (Entry(f"data/{n % 40}/{n}", 0o600, 33, 33, b"x" * 4096) for n in range(2000))
+    directories = (Entry(f"data/{n}", 0o700, 33, 33) for n in range(40))
+    docker("import", "-", "large", stdin=busybox(Entry("data", 0o700, 33, 33), *directories, *files))
+    return "large"
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.15])
+def test_several_at_once(docker: Docker, hostprep: Hostprep, large: str, apart: float) -> None:
+    """Several containers made at once on a fresh volume leave no file with the image's owner, and Status says when."""
+    mountpoint = docker.create("mongo")
+    creating = []
+    for number in range(5):
+        creating.append(docker.begin("create", "--name", f"c{number}", "-u", IDS, "-v", "mongo:/data", large, "true"))
+        time.sleep(apart)
+    unready = 0
+    while any(process.poll() is None for process in creating):
+        status = docker.inspect("mongo")["Status"]
+        unready += not status["ready"]
+        time.sleep(0.05)
+    assert [process.communicate()[1] for process in creating] == [""] * 5
+    status = docker.inspect("mongo")["Status"]
+    foreign = [path for path, *_ in os.walk(mountpoint) if owner(path) != (184, 998)]
+    foreign += [
+        f"{path}/{n}" for path, _, names in os.walk(mountpoint) for n in names if owner(f"{path}/{n}") != (184, 998)
+    ]
+    assert (status["ready"], status["warnings"], len(foreign)) == (True, [], 0)
+    assert not (hostprep.root / "volumes/mongo/copying.json").exists()
+    assert docker.run("mongo:/data", "cat /data/*/* | wc -c") == str(2000 * 4096)
 
 
 def test_nocopy(docker: Docker) -> None:

@@ -29,7 +29,20 @@ MAY_IMPORT = {
 """The packages, and the modules beside them, from the lowest to the highest."""
 
 VOLUMES = (
-    *("known", "root", "declaration", "record", "pins", "volume", "claims", "store", "listing", "trash", "passes"),
+    *(
+        "known",
+        "root",
+        "declaration",
+        "record",
+        "pins",
+        "volume",
+        "copying",
+        "claims",
+        "store",
+        "listing",
+        "trash",
+        "passes",
+    ),
     "readiness",
     *("create", "status", "driver", "importing"),
 )

@@ -207,7 +207,7 @@ def _drift(volume: InspectedVolume) -> Iterator[Finding]:
     elif progress := status.get("progress"):
         yield Finding("drift", Verdict.WARNING, f"a pass over the contents runs: {progress['done']} entries done")
     elif volume.volume.pending() is not None:
-        what = "a pass over the contents was interrupted; the next start of a container finishes it"
+        what = "a pass over the contents is not finished; the next start of a container finishes it"
         yield Finding("drift", Verdict.WARNING, what, "the contents as declared", Apply())
     else:
         yield Finding("drift", Verdict.OK, "as declared")

@@ -62,8 +62,11 @@ def create_app(driver: Driver) -> Flask:
     def create(body: Body, arrived: float) -> None:
         driver.create(body["Name"], _options(body), arrived + short)
 
+    def unmount(body: Body, arrived: float) -> None:
+        driver.unmount(body["Name"], arrived + short, mount=_id(body))
+
     def mount(body: Body, arrived: float) -> Body:
-        return {"Mountpoint": driver.mount(body["Name"], arrived + patience, engine=_engine())}
+        return {"Mountpoint": driver.mount(body["Name"], arrived + patience, mount=_id(body), engine=_engine())}
 
     info, long, brief = logging.INFO, max(patience, _LOOK), max(short, _LOOK)
     serve(HANDSHAKE, lambda *_: HANDSHAKE_ANSWER)
@@ -72,7 +75,7 @@ def create_app(driver: Driver) -> Flask:
     serve("/VolumeDriver.Get", lambda body, _: {"Volume": driver.get(body["Name"])}, within=_LOOK)
     serve("/VolumeDriver.Path", lambda body, _: {"Mountpoint": driver.path(body["Name"])}, within=_LOOK)
     serve("/VolumeDriver.Mount", mount, level=info, within=long)
-    serve("/VolumeDriver.Unmount", lambda body, at: driver.unmount(body["Name"], at + short), level=info, within=brief)
+    serve("/VolumeDriver.Unmount", unmount, level=info, within=brief)
     serve("/VolumeDriver.Create", create, level=info, within=brief)
     serve("/VolumeDriver.Remove", lambda body, at: driver.remove(body["Name"], at + patience), level=info, within=long)
 
@@ -221,6 +224,12 @@ def _name(body: Body) -> str:
     if not isinstance(name, str) or not name:
         raise Invalid("the request names no volume", hint='its body needs "Name", a string')
     return name
+
+
+def _id(body: Body) -> str:
+    """What the engine calls a Mount; empty where it does not say."""
+    found = body.get("ID")
+    return found if isinstance(found, str) else ""
 
 
 def _options(body: Body) -> dict[str, str]:

@@ -201,10 +201,11 @@ class Driver:
 
     # -- readiness ---------------------------------------------------------------------------------------------------
 
-    def mount(self, name: str, deadline: float, *, engine: int | None = None) -> str:
+    def mount(self, name: str, deadline: float, *, mount: str = "", engine: int | None = None) -> str:
         """Make the volume right, whatever was done to it, and return where it is.
 
         Args:
+            mount: what the engine calls this Mount; empty where none asks.
             engine: the process that will open the answer; 0 if it cannot be seen from here; None if no process will,
                 and then no bind mount is made.
 
@@ -215,7 +216,7 @@ class Driver:
         name = check_name(name)
         if self.settings.managed:
             self._check_mounts(name)
-        return self.readiness.ensure(name, deadline, engine=engine)
+        return self.readiness.ensure(name, deadline, mount=mount, engine=engine)
 
     def _check_mounts(self, name: Name) -> None:
         """Refuse a mount below the managed plugin's directory.
@@ -231,10 +232,10 @@ class Driver:
                     hint="mount the disk at /var/lib/hostprep itself, or install hostprep on the host: make install",
                 )
 
-    def unmount(self, name: str, deadline: float) -> None:
+    def unmount(self, name: str, deadline: float, *, mount: str = "") -> None:
         """Make the volume right again: copy-up may just have ended. What prevents it is logged, not raised."""
         try:
-            self.readiness.ensure(check_name(name), deadline, unmount=True)
+            self.readiness.ensure(check_name(name), deadline, mount=mount, unmount=True)
         except (NoSuchVolume, Busy) as exc:
             log.info("unmount of %s: %s", printable(name), exc)
         except (HostprepError, OSError) as exc:

@@ -1,7 +1,8 @@
 """Making a volume right: its root at once; where the contents have to follow, a pass over them first.
 
 The order is what an interruption can rely on: the mark on disk, the contents, the root, the mark removed. So if the
-root is right and there is no mark, the contents are right.
+root is right and there is no mark, the contents are right. While a copy-up may be under way (copying.py), a pass comes
+too early for what is copied after it: then the mark stays.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..host.labels import Labels
 from ..options import Name, Recurse
 from ..tree.plan import Plan, Want
 from ..tree.walk import Outcome
+from . import copying
 from .passes import Pass, Passes
 from .store import Store
 from .volume import Identity, LockedVolume, Volume
@@ -46,22 +48,30 @@ class Readiness:
         """Volumes that were empty when last looked at. Copy-up may then give what it brings the first container's
         categories (`:Z`), so the level of the default label counts."""
 
-    def ensure(self, name: Name, deadline: float, *, unmount: bool = False, engine: int | None = None) -> str:
+    def ensure(
+        self, name: Name, deadline: float, *, mount: str = "", unmount: bool = False, engine: int | None = None
+    ) -> str:
         """Make the volume right, and return its mountpoint; see `Driver.mount`.
 
         Args:
+            mount: the ID of the Mount that begins, or with *unmount* of the one that is over; empty for none.
             unmount: begin no pass only because of `recurse=always`.
         """
         waited: Pass | None = None
         while True:
             with self.store.locked(name, deadline) as volume, volume.open_data(as_mount=True) as data:
+                if unmount:
+                    copying.end(volume, mount)
                 if waited is None or waited.identity != volume.identity:
                     seen_through, root_stays = unmount or self._was_given_up(volume), False
                 else:
                     seen_through, root_stays = True, waited.root_stays
+                early = waited is not None and seen_through and bool(copying.under_way(volume))
                 # Where the root stays, to try again would only begin another pass.
-                running = None if root_stays else self._repair(volume, data, seen_through=seen_through)
+                running = None if root_stays else self._repair(volume, data, seen_through=seen_through, early=early)
                 if running is None:
+                    if not unmount:
+                        copying.begin(volume, mount, data)
                     if engine is not None:
                         volume.pin(data, engine=engine)
                     return volume.mountpoint
@@ -82,11 +92,12 @@ class Readiness:
         """Whether a Mount gave up waiting for a pass lately; told once."""
         return bool(self._given_up) and time.monotonic() - self._given_up.pop(volume.identity, -_UNSEEN) < _UNSEEN
 
-    def _repair(self, volume: LockedVolume, data: int, *, seen_through: bool) -> Pass | None:
+    def _repair(self, volume: LockedVolume, data: int, *, seen_through: bool, early: bool = False) -> Pass | None:
         """Repair the root *data*; where the contents have to follow, begin the pass which then does that at its end.
 
         Args:
             seen_through: a pass was waited for, so `recurse=always` asks for no other.
+            early: the pass that was waited for has left its mark, for a copy-up that is still under way.
         """
         want = self._want(volume)
         plan = Plan.of(data, want, self.labels)
@@ -94,7 +105,7 @@ class Readiness:
         if want.recurse is Recurse.NEVER and marked:
             volume.remove_mark()
             marked = False
-        if marked or plan.contents_follow or (want.recurse is Recurse.ALWAYS and not seen_through):
+        if (marked and not early) or plan.contents_follow or (want.recurse is Recurse.ALWAYS and not seen_through):
             if not marked:
                 volume.write_mark()
             order = want.order(self.labels, guarded=volume.record.guarded)
@@ -151,7 +162,8 @@ class Readiness:
         os.fsync(data)
         if outcome.sentences() != volume.record.entries_left_alone:
             volume.write(replace(volume.record, entries_left_alone=outcome.sentences()))
-        volume.remove_mark()
+        if not copying.under_way(volume):
+            volume.remove_mark()
         os.fsync(volume.fd)
         counts = outcome.done, outcome.changed, outcome.left
         log.info("pass over %s: %d entries, %d changed, %d left alone", volume.name, *counts)

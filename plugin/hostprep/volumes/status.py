@@ -14,10 +14,12 @@ from ..host.filesystem import takes_writes
 from ..host.labels import Labels
 from ..options import Recurse
 from ..tree.plan import Plan, Want
+from . import copying
 from .passes import Passes
 from .record import Record
 from .volume import Volume
 
+_COPYING: Final = "an engine may still be copying an image's files into it; what comes after is made right then"
 _READ_ONLY: Final = "it is mounted read-only, or its file system has stopped after an error, which dmesg shows"
 _LOOKED_AT: Final = 100  # direct entries of an adopted directory
 
@@ -57,6 +59,8 @@ def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
                 status["warnings"].append(f"the file system keeps no labels: {want.label} is not applied")
             elif (label := want.label or found.label) and (refusal := labels.refusal(label)):
                 status["warnings"].append(refusal)
+            if pending is not None and copying.under_way(volume):
+                status["warnings"].append(_COPYING)
             status["warnings"] += acl.warnings(data, found.access)
             if record.options.path is not None and want.recurse is Recurse.NEVER:
                 status["warnings"] += _foreign(data, want)

@@ -4,6 +4,7 @@
     volumes/<name>/retained.json  the record after a Remove with on_remove=retain; beside volume.json it means nothing
     volumes/<name>/_data/         what the container sees
     volumes/<name>/pass.json      a pass over the tree has not ended (passes.py)
+    volumes/<name>/copying.json   copy-ups that may be under way (copying.py)
     volumes/.new-*                what an interrupted step left; removed at the next start, as in locks/
 
 The server and the command line work on one root at the same time, so nothing is remembered that a cheap look at the
