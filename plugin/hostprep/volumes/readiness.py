@@ -110,6 +110,7 @@ class Readiness:
                 volume.write_mark()
             order = want.order(self.labels, guarded=volume.record.guarded)
             record, identity, tree = volume.record, volume.identity, os.fstat(data)
+            begun_early = bool(copying.under_way(volume))  # what is copied behind it, it does not see
 
             def finish(outcome: Outcome) -> bool:
                 with self.store.locked(record.name, time.monotonic() + 60) as now:
@@ -118,7 +119,9 @@ class Readiness:
                     if now.identity != identity or now.record.options != record.options:
                         return False
                     with now.open_data(as_mount=True) as found:
-                        return os.path.samestat(os.fstat(found), tree) and self._finish(now, found, outcome)
+                        return os.path.samestat(os.fstat(found), tree) and self._finish(
+                            now, found, outcome, early=begun_early
+                        )
 
             return self.passes.start(volume, data, order, finish)
         self._repair_root(volume, plan)
@@ -156,13 +159,17 @@ class Readiness:
             volume.write(replace(volume.record, narrowed=None))
         return stays
 
-    def _finish(self, volume: LockedVolume, data: int, outcome: Outcome) -> bool:
-        """The contents are right: now the root, last of all, and then the mark. Returns what `_repair_root` does."""
+    def _finish(self, volume: LockedVolume, data: int, outcome: Outcome, *, early: bool) -> bool:
+        """The contents are right: now the root, last of all, and then the mark. Returns what `_repair_root` does.
+
+        Args:
+            early: a copy-up was under way when the pass began, so the mark stays.
+        """
         stays = self._repair_root(volume, Plan.of(data, self._want(volume), self.labels))
         os.fsync(data)
         if outcome.sentences() != volume.record.entries_left_alone:
             volume.write(replace(volume.record, entries_left_alone=outcome.sentences()))
-        if not copying.under_way(volume):
+        if not early and not copying.under_way(volume):
             volume.remove_mark()
         os.fsync(volume.fd)
         counts = outcome.done, outcome.changed, outcome.left

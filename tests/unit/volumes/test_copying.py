@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from typing import Any
 
 import pytest
 
+from hostprep.tree.walk import Outcome
 from hostprep.volumes import copying
 from hostprep.volumes.driver import Driver
+from hostprep.volumes.passes import Pass
 from tests.support.fixtures import OpenDriver
-from tests.support.host import Host, owner, soon
+from tests.support.host import Host, eventually, owner, soon
 from tests.support.trees import make_tree
 
 pytestmark = pytest.mark.root
@@ -68,6 +72,29 @@ def test_two_at_once(engine: Engine) -> None:
     assert engine.owners() == {OWNED}
     assert engine.ready()
     assert not engine.noted.exists()
+
+
+def test_over_while_a_pass_runs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that began before the last copy-up was over is followed by another."""
+    engine.mount("one")
+    engine.mount("two")
+    engine.copy("a", root=True)
+    work = Pass.work
+    other: list[threading.Thread] = []
+
+    def behind(*args: Any, **rest: Any) -> Outcome | None:
+        outcome = work(*args, **rest)
+        if not other:
+            engine.copy("b")
+            other.append(threading.Thread(target=engine.unmount, args=("two",)))
+            other[0].start()
+            eventually(lambda: not engine.noted.exists(), "the last copy-up is over")
+        return outcome
+
+    monkeypatch.setattr(Pass, "work", behind)
+    engine.unmount("one")
+    other[0].join()
+    assert (engine.owners(), engine.ready()) == ({OWNED}, True)
 
 
 def test_one_alone(engine: Engine) -> None:
