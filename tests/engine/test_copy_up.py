@@ -56,24 +56,20 @@ def large(docker: Docker) -> str:
 
 @pytest.mark.parametrize("apart", [0.0, 0.15])
 def test_several_at_once(docker: Docker, hostprep: Hostprep, large: str, apart: float) -> None:
-    """Several containers made at once on a fresh volume leave no file with the image's owner, and Status says when."""
+    """Several containers made at once on a fresh volume leave no file with the image's owner."""
     mountpoint = docker.create("mongo")
     creating = []
     for number in range(5):
         creating.append(docker.begin("create", "--name", f"c{number}", "-u", IDS, "-v", "mongo:/data", large, "true"))
         time.sleep(apart)
-    unready = 0
-    while any(process.poll() is None for process in creating):
-        status = docker.inspect("mongo")["Status"]
-        unready += not status["ready"]
-        time.sleep(0.05)
-    assert [process.communicate()[1] for process in creating] == [""] * 5
+    for process in creating:
+        _, said = process.communicate(timeout=180)
+        assert process.returncode == 0, said
+
     status = docker.inspect("mongo")["Status"]
-    foreign = [path for path, *_ in os.walk(mountpoint) if owner(path) != (184, 998)]
-    foreign += [
-        f"{path}/{n}" for path, _, names in os.walk(mountpoint) for n in names if owner(f"{path}/{n}") != (184, 998)
-    ]
-    assert (status["ready"], status["warnings"], len(foreign)) == (True, [], 0)
+    there = [(path, *(f"{path}/{name}" for name in names)) for path, _, names in os.walk(mountpoint)]
+    foreign = [path for some in there for path in some if owner(path) != (184, 998)]
+    assert (status["ready"], status["warnings"], foreign[:3], len(foreign)) == (True, [], [], 0)
     assert not (hostprep.root / "volumes/mongo/copying.json").exists()
     assert docker.run("mongo:/data", "cat /data/*/* | wc -c") == str(2000 * 4096)
 
