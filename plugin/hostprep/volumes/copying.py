@@ -13,7 +13,9 @@ Unmounts get lost. A Mount counts for an hour at most, and not after a reboot.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -23,6 +25,8 @@ from ..errors import Unreadable
 from ..host import fds
 from .record import LIMIT
 from .volume import LockedVolume, Volume
+
+log = logging.getLogger("hostprep")
 
 FILE: Final = "copying.json"
 _COUNTS: Final = 3600.0  # seconds
@@ -58,12 +62,16 @@ def end(volume: LockedVolume, mount: str) -> None:
 
 
 def _write(volume: LockedVolume, mounts: dict[str, float]) -> None:
-    if mounts:
-        data = json.dumps({"boot": _boot(), "mounts": mounts}).encode() + b"\n"
-        volume.root.write(volume.fd, FILE, data, durable=False)  # an engine's copy-up does not outlive the kernel
-    else:
-        with contextlib.suppress(FileNotFoundError):
+    data = json.dumps({"boot": _boot(), "mounts": mounts}).encode() + b"\n"
+    try:
+        if mounts:
+            volume.root.write(volume.fd, FILE, data, durable=False)  # an engine's copy-up does not outlive the kernel
+        else:
             os.unlink(FILE, dir_fd=volume.fd)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOENT, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        log.info("a copy-up into %s cannot be noted: %s", volume.name, exc.strerror)
 
 
 def _now() -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hostprep.serve.wire import create_app
+from hostprep.volumes import copying
 from tests.support.fixtures import OpenDriver
 from tests.support.host import Docker, Host, mode, owner, soon
 from tests.support.trees import make_tree
@@ -224,7 +225,9 @@ def test_a_mount_of_what_is_right(docker: Docker, host: Host) -> None:
     """Mount and Unmount of a volume that is right, and an equal Create, write nothing but what a `path` is, once."""
     before = files(host)
     inodes = {name: os.stat(docker.mounted(name)).st_ino for name in RIGHT}
-    assert differing(host, before) == {f"volumes/{name}/volume.json" for name in ("pinned", "adopted")}
+    noted = {f"volumes/{name}/{copying.FILE}" for name in RIGHT}  # of empty volumes, until their Unmount
+    assert differing(host, before) - noted == {f"volumes/{name}/volume.json" for name in ("pinned", "adopted")}
+    assert [docker.unmount(name).status for name in RIGHT] == [200] * len(RIGHT)
     for name in ("pinned", "adopted"):
         record = json.loads(host.record(name).read_text())
         assert record.pop("data").endswith(f":{inodes[name]}")
