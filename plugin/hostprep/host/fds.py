@@ -347,7 +347,7 @@ def write_file(dirfd: int, name: str, data: bytes, *, durable: bool) -> None:
 def replace_file(dirfd: int, name: str, data: bytes, *, scratch: int, durable: bool) -> None:
     """Replace the file *name* by one rename: after a crash there is the old file or the new one.
 
-    The temporary file is made in *scratch*, a directory of the same file system that each start of a server clears.
+    The temporary file is made in *scratch*, a directory of the same file system, which its caller clears at times.
     Without *durable*, a power cut may bring back the old content, or on some file systems leave an empty file.
     """
     temporary = temporary_name()

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shlex
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,7 @@ from ..settings import Settings
 log = logging.getLogger("hostprep")
 
 _LIMIT: Final = 65536  # bytes; a path has at most 4096, each six in JSON
+_UNDER_WAY: Final = 3600.0  # seconds for which a temporary file may be in use
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
@@ -64,10 +66,19 @@ def remember(settings: Settings, root: Known) -> None:
     try:
         fds.make_way(settings.known_roots, mode=0o700)
         with _opened(settings.known_roots) as directory:
+            _clear(directory)
             fds.replace_file(directory, _name(settings.root), text, scratch=directory, durable=True)
     except (OSError, NotAllowed) as exc:
         why = f"{settings.root} is not remembered: {printable(in_words(exc))}"
         log.warning("%s (while its disk is not mounted, only HOSTPREP_REQUIRE_MARKER=1 tells)", why)
+
+
+def _clear(directory: int) -> None:
+    """Remove what interrupted writes left. What is not yet an hour old may be another server's."""
+    for name in filter(fds.is_temporary, os.listdir(directory)):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime > _UNDER_WAY:
+                os.unlink(name, dir_fd=directory)
 
 
 def begin_anew(settings: Settings) -> str:

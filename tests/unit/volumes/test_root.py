@@ -224,6 +224,17 @@ class TestServedBefore:
         assert json.loads(known.read_text()) == {"root": str(host.root), "id": identity, "mounts": []}
         assert (mode(known), mode(known.parent), owner(known)) == ("0600", "0700", (0, 0))
 
+    def test_what_an_interrupted_write_left(self, open_driver: OpenDriver, known: Path) -> None:
+        """Where a root is remembered, temporary files of more than an hour ago are removed, and nothing else is."""
+        known.parent.mkdir(mode=0o700, parents=True)
+        old, new, other = (known.parent / name for name in (f".new-{'0' * 16}", f".new-{'1' * 16}", ".new-mine"))
+        for file in (old, new, other):
+            file.touch()
+            if file is not new:
+                os.utime(file, (1, 1))
+        open_driver()
+        assert set(known.parent.iterdir()) == {new, other, known}
+
     @pytest.mark.parametrize("left", ["nothing", "an empty directory", "lost+found", "an interrupted making"])
     @pytest.mark.parametrize("create", [True, False])
     def test_nothing_is_made(self, driver: Driver, host: Host, known: Path, left: str, create: bool) -> None:  # noqa: FBT001
