@@ -71,7 +71,7 @@ def blocks(text: str) -> Iterator[str]:
             yield from _table(block)
         elif block.startswith("- "):
             for point in block.removeprefix("- ").split("\n- "):
-                yield from (r".IP \(bu 2", line(markdown(point)))
+                yield from (r".IP \[u2022] 2", line(markdown(point)))
         else:
             yield from (".PP", line(markdown(block)))
 

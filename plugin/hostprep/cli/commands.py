@@ -45,8 +45,13 @@ _COMMANDS: Final = {
 """The module of each command, in the order in which help shows them."""
 
 
-def run() -> None:
-    """Run the command line. click prints its own errors, and their exit status is 2."""
+def run(*, bare: bool) -> None:
+    """Run the command line, of which pip installs nothing else: *bare*. A wrong flag exits 2, as click has it."""
+    if bare:
+        group.epilog = (
+            "This copy of hostprep starts nothing at boot, and reads no settings file: make install, in a checkout, "
+            "brings the systemd units, the settings file, the manual pages and completions (docs/install.md)."
+        )
     try:
         group.main(prog_name="hostprep", standalone_mode=False)
     except click.ClickException as exc:
@@ -93,7 +98,10 @@ def group(context: click.Context, /, **flags: str | None) -> None:
 @group.command()
 @click.pass_obj
 def serve(settings: Settings) -> None:
-    """Serve the volume driver protocol until SIGTERM."""
+    """Serve the volume driver protocol until SIGTERM.
+
+    It has to run before the engine starts. Under systemd, the units that make install brings see to that.
+    """
     from ..serve import server  # help needs none of its libraries
 
     server.serve(settings)

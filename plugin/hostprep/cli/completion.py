@@ -14,7 +14,6 @@ from click.shell_completion import CompletionItem, ShellComplete, add_completion
 from ..host.looking import look
 from ..options import ALIAS, KNOWN, Options
 from ..settings import Settings
-from ..tree.directory import ACCEPTED
 
 
 @add_completion_class
@@ -61,6 +60,8 @@ def _complete(parameter: click.Parameter, context: click.Context, incomplete: st
         words = [f"{key}={member.value}" for kind in enums for member in kind]
         words += ["label=container_file_t", "label=none"]
     elif metavar in ("KEY=VALUE", "KEY"):
+        from ..tree.directory import ACCEPTED
+
         given, known = context.params.get("given") or (), ACCEPTED if context.info_name == "prepare" else KNOWN
         words = [each + metavar[3:4] for each in known if each not in given]
     elif metavar in ("NAME", "ID"):
