@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import subprocess
 import time
@@ -20,6 +21,7 @@ from hostprep.errors import BadSetting
 from hostprep.options import KNOWN, Options
 from hostprep.settings import Settings
 from hostprep.volumes.driver import Driver
+from tests.support.hanging import hanging
 from tests.support.host import PYTHON, REPOSITORY, Host, soon
 
 from .test_install import COMPLETIONS, LIB, SHARE, make
@@ -205,14 +207,16 @@ class TestInTheShells:
             assert [each.rstrip("/") for each in found] == [f"{word}{host.srv}/{each}" for each in ("data", "data2")]
         assert f"{host.srv}/data-file" in shell(f"hostprep probe --archive {host.srv}/da")
 
-    def test_a_space(self, shell: Shell, host: Host) -> None:
-        """A directory whose name has a space is completed so that it is one word."""
-        (host.srv / "a b").mkdir()
+    @pytest.mark.parametrize("name", ["a b", "a$(touch x)", "a'b", "a;b"])
+    def test_a_name_that_needs_quotes(self, shell: Shell, host: Host, name: str) -> None:
+        """A directory of any name is completed so that it is one word, and means nothing else to the shell."""
+        (host.srv / name).mkdir()
         line = f"hostprep create x -o path={host.srv}/a"
         if shell.name == "fish":
-            assert shell(line) == [f"path={host.srv}/a b/"]  # which fish puts in quotes when it inserts it
+            assert shell(line) == [f"path={host.srv}/{name}/"]  # fish adds the quotes when it inserts it
         else:
-            assert shell.typed(line, "\t").strip() == f"{line}\\ b/"
+            typed = shlex.split(shell.typed(line, "\t"))
+            assert typed == [*shlex.split(line)[:-1], f"path={host.srv}/{name}/"]
 
     @pytest.mark.parametrize("quote", ["'", '"'])
     def test_an_open_quote(self, shell: Shell, stored: Host, quote: str) -> None:
@@ -260,6 +264,14 @@ class TestAnswers:
     def test_an_error_says_nothing(self, host: Host, words: tuple[str, ...], changed: dict[str, str]) -> None:
         """Where the root cannot be read, or a setting is wrong, there are no names, and there is no message."""
         done = answer(host, *words, **changed)
+        assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+
+    def test_a_hanging_disk(self, host: Host, tmp_path: Path) -> None:
+        """Where the disk of the root hangs, there are no names, after a while: the shell does not wait for the disk."""
+        with hanging(tmp_path / "disk") as disk:
+            disk.hang()
+            done = answer(host, "rm", "", HOSTPREP_ROOT=str(disk.place / "root"))
+            assert disk.asked
         assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 
     def test_a_damaged_record(self, stored: Host) -> None:
