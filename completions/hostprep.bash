@@ -3,10 +3,11 @@
 
 _hostprep() {
     local -a words lines
-    local line last kind value path found
-    # In COMP_WORDS each = and : is a word of its own. The dot is what keeps an empty last word.
-    read -r -a words <<<"${COMP_LINE:0:COMP_POINT}."
-    words=("${words[@]//[\"\'\\]/}")
+    local line last kind value path found replaced=${2//\\/}
+    # In COMP_WORDS each = and : is a word of its own. A backslash keeps a space in its word, the dot an empty last one.
+    # shellcheck disable=SC2162
+    read -a words <<<"${COMP_LINE:0:COMP_POINT}."
+    words=("${words[@]//[\"\']/}")
     last=${words[-1]%.}
     words[-1]=$last
     mapfile -t lines < <(
@@ -24,13 +25,13 @@ _hostprep() {
             dir | file)
                 compopt -o filenames
                 path=${last#"$value"}
-                while read -r found; do COMPREPLY+=("$value$found"); done < <(compgen -A "${kind/dir/directory}" -- "$path")
+                while IFS= read -r found; do COMPREPLY+=("$value$found"); done < <(compgen -A "${kind/dir/directory}" -- "$path")
                 ;;
         esac
     done
     # Readline replaces what it takes for the word, $2: what comes before that stays.
-    if [[ $last = *"$2" ]]; then
-        COMPREPLY=("${COMPREPLY[@]#"${last%"$2"}"}")
+    if [[ $last = *"$replaced" ]]; then
+        COMPREPLY=("${COMPREPLY[@]#"${last%"$replaced"}"}")
     fi
 }
 

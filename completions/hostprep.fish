@@ -11,9 +11,13 @@ function __hostprep_candidates
             case plain
                 printf '%s\t%s\n' $answered[2] "$answered[3]"
             case dir
-                printf "$answered[2]%s\n" (__fish_complete_directories "$path" "")
+                for found in (__fish_complete_directories "$path" "")
+                    printf '%s%s\n' "$answered[2]" $found
+                end
             case file
-                printf "$answered[2]%s\n" (__fish_complete_path "$path")
+                for found in (__fish_complete_path "$path")
+                    printf '%s%s\n' "$answered[2]" $found
+                end
         end
     end
 end

@@ -210,13 +210,16 @@ class TestInTheShells:
     @pytest.mark.parametrize("name", ["a b", "a$(touch x)", "a'b", "a;b"])
     def test_a_name_that_needs_quotes(self, shell: Shell, host: Host, name: str) -> None:
         """A directory of any name is completed so that it is one word, and means nothing else to the shell."""
-        (host.srv / name).mkdir()
+        (host.srv / name / "below").mkdir(parents=True)
         line = f"hostprep create x -o path={host.srv}/a"
         if shell.name == "fish":
             assert shell(line) == [f"path={host.srv}/{name}/"]  # fish adds the quotes when it inserts it
         else:
-            typed = shlex.split(shell.typed(line, "\t"))
-            assert typed == [*shlex.split(line)[:-1], f"path={host.srv}/{name}/"]
+            typed = shell.typed(line, "\t")
+            assert shlex.split(typed) == [*shlex.split(line)[:-1], f"path={host.srv}/{name}/"]
+            if "'" not in name or shell.name == "zsh":  # bash's file takes a quote that has a backslash for an open one
+                typed = shell.typed(f"{typed}b", "\t")
+                assert shlex.split(typed) == [*shlex.split(line)[:-1], f"path={host.srv}/{name}/below/"]
 
     @pytest.mark.parametrize("quote", ["'", '"'])
     def test_an_open_quote(self, shell: Shell, stored: Host, quote: str) -> None:
