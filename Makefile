@@ -13,6 +13,7 @@ SIDE_BY_SIDE = $(PYTEST) -n auto
 # COMMAND=PACKAGE of Debian's; a command that is there is left alone. Newer releases have the client apart.
 ENGINE := dockerd=docker.io docker=docker-cli busybox=busybox-static
 TOOLS := $(ENGINE) systemd-analyze=systemd docker-compose=docker-compose docker-registry=docker-registry \
+	zsh=zsh fish=fish bash-completion man=man-db mandoc=mandoc \
 	mmdebstrap=mmdebstrap ip=iproute2 setfacl=acl mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
 
 # Where the engine cannot be had, its tests say so and are skipped; with CI=true that is an error.
@@ -44,7 +45,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/codespell
-	PATH="$(BIN):$$PATH" shellcheck $$(git grep --untracked -lIE '^#!.*[/ ](ba)?sh$$')
+	PATH="$(BIN):$$PATH" shellcheck completions/hostprep.bash $$(git grep --untracked -lIE '^#!.*[/ ](ba)?sh$$')
 
 test: $(STAMP)
 	@$(PACKAGES)

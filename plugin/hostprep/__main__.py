@@ -29,7 +29,7 @@ def main(settings_file: str = "") -> None:
         else:
             from .cli.commands import run
 
-            run()
+            run(bare=not settings_file and "HOSTPREP_MANAGED" not in os.environ)
             sys.stdout.flush()
     except BrokenPipeError:  # `hostprep ls | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

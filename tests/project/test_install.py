@@ -16,10 +16,18 @@ from pathlib import Path
 import pytest
 
 from hostprep.settings import Settings
+from manual.pages import pages
 
 TOP = Path(__file__).resolve().parents[2]
 LIB = "usr/local/lib/hostprep"
 UNITS = "usr/local/lib/systemd/system"
+SHARE = "usr/local/share"
+COMPLETIONS = {
+    "bash": f"{SHARE}/bash-completion/completions/hostprep",
+    "zsh": f"{SHARE}/zsh/site-functions/_hostprep",
+    "fish": f"{SHARE}/fish/vendor_completions.d/hostprep.fish",
+}
+PAGES = {f"{SHARE}/man/man{name[-1]}/{name}" for name in pages()}
 VERSION = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["version"]
 
 
@@ -58,7 +66,10 @@ def run(destdir: Path, *args: str, **environ: str) -> subprocess.CompletedProces
 
 
 def test_files(staged: Path) -> None:
-    """The packages, the command, the units and the settings are where they belong, and nothing else is."""
+    """The packages, the command, the units, the settings, the manual and the completions are in their places.
+
+    Nothing else is there.
+    """
     found = {str(path.relative_to(staged)) for path in staged.rglob("*") if f"{LIB}/" not in str(path)}
 
     assert {path for path in found if not (staged / path).is_dir() or (staged / path).is_symlink()} == {
@@ -66,6 +77,8 @@ def test_files(staged: Path) -> None:
         f"{UNITS}/hostprep.service",
         f"{UNITS}/hostprep.socket",
         "etc/hostprep/hostprep.env",
+        *PAGES,
+        *COMPLETIONS.values(),
     }
     assert os.readlink(staged / "usr/local/bin/hostprep") == f"/{LIB}/current/bin/hostprep"
     assert sorted(path.name for path in (staged / LIB).iterdir()) == sorted(
@@ -77,7 +90,7 @@ def test_modes(staged: Path) -> None:
     """Everybody may read what root runs, whatever the umask was, and only its owner may change it."""
     for path in staged.rglob("*"):
         mode = stat.S_IMODE(path.lstat().st_mode)
-        executable = path.is_dir() or path.name == "hostprep"
+        executable = path.is_dir() or path.parent.name == "bin"
         assert path.is_symlink() or mode == (0o755 if executable else 0o644), f"{path}: {mode:o}"
 
 
@@ -158,6 +171,13 @@ def test_other_prefix(tmp_path: Path) -> None:
     assert " /usr/lib/hostprep/current/bin/hostprep " in (tmp_path / "lib/systemd/system/hostprep.service").read_text()
     assert os.readlink(tmp_path / "usr/bin/hostprep") == "/usr/lib/hostprep/current/bin/hostprep"
     assert not (tmp_path / "usr/local").exists()
+    for file in COMPLETIONS.values():
+        text = (tmp_path / file.replace("usr/local", "usr")).read_text()
+        assert "/usr/bin/hostprep" in text
+        assert "/usr/local" not in text
+    assert {
+        str(path.relative_to(tmp_path)).replace("usr/", "usr/local/", 1) for path in tmp_path.rglob("man/man?/*")
+    } == PAGES
 
 
 def test_verify(staged: Path, tmp_path: Path) -> None:
@@ -213,6 +233,7 @@ def test_again(staged: Path, tmp_path: Path) -> None:
     settings = destdir / "etc/hostprep/hostprep.env"
     settings.write_text("HOSTPREP_TRASH_KEEP=1h\n")
     (destdir / LIB / "0.0.9.killed").mkdir()
+    (destdir / SHARE / "man/man8/hostprep-gone.8").touch()  # of a command that the new version does not have
     before = os.readlink(destdir / LIB / "current")
 
     assert make("install", destdir).returncode == 0
@@ -222,6 +243,7 @@ def test_again(staged: Path, tmp_path: Path) -> None:
     assert {path.name for path in (destdir / LIB).iterdir()} == {"current", before, after}
     assert settings.read_text() == "HOSTPREP_TRASH_KEEP=1h\n"
     assert run(destdir, "--version").returncode == 0
+    assert {str(path.relative_to(destdir)) for path in (destdir / SHARE).rglob("*.[58]")} == PAGES
 
 
 def test_broken(staged: Path, tmp_path: Path) -> None:
@@ -255,13 +277,17 @@ def test_uninstall(staged: Path, tmp_path: Path) -> None:
     """Uninstalling removes what was installed, keeps the settings, and says what it keeps."""
     destdir = copy(staged, tmp_path / "copy")
     (destdir / "var/lib/hostprep/volumes/mongo").mkdir(parents=True)
+    others = destdir / SHARE / "man/man8/other.8"
+    others.touch()
 
     done = make("uninstall", destdir)
 
     assert done.returncode == 0
     assert "Kept: the settings in /etc/hostprep/hostprep.env, and all data in " in done.stdout
+    others.unlink()  # it is there
     left = {str(path.relative_to(destdir)) for path in destdir.rglob("*") if not any(path.glob("*"))}
-    assert left == {"etc/hostprep/hostprep.env", "var/lib/hostprep/volumes/mongo", UNITS, "usr/local/bin"}
+    empty = {os.path.dirname(path) for path in (*PAGES, *COMPLETIONS.values())} | {UNITS, "usr/local/bin"}
+    assert left == {"etc/hostprep/hostprep.env", "var/lib/hostprep/volumes/mongo", *empty}
 
 
 @pytest.mark.root

@@ -19,6 +19,7 @@ FIRST = (
     "tests/engine/podman/",
     "tests/campaigns/",
     "tests/project/test_install.py",
+    "tests/project/test_wheel.py",
     "tests/unit/serve/",
     "tests/unit/volumes/",
     "tests/unit/tree/",

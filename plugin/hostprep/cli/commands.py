@@ -12,19 +12,20 @@ import click
 
 from ..host.process import raise_open_files
 from ..settings import Settings
+from .completion import complete_parameters
 
 _FLAGS: Final = {
     "root": ("DIR", "Directory that holds the volumes."),
     "socket": ("PATH", "Socket on which serve listens."),
     "allow": ("DIRS", "Directories below which path may lie, separated by colons."),
-    "scope": ("SCOPE", "Scope of the volumes that serve tells Docker: local or global."),
-    "selinux": ("WHEN", "When to set labels: auto, required, force or off."),
+    "scope": ("local|global", "Scope of the volumes that serve tells Docker."),
+    "selinux": ("auto|required|force|off", "When to set labels."),
     "patience": ("TIME", "How long the start of a container waits for the repair of its files."),
     "trash-keep": ("TIME", "How long a removed volume can be restored."),
     "purge-for-space": ("0|1", "1: when the disk is nearly full, purge removed volumes before their time."),
     "require-marker": ("0|1", "1: refuse a root directory without hostprep.json."),
     "known-roots": ("DIR", "Directory in which the roots are remembered that this host has served."),
-    "log-level": ("LEVEL", "debug, info, warning or error."),
+    "log-level": ("debug|info|warning|error", "What to log."),
     "docker-host": ("URL", "Engine to ask about images, such as unix:///run/docker.sock."),
 }
 _COMMANDS: Final = {
@@ -44,8 +45,13 @@ _COMMANDS: Final = {
 """The module of each command, in the order in which help shows them."""
 
 
-def run() -> None:
-    """Run the command line. click prints its own errors, and their exit status is 2."""
+def run(*, bare: bool) -> None:
+    """Run the command line, of which pip installs nothing else: *bare*. A wrong flag exits 2, as click has it."""
+    if bare:
+        group.epilog = (
+            "This copy of hostprep starts nothing at boot, and reads no settings file: make install, in a checkout, "
+            "brings the systemd units, the settings file, the manual pages and completions (docs/install.md)."
+        )
     try:
         group.main(prog_name="hostprep", standalone_mode=False)
     except click.ClickException as exc:
@@ -65,7 +71,9 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = vars(importlib.import_module(f"{__package__}.{_COMMANDS[cmd_name]}"))
-        return next(each for each in module.values() if isinstance(each, click.Command) and each.name == cmd_name)
+        found = next(each for each in module.values() if isinstance(each, click.Command) and each.name == cmd_name)
+        complete_parameters(found)
+        return found
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": None})
@@ -90,7 +98,10 @@ def group(context: click.Context, /, **flags: str | None) -> None:
 @group.command()
 @click.pass_obj
 def serve(settings: Settings) -> None:
-    """Serve the volume driver protocol until SIGTERM."""
+    """Serve the volume driver protocol until SIGTERM.
+
+    It has to run before the engine starts. Under systemd, the units that make install brings see to that.
+    """
     from ..serve import server  # help needs none of its libraries
 
     server.serve(settings)
@@ -98,3 +109,4 @@ def serve(settings: Settings) -> None:
 
 for _flag, (_metavar, _help) in _FLAGS.items():
     group.params.append(click.Option([f"--{_flag}"], metavar=_metavar, help=_help))
+complete_parameters(group)

@@ -19,7 +19,7 @@ from .process import Progress
 
 log = logging.getLogger("hostprep")
 
-_ACCEPTED = ("uid", "gid", "mode", "label", "recurse")
+ACCEPTED = ("uid", "gid", "mode", "label", "recurse")
 
 
 @dataclass(slots=True)
@@ -60,9 +60,9 @@ def prepare(
         Unreadable: the pass over the contents failed; the directory itself is as it was.
     """
     for key in given:
-        if key not in _ACCEPTED:
+        if key not in ACCEPTED:
             wrong = f'option "{printable(key)}" has no meaning for prepare'
-            raise Invalid(wrong, hint=f"prepare takes {', '.join(_ACCEPTED)}")
+            raise Invalid(wrong, hint=f"prepare takes {', '.join(ACCEPTED)}")
     options = Options.parse(given)
     if options.label is not None:
         labels.check(options.label)

@@ -57,7 +57,7 @@ class TestExit:
 
     def test_the_order_of_help(self, hostprep: Command) -> None:
         """Help shows each command in one line, in the order in which somebody new needs them."""
-        found = succeeds(hostprep("--help")).partition("Commands:\n")[2].splitlines()
+        found = succeeds(hostprep("--help")).partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
         names = "create ls status apply rm restore purge probe doctor prepare import serve"
         assert [line.split()[0] for line in found] == names.split()
         assert all(line.endswith(".") and not line.endswith("...") for line in found)
