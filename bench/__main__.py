@@ -30,7 +30,7 @@ def main(chosen: list[str]) -> None:
     if "starts" in chosen:
         print("", starts.table(starts.first_answers(), starts.memory()), sep="\n", flush=True)
     if "engine" in chosen:
-        print("", engine.table(engine.measure()), sep="\n", flush=True)
+        print("", engine.table(engine.measure(), engine.files()), sep="\n", flush=True)
     if "tree" in chosen:
         for entries in [int(each) for each in chosen if each.isdigit()] or [100_000]:
             print()

@@ -71,10 +71,10 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) ->
         time.sleep(0.01)
 
 
-def with_the_capabilities_of_the_service() -> list[str]:
-    """The command that runs another with the capabilities of systemd/hostprep.service, and no others."""
-    unit = (TOP / "systemd" / "hostprep.service").read_text()
-    (names,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
+def with_the_capabilities_of_the_service(*drop_ins: str) -> list[str]:
+    """The command that runs another with the capabilities of systemd/hostprep.service and *drop_ins*, and no others."""
+    units = "".join((TOP / "systemd" / name).read_text() for name in ("hostprep.service", *drop_ins))
+    names = " ".join(re.findall(r"^CapabilityBoundingSet=(.*)$", units, re.MULTILINE))
     kept = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in names.split())
     return ["setpriv", f"--bounding-set=-all,{kept}", "--no-new-privs"]
 
@@ -399,13 +399,14 @@ class Hostprep:
         given = self.settings | dict(settings or {})
         return own | {f"HOSTPREP_{name.upper()}": value for name, value in given.items()}
 
-    def start(self, *, within: Sequence[str] = (), **settings: str) -> None:
+    def start(self, *, within: Sequence[str] = (), drop_ins: Sequence[str] = (), **settings: str) -> None:
         """Serve, as the systemd service does, and wait for an answer.
 
-        *settings* (patience="5s" and the like) are for this start only. So is *within*, a command that runs the server.
+        *settings* (patience="5s" and the like) are for this start only. So are *within*, a command that runs the
+        server, and *drop_ins*, files of systemd/ for the service.
         """
-        self.changed = bool(settings or within)
-        argv = [*within, *with_the_capabilities_of_the_service(), sys.executable, "-m", "hostprep", "serve"]
+        self.changed = bool(settings or within or drop_ins)
+        argv = [*within, *with_the_capabilities_of_the_service(*drop_ins), sys.executable, "-m", "hostprep", "serve"]
         server = self._process = self.engine.spawn(argv, log=self.log, env=self.variables(settings))
         wait_for(lambda: not server.running() or self.answers(), "hostprep to answer")
         if not server.running():

@@ -132,6 +132,13 @@ def parse_id(key: str, text: str) -> int:
     raise _bad(key, text, f"a number from 0 to {MAX_ID}", hint)
 
 
+def _parse_host_id(key: str, text: str) -> int:
+    if (found := parse_id(key, text)) == 0:
+        why = f"option {key}: with 0, a container's user could make programs that run as the host's root"
+        raise Invalid(why, hint="give the number of a user, or a group, that is not root")
+    return found
+
+
 def parse_path(text: str, *, key: str = "path") -> str:
     """Read an absolute path in its one spelling: without `.`, `..`, `//`, trailing slash or NUL."""
     if text.startswith("/") and "\0" not in text and os.path.normpath(text) == text and not text.startswith("//"):
@@ -191,6 +198,8 @@ class Options:
     on_remove: OnRemove | None = None
     image: str | None = None
     at: str | None = None
+    host_uid: int | None = None
+    host_gid: int | None = None
 
     @classmethod
     def parse(cls, given: Mapping[str, str]) -> Options:
@@ -218,6 +227,8 @@ class Options:
             on_remove=_choice("on_remove", given["on_remove"], OnRemove) if "on_remove" in given else None,
             image=parse_image(given["image"]) if "image" in given else None,
             at=parse_path(given["at"], key="at") if "at" in given else None,
+            host_uid=_parse_host_id("host_uid", given["host_uid"]) if "host_uid" in given else None,
+            host_gid=_parse_host_id("host_gid", given["host_gid"]) if "host_gid" in given else None,
         )
         if options.at is not None and options.image is None:
             raise Invalid("option at says where in an image to look, and no image is given", hint="give image, too")
@@ -225,6 +236,16 @@ class Options:
             why = "hostprep never removes a directory that was given to it"
             raise Invalid(f"on_remove=delete contradicts {where}: {why}", hint="leave on_remove out")
         return options
+
+    @property
+    def uid_on_disk(self) -> int | None:
+        """Whose the files are on disk."""
+        return self.uid if self.host_uid is None else self.host_uid
+
+    @property
+    def gid_on_disk(self) -> int | None:
+        """Of which group the files are on disk."""
+        return self.gid if self.host_gid is None else self.host_gid
 
     @property
     def recurses(self) -> Recurse:

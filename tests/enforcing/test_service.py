@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .guest import ROOT, SOCKET, TOP, Docker, Hostprep, checked, command, eventually
+from .guest import ROOT, SOCKET, TOP, Docker, Hostprep, checked, command, eventually, label, owner
 
 CAPABILITIES = {
     "chown": 0,
@@ -177,6 +178,27 @@ def test_purge_of_what_is_in_use(docker: Docker, hostprep: Hostprep) -> None:
         eventually(lambda: "purged mongo" in hostprep.log() and "purged redis" in hostprep.log(), "they are gone, too")
     finally:
         hostprep.set()
+        checked("systemctl", "restart", hostprep.UNIT)
+
+
+def test_host_ids(docker: Docker, hostprep: Hostprep) -> None:
+    """The unit refuses host_uid in words; with the drop-in that is installed, the files are another's on disk."""
+    said = docker.fails("volume", "create", "-d=hostprep", "-o=uid=184", "-o=gid=998", "-o=host_uid=1000", "mongo")
+    assert "the drop-in user-ids.conf for hostprep.service allows it" in said
+    drop_in = Path(f"/etc/systemd/system/{hostprep.UNIT}.d/user-ids.conf")
+    shutil.copy(hostprep.LIB / "current" / drop_in.name, drop_in)
+    try:
+        checked("systemctl", "daemon-reload")
+        checked("systemctl", "restart", hostprep.UNIT)
+        place = docker.create("mongo", host_uid="1000", host_gid="1001")
+        assert docker.run("mongo:/data", "echo written > /data/file; stat -c %u:%g /data/file") == "184:998"
+        assert owner(place / "file") == "184:998"
+        on_disk = ROOT / "volumes/mongo/_data/file"
+        assert (owner(on_disk), label(on_disk)) == ("1000:1001", label(place / "file"))
+        docker("volume", "rm", "mongo")
+    finally:
+        drop_in.unlink()
+        checked("systemctl", "daemon-reload")
         checked("systemctl", "restart", hostprep.UNIT)
 
 

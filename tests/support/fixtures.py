@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from hostprep.__main__ import main
+from hostprep.host import idmap
 from hostprep.serve.wire import create_app
 from hostprep.settings import Settings
 from hostprep.volumes.driver import Driver
@@ -86,6 +87,8 @@ def nothing_left() -> Iterator[None]:
     _adopt_orphans(1)
     before = {what: look() for what, look in _WATCHED.items()}
     yield
+    while idmap._kept:  # kept as long as the process, by purpose
+        os.close(idmap._kept.popitem()[1])
     end = time.monotonic() + 60
     while True:
         left = {what: list(look() - before[what]) for what, look in _WATCHED.items()}

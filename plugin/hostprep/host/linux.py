@@ -23,6 +23,7 @@ OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x04
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
 MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_IDMAP = 0x100000
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
@@ -147,13 +148,14 @@ def open_tree(fd: int, flags: int) -> int:
     return _checked(_syscall(number, ctypes.c_int(fd), b"", how))
 
 
-def mount_setattr(fd: int, flags: int, *, attributes: int = 0, propagation: int) -> None:
-    """mount_setattr(2): add *attributes* to the mount whose root *fd* is open on, and set its propagation.
+def mount_setattr(fd: int, flags: int, *, attributes: int = 0, propagation: int, userns: int = 0) -> None:
+    """mount_setattr(2): add *attributes* to the mount whose root *fd* is open on, and set its propagation; 0 keeps it.
 
     Raises:
-        OSError: ENOSYS before Linux 5.12, EPERM without CAP_SYS_ADMIN.
+        OSError: ENOSYS before Linux 5.12, EPERM without CAP_SYS_ADMIN; for MOUNT_ATTR_IDMAP, with the user namespace
+            *userns*, EINVAL where a file system has none, EPERM where there is one already.
     """
-    attr = _MountAttr(attributes, 0, propagation, 0)
+    attr = _MountAttr(attributes, 0, propagation, userns)
     size = ctypes.c_size_t(ctypes.sizeof(attr))
     number, at = ctypes.c_long(SYS_MOUNT_SETATTR), ctypes.c_uint(flags | AT_EMPTY_PATH)
     _checked(_syscall(number, ctypes.c_int(fd), b"", at, ctypes.byref(attr), size))

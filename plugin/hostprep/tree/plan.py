@@ -39,7 +39,7 @@ class Want:
                 label = str(options.label) if options.label.type else None
             elif not adopted:
                 label, type_only = labels.default, True
-        return cls(options.uid, options.gid, options.mode, label, type_only, options.recurses, narrowed)
+        return cls(options.uid_on_disk, options.gid_on_disk, options.mode, label, type_only, options.recurses, narrowed)
 
     def first(self) -> Want:
         """What a directory that hostprep creates gets: root's and 0755 where nothing else is declared."""

@@ -12,7 +12,8 @@ from dataclasses import replace
 from ..errors import Busy, Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
 from ..host import fds, filesystem
 from ..host.system import check_no_engine
-from ..options import Name, path_key
+from ..options import Name, Options, path_key
+from ..settings import Settings
 from ..tree.plan import Plan
 from . import pins
 from .declaration import Declaration, Resolver
@@ -31,6 +32,7 @@ def create(readiness: Readiness, resolver: Resolver, name: Name, given: Mapping[
     if options.path is not None and store.settings.managed:
         why = f"option {path_key(given)}: the managed plugin reaches no directory of the host but its own"
         raise NotAllowed(why, hint="leave it out; or install hostprep on the host: make install")
+    check_managed(store.settings, options)
     if options.label is not None:
         labels.check(options.label)
     # An equal Create waits until the first knows whether the volume stays: it may have to be withdrawn.
@@ -67,6 +69,13 @@ def create(readiness: Readiness, resolver: Resolver, name: Name, given: Mapping[
             raise
 
 
+def check_managed(settings: Settings, options: Options) -> None:
+    """Refuse what the managed plugin cannot do."""
+    if settings.managed and not (options.host_uid is None and options.host_gid is None):
+        why = "options host_uid and host_gid: the engine would not see a mount that the managed plugin makes"
+        raise NotAllowed(why, hint="leave them out; or install hostprep on the host: make install")
+
+
 def _confirm(store: Store, existing: Record, given: Mapping[str, str]) -> None:
     """Check that *given* asks for nothing but what the volume has. No options ask for nothing."""
     # A Create that reused retained data put its options over those, and so does its repetition.
@@ -86,10 +95,11 @@ def _reuse(store: Store, locked: LockedName, declared: Declaration, deadline: fl
     with locked.retained() as volume, contextlib.ExitStack() as claim:
         before = volume.record
         record = before.changed(declared)
-        with volume.open_data(as_mount=True):  # or the engine would be told of a volume that cannot be mounted
-            pass
+        with volume.open_data(as_mount=True) as data:  # or the engine would be told of what cannot be mounted
+            if record.idmap is not None:
+                pins.check(data, record.idmap)
         if record.options.path is not None:
-            claim.enter_context(store.claim(record.options.path, locked.name, deadline))
+            claim.enter_context(store.claim(record.options.path, locked.name, deadline, sharing=record))
         volume.reuse(replace(record, reused_at=rfc3339()))
         log.info("took up retained volume %s", locked.name)
         return before, volume.identity
@@ -114,9 +124,14 @@ def _make(readiness: Readiness, locked: LockedName, declared: Declaration, deadl
         elif not made_path:
             with fds.closing(fds.open_step(parent, last, path)) as adopted:
                 record = replace(record, data=filesystem.fingerprint(adopted))
+                if record.idmap is not None:
+                    pins.check(adopted, record.idmap)
+        if record.idmap is not None and not record.adopted:
+            with store.part("volumes") as volumes:
+                pins.check(volumes if path is None else parent, record.idmap)
         with contextlib.ExitStack() as claim:
             if path is not None:
-                claim.enter_context(store.claim(path, locked.name, deadline))
+                claim.enter_context(store.claim(path, locked.name, deadline, sharing=record))
             new = stack.enter_context(locked.new(record, deadline))
             if path is not None:  # the record first: after an interruption it says what was intended
                 new.write_record()

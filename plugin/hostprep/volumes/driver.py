@@ -20,7 +20,7 @@ from ..host.paths import is_below, overlap
 from ..host.uses import uses
 from ..options import KNOWN, Name, check_name, from_podman
 from ..settings import Settings
-from . import create, status, trash
+from . import create, pins, status, trash
 from .declaration import Declaration, Images, Resolver
 from .listing import Lister, Listing
 from .readiness import Readiness
@@ -101,17 +101,23 @@ class Driver:
         if asked.options.image is not None:
             with self.store.open(name):  # no engine is asked for a volume that is not there
                 pass
+        create.check_managed(self.settings, asked.options)
         asked = self.resolver.resolve(asked, deadline)
         with self.store.locked(name, deadline) as volume:
             changed = volume.record.changed(asked, unset)
             if changed.options.label is not None:
                 self.labels.check(changed.options.label)
-            if accept_data:
-                if changed.options.path is not None:  # something may have been mounted there since it was made
-                    self.store.check_claim(changed.options.path, name)
-                changed = replace(changed, data=volume.look_at_data())
-            self.passes.cancel(name)
-            volume.write(changed)
+            if changed.idmap is not None and changed.idmap != volume.record.idmap:
+                with volume.open_data(as_mount=True) as data:
+                    pins.check(data, changed.idmap)
+            with contextlib.ExitStack() as claim:
+                # Something may have been mounted there since it was made; another volume may have the same directory.
+                if changed.options.path is not None and (accept_data or not changed.wants_as(volume.record)):
+                    claim.enter_context(self.store.claim(changed.options.path, name, deadline, sharing=changed))
+                if accept_data:
+                    changed = replace(changed, data=volume.look_at_data())
+                self.passes.cancel(name)
+                volume.write(changed)
         return changed
 
     def remove(self, name: str, deadline: float) -> None:

@@ -5,7 +5,8 @@ alone, somebody else could put a link, or another directory, in the place of wha
 descriptor cannot be redirected.
 
 Each name has at most one mount. The first Mount makes it, and it stays until Remove: a restarted hostprep finds it;
-after a reboot the next Mount makes it anew. Callers hold the volume's lock. *mounts* is a descriptor of <root>/mounts,
+after a reboot the next Mount makes it anew. A volume with host_uid or host_gid is answered as a mount, too, an idmapped
+one. Callers hold the volume's lock. *mounts* is a descriptor of <root>/mounts,
 which only root can change; *name* is one component of it.
 """
 
@@ -21,12 +22,14 @@ from typing import Final
 
 from ..errors import NotAllowed, NotReady
 from ..host import fds, linux
+from ..host.idmap import Exchange, IdMap, refused
 from ..host.mountinfo import mount_table
 
 log = logging.getLogger("hostprep")
 
 _PLACE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_ATTRIBUTES: Final = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM})
+_UNMAPPED: Final = IdMap(Exchange(0, 0), Exchange(0, 0))
 _ELSEWHERE: Final = "choose a path below directories that are root's, and writable by root alone"
 _REASONS: Final = {
     errno.ENOSYS: f"use Linux 5.12 or newer, or {_ELSEWHERE}",
@@ -36,13 +39,14 @@ _REASONS: Final = {
 }
 
 
-def pin(mounts: int, name: str, data: int, *, place: str, engine: int) -> None:
+def pin(mounts: int, name: str, data: int, *, place: str, engine: int, idmap: IdMap | None = None) -> None:
     """Mount the directory *data* at *name*, unless it is, and check that the engine sees it there.
 
     A mount of another directory, which had the volume's path before, is replaced. Running containers keep what they
     have.
 
     Args:
+        idmap: through which the directory is seen there.
         place: the path that is answered to the engine.
         engine: the process that will open it; 0 where that process is in another pid namespace.
 
@@ -51,11 +55,11 @@ def pin(mounts: int, name: str, data: int, *, place: str, engine: int) -> None:
         NotReady: something was written where the mount belongs.
     """
     wanted = os.fstat(data)
-    made = not _leads_to(mounts, name, data)
+    made = not leads_to(mounts, name, data, idmap)
     if made:
-        with _refused_in_words(), _clone(data) as tree:
+        with _refused_in_words(idmap), clone(data, idmap) as tree:
             if _detach(mounts, name):
-                log.info("%s is mounted anew: it led elsewhere, or was read-only, or the path is now", place)
+                log.info("%s is mounted anew: it led elsewhere, had other ids, or was read-only or is now", place)
             with _mountpoint(mounts, name, place) as mountpoint:
                 linux.move_mount(tree, mountpoint)
     if not _is_seen(mounts, place, wanted, engine):
@@ -68,13 +72,13 @@ def pin(mounts: int, name: str, data: int, *, place: str, engine: int) -> None:
         )
 
 
-def check(data: int) -> None:
-    """Check that *data* could be pinned, without doing it.
+def check(data: int, idmap: IdMap | None = None) -> None:
+    """Check that *data* could be pinned, and seen through *idmap*, without doing it.
 
     Raises:
         NotAllowed: see `pin`.
     """
-    with _refused_in_words(), _clone(data):
+    with _refused_in_words(idmap), clone(data, idmap):
         pass
 
 
@@ -97,8 +101,10 @@ def release(mounts: int, name: str) -> None:
         log.warning("mounts/%s stays: something was written into it while nothing was mounted there", name)
 
 
-def _leads_to(mounts: int, name: str, data: int) -> bool:
+def leads_to(mounts: int, name: str, data: int, idmap: IdMap | None = None) -> bool:
     """Whether *name* is a mount of the directory *data*: it is that directory, and only a mount can make it so.
+
+    Its owner is seen through *idmap* there.
 
     It has been made read-only if the mount of the path was, and a remount of that does not reach it.
     """
@@ -109,12 +115,13 @@ def _leads_to(mounts: int, name: str, data: int) -> bool:
             raise
         return False
     with fds.closing(place):
-        same = os.path.samestat(os.fstat(place), os.fstat(data))
+        found, wanted = os.fstat(place), os.fstat(data)
+        same = os.path.samestat(found, wanted) and (idmap or _UNMAPPED).shows(wanted, found)
         return same and not (os.fstatvfs(place).f_flag ^ os.fstatvfs(data).f_flag) & os.ST_RDONLY
 
 
 @contextlib.contextmanager
-def _clone(data: int) -> Iterator[int]:
+def clone(data: int, idmap: IdMap | None = None) -> Iterator[int]:
     """Lend a detached bind mount of *data*, with what is mounted in it, as `docker run -v` makes one.
 
     It is a slave of the original (mount_namespaces(7)): a disk that is mounted or unmounted there later, is here too.
@@ -123,6 +130,8 @@ def _clone(data: int) -> Iterator[int]:
     flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
     with fds.closing(linux.open_tree(data, flags)) as tree:
         linux.mount_setattr(tree, linux.AT_RECURSIVE, propagation=linux.MS_SLAVE)
+        if idmap is not None:
+            idmap.put_on(tree)
         yield tree
 
 
@@ -199,13 +208,15 @@ def _is_seen(mounts: int, place: str, wanted: os.stat_result, engine: int) -> bo
 
 
 @contextlib.contextmanager
-def _refused_in_words() -> Iterator[None]:
+def _refused_in_words(idmap: IdMap | None) -> Iterator[None]:
     """Turn the error of a refused mount into one that says what to do."""
     try:
         yield
     except OSError as exc:
         if exc.errno not in _REASONS:
             raise
+        if idmap is not None:
+            raise refused(exc) from None
         raise NotAllowed(
             "somebody other than root could put another directory in the volume's place, and hostprep cannot hold it "
             f"with a mount: {exc.strerror}",

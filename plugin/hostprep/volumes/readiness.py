@@ -141,7 +141,9 @@ class Readiness:
         declared owner can use it so.
         """
         stays = False
-        if plan.closes and plan.narrowed is None and (plan.mode is None or plan.access is not None):
+        # Where another volume with the directory has just closed it, there is no mode to give back.
+        opened = plan.found.mode & 0o777
+        if opened and plan.closes and plan.narrowed is None and (plan.mode is None or plan.access is not None):
             volume.write(replace(volume.record, narrowed=plan.found.mode))
             plan = replace(plan, want=replace(plan.want, narrowed=plan.found.mode))
         try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ..errors import Conflict, Invalid, Unreadable
+from ..host.idmap import Exchange, IdMap
 from ..options import Mode, Name, Options, check_name
 from .declaration import Declaration
 
@@ -56,6 +57,11 @@ class Record:
     def __post_init__(self) -> None:
         if self.declared.resolved.keys() != (set() if self.options.image is None else {"uid", "gid"}):
             raise Invalid("uid and gid have to be resolved where image is given, and nowhere else")
+        found = self.options
+        for kind, on_disk, seen in (("uid", found.host_uid, found.uid), ("gid", found.host_gid, found.gid)):
+            if on_disk is not None and seen is None:
+                why = f"option host_{kind} says whose on the host the files of the container's {kind} are"
+                raise Invalid(why, hint=f"give {kind}, too")
 
     @property
     def options(self) -> Options:
@@ -70,6 +76,34 @@ class Record:
     def adopted(self) -> bool:
         """Whether the directory was there before the volume. What is not declared then stays as it is."""
         return self.options.path is not None and not self.made_path
+
+    @property
+    def idmap(self) -> IdMap | None:
+        """What containers see the files through; None where they see the host's numbers."""
+        found = self.options
+        uid, gid = (
+            Exchange(seen or 0, seen or 0) if on_disk is None or seen is None else Exchange(on_disk, seen)
+            for on_disk, seen in ((found.host_uid, found.uid), (found.host_gid, found.gid))
+        )
+        moves = uid.on_disk != uid.seen or gid.on_disk != gid.seen
+        return IdMap(uid, gid) if moves else None
+
+    @property
+    def mounted(self) -> bool:
+        """Whether a mount of the directory is what is answered to an engine."""
+        return self.pinned or self.idmap is not None
+
+    def shares_with(self, other: Record) -> bool:
+        """Whether both volumes can have one directory: both want it to be the same, and one has its own ids for it."""
+        return self.wants_as(other) and not (self.idmap is None and other.idmap is None)
+
+    def wants_as(self, other: Record) -> bool:
+        """Whether both want the same directory, and want it to be the same on disk."""
+        mine, others = (
+            (each.path, each.uid_on_disk, each.gid_on_disk, each.mode, each.label)
+            for each in (self.options, other.options)
+        )
+        return mine == others
 
     @property
     def guarded(self) -> bool:

@@ -12,6 +12,8 @@ from ..errors import NotAllowed, NotReady, printable
 from ..host import acl
 from ..host.filesystem import takes_writes
 from ..host.labels import Labels
+from ..host.mountinfo import mount_table
+from ..host.paths import is_below
 from ..options import Recurse
 from ..tree.plan import Plan, Want
 from . import copying
@@ -51,6 +53,10 @@ def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
             want, found = plan.want, plan.found
             status |= {"uid": found.uid, "gid": found.gid, "mode": str(found.mode), "label": found.label}
             status["drift"] = [f"{change.what} is {change.old}, declared {change.new}" for change in plan.changes]
+            if (idmap := record.idmap) is not None:
+                status |= {"uid": idmap.uid.seen_of(found.uid), "gid": idmap.gid.seen_of(found.gid)}
+                status |= {"host_uid": found.uid, "host_gid": found.gid, "idmapped": volume.is_pinned(data)}
+                status["warnings"] += _unmapped(volume.mountpoint)
             status["ready"] = not plan.changes and pending is None
             if not takes_writes(data):
                 status["ready"] = False
@@ -76,6 +82,14 @@ def _warnings(record: Record, labels: Labels) -> Iterator[str]:
     if record.reused_at:
         yield f"taken up again on {record.reused_at} from the data that an earlier remove had retained"
     yield from record.entries_left_alone
+
+
+def _unmapped(mountpoint: str) -> Iterator[str]:
+    """A warning for each mount in the volume that came after its own: what is in it is seen with the host's ids."""
+    for mount in mount_table():
+        if mount.point != mountpoint and is_below(mount.point, mountpoint) and not mount.idmapped:
+            hint = "start all containers of the volume again after docker volume rm and create, or unmount it"
+            yield f"{printable(mount.point)} was mounted later: in it, containers see the host's ids; {hint}"
 
 
 def _foreign(data: int, want: Want) -> list[str]:

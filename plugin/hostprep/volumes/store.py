@@ -142,7 +142,7 @@ class Store(Root):
             yield LockedName(self, name)
 
     @contextlib.contextmanager
-    def claim(self, path: str, name: Name, deadline: float) -> Iterator[None]:
+    def claim(self, path: str, name: Name, deadline: float, *, sharing: Record | None = None) -> Iterator[None]:
         """Check that *path* is free for the volume *name*, and let nobody else take a path until the end.
 
         All wait for this lock who take a path, so only the root's disk may be touched meanwhile. A record that was
@@ -153,11 +153,14 @@ class Store(Root):
             Busy: another was still taking a path at *deadline*.
         """
         with self.lock(_PATHS, deadline):
-            self.check_claim(path, name)
+            self.check_claim(path, name, sharing=sharing)
             yield
 
-    def check_claim(self, path: str, name: Name) -> None:
+    def check_claim(self, path: str, name: Name, *, sharing: Record | None = None) -> None:
         """Check that no other volume than *name* has *path*, lies in it or contains it, by whatever names.
+
+        Args:
+            sharing: the record that *name* is to have. Those with which it shares one directory may have it, too.
 
         Raises:
             Conflict: another does, or is just being made so; or whether it does cannot be told.
@@ -182,11 +185,13 @@ class Store(Root):
                 hint = f"mend {self.root}/volumes/{other}/{RECORD}, or move {self.root}/volumes/{other} away"
                 raise Conflict(why, hint=hint) from None
             found = record.options.path if record else None
-            if found is not None and overlaps(found):
-                raise Conflict(
-                    f"path {printable(path)} is, contains or lies in {printable(found)}, which is volume {other}'s",
-                    hint="two volumes would repair each other's owner and label",
-                )
+            if record is None or found is None or not overlaps(found) or (sharing and sharing.shares_with(record)):
+                continue
+            hint = "two volumes would repair each other's owner and label"
+            if found == path:
+                hint += "; by host_uid and host_gid, and the same mode and label, they can have one directory"
+            why = f"path {printable(path)} is, contains or lies in {printable(found)}, which is volume {other}'s"
+            raise Conflict(why, hint=hint)
 
     def _paths(self) -> list[tuple[Name, str]]:
         """Every volume that has a path, and the path; UNKNOWN where its record is damaged. Some may be gone."""

@@ -167,7 +167,7 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
             raise NoSuchVolume(f"no {which}", hint="hostprep ls --trash shows what there is")
         chosen, record = found[0].id, found[0].record
         if record.options.path is not None:
-            claim.enter_context(store.claim(record.options.path, new_name, deadline))
+            claim.enter_context(store.claim(record.options.path, new_name, deadline, sharing=record))
         record = replace(record, name=new_name)
         data = record.to_json()
         try:

@@ -66,12 +66,17 @@ class Volume:
     @property
     def mountpoint(self) -> str:
         """What is answered to an engine: where the data is, or where the next Mount mounts it."""
-        return f"{self.root.root}/mounts/{self.name}" if self.record.pinned else self.place
+        return f"{self.root.root}/mounts/{self.name}" if self.record.mounted else self.place
 
     def want(self, labels: Labels) -> Want:
         """What the data directory is to be."""
         record = self.record
         return Want.of(record.options, labels, adopted=record.adopted, narrowed=record.narrowed)
+
+    def is_pinned(self, data: int) -> bool:
+        """Whether the open directory *data* is what is mounted where an engine is told; see pins.leads_to."""
+        with self.root.part("mounts") as mounts:
+            return pins.leads_to(mounts, self.name, data, self.record.idmap)
 
     def pending(self) -> Progress | None:
         """How far the pass is that has not ended; None where there is none. A damaged mark counts as no progress."""
@@ -100,7 +105,7 @@ class Volume:
 
         Args:
             as_mount: open it even where others could redirect its path, as the next Mount does, which then answers a
-                bind mount; and so does `record.pinned`.
+                bind mount; and so does `record.mounted`.
 
         Raises:
             NotReady: it is not there. It is never made here: that would hide an unmounted disk.
@@ -113,7 +118,7 @@ class Volume:
             found = self._fingerprint(fd, mounted=mounted)
             if self.record.data not in ("", found):
                 raise self._other_data(found)
-            if replaceable and not self.record.pinned:
+            if replaceable and not self.record.mounted:
                 if not as_mount:
                     raise fds.redirectable(replaceable)
                 self._answer_mount(replaceable)
@@ -211,9 +216,9 @@ class LockedVolume(Volume):
 
     def pin(self, data: int, *, engine: int) -> None:
         """Where a mount is what is answered, mount the open directory *data* there; see pins.pin."""
-        if self.record.pinned:
+        if self.record.mounted:
             with self.root.part("mounts") as mounts:
-                pins.pin(mounts, self.name, data, place=self.mountpoint, engine=engine)
+                pins.pin(mounts, self.name, data, place=self.mountpoint, engine=engine, idmap=self.record.idmap)
 
     def release(self) -> None:
         """Take the mount of the volume away, if there is one; see pins.release."""
