@@ -1,12 +1,14 @@
 """Whole trees: hostprep's pass against `chown -R -h` followed by `chcon -R -h`, and what a large tree costs the verbs.
 
-`python -m bench tree [ENTRIES]`. All in one run, in turns, on one tree. The label is a plain attribute on a kernel
-without SELinux, for both.
+`python -m bench tree [ENTRIES...]`. All in one run, in turns, on one tree: a pass as over a directory of hostprep's
+own, one as over one under `path`, and the two commands. The label is a plain attribute where there is no SELinux.
+`python -m bench disks` does that on images of ext4, XFS and btrfs.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -21,7 +23,8 @@ from pathlib import Path
 from .client import HOSTPREP, TOP, Client, scratch, served
 
 _ROUNDS = 5
-_COLD_ROUNDS = 3
+_ON_DISKS = 100_000
+_DISKS = ("ext4", "xfs", "btrfs")
 _PER_DIRECTORY = 32
 _LABEL = "system_u:object_r:container_file_t:s0"
 _PROCESS = ("-m", "hostprep.tree.process")
@@ -38,11 +41,16 @@ def build(root: Path, entries: int) -> None:
             os.close(os.open(directory / f"file-{file:02d}.dat", os.O_CREAT | os.O_WRONLY, 0o644))
 
 
-def run_pass(root: Path, uid: int, label: str | None, *before: str, code: Sequence[str] = _PROCESS) -> str:
-    """Run a pass as the server begins one, with a command *before* it; what it prints."""
+def run_pass(
+    root: Path, uid: int, label: str | None, *before: str, guarded: bool = False, code: Sequence[str] = _PROCESS
+) -> str:
+    """Run a pass as the server begins one, with a command *before* it; what it prints.
+
+    *guarded*: as over a directory under `path`, where hard links and devices are left alone.
+    """
     fd = os.open(root, os.O_RDONLY)
     try:
-        order = json.dumps({"uid": uid, "gid": uid, "label": label})
+        order = json.dumps({"uid": uid, "gid": uid, "label": label, "guarded": guarded})
         argv = [*before, sys.executable, "-P", "-S", *code, str(fd), order]
         environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(TOP / "plugin")}
         return subprocess.run(argv, env=environ, pass_fds=[fd], capture_output=True, text=True, check=True).stdout
@@ -54,10 +62,10 @@ def label_of(uid: int) -> str:
     return f"{_LABEL}:c{uid % 1000}"
 
 
-def hostprep(root: Path, uid: int) -> float:
+def hostprep(root: Path, uid: int, *, guarded: bool) -> float:
     """A pass; seconds."""
     begun = time.perf_counter()
-    printed = run_pass(root, uid, label_of(uid))
+    printed = run_pass(root, uid, label_of(uid), guarded=guarded)
     taken = time.perf_counter() - begun
     assert json.loads(printed.splitlines()[-1])["left"] == 0
     return taken
@@ -71,14 +79,18 @@ def coreutils(root: Path, uid: int) -> float:
     return time.perf_counter() - begun
 
 
-TOOLS: dict[str, Callable[[Path, int], float]] = {"hostprep": hostprep, "chown+chcon": coreutils}
+OURS: dict[str, Callable[[Path, int], float]] = {
+    "own": functools.partial(hostprep, guarded=False),
+    "path": functools.partial(hostprep, guarded=True),
+}
+TOOLS = OURS | {"commands": coreutils}
 
 
-def passes(root: Path, rounds: int, *, cold: bool) -> dict[str, Times]:
+def passes(root: Path, *, cold: bool) -> dict[str, Times]:
     """Seconds by state and tool: each has the tree wrong for it first, and right then."""
     found: dict[str, Times] = {state: {tool: [] for tool in TOOLS} for state in ("wrong", "right")}
     uid = 1000
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         for tool, run in TOOLS.items():
             uid += 1
             for state in ("wrong", "right"):
@@ -104,13 +116,13 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def writes(root: Path, uid: int) -> int:
+def writes(root: Path, uid: int, *, guarded: bool) -> int:
     """How many system calls that change anything a pass over a right tree makes, as strace counts them."""
-    hostprep(root, uid)
+    hostprep(root, uid, guarded=guarded)
     log = root.parent / "strace"
     calls = "chown,lchown,fchown,fchownat,chmod,fchmod,fchmodat,setxattr,lsetxattr,fsetxattr,rename,unlink,mkdir"
-    strace = ("strace", "-f", "-qq", "-o", str(log), "-e", f"trace={calls}")
-    run_pass(root, uid, label_of(uid), "env", "PYTHONDONTWRITEBYTECODE=1", *strace)
+    strace = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(log), "-e", f"trace={calls}")
+    run_pass(root, uid, label_of(uid), "env", "PYTHONDONTWRITEBYTECODE=1", *strace, guarded=guarded)
     return sum("+++" not in line and "---" not in line for line in log.read_text().splitlines())
 
 
@@ -178,27 +190,56 @@ def _median(pairs: list[tuple[str, list[float]]], name: str) -> float:
     return statistics.median([each for which, times in pairs if which == name for each in times])
 
 
+def lines(measured: dict[str, Times], where: str) -> Iterator[str]:
+    """A row for a tree that was wrong, and one for the same tree when it was right."""
+    for state, times in measured.items():
+        theirs = statistics.median(times["commands"])
+        ratios = [f"{theirs / statistics.median(times[tool]):.2f}" for tool in OURS]
+        what = "wrong → right" if state == "wrong" else "already right"
+        yield f"| {' | '.join([f'{what}, {where}', *map(_seconds, times.values()), *ratios])} |"
+
+
+def head(tree: str) -> tuple[str, str]:
+    shown = "own | `path` | `chown -R -h`; `chcon -R -h` | own, times as fast | `path`, times as fast"
+    return f"| {tree} | {shown} |", "|---|---:|---:|---:|---:|---:|"
+
+
+def disks() -> Iterator[str]:
+    """The same tree on an image of each file system."""
+    yield from head(f"a tree of {_ON_DISKS:,} files, warm")
+    for kind in _DISKS:
+        with scratch() as directory:
+            image, place = directory / "image", directory / "disk"
+            place.mkdir()
+            with image.open("wb") as file:
+                file.truncate(4 << 30)
+            subprocess.run([f"/usr/sbin/mkfs.{kind}", "-q", image], check=True, capture_output=True)
+            subprocess.run(["mount", "-o", "loop", image, place], check=True)
+            try:
+                build(place, _ON_DISKS)
+                yield from lines(passes(place, cold=False), f"an image of {kind}")
+            finally:
+                subprocess.run(["umount", place], check=True)
+
+
 def table(entries: int) -> Iterator[str]:
     """Measure, and say each line as soon as it is known."""
-    yield f"| a tree of {entries:,} files | hostprep, best / median | chown -R; chcon -R | times as fast |"
-    yield "|---|---:|---:|---:|"
     with scratch() as directory:
         root = directory / "tree"
         root.mkdir()
         build(root, entries)
+        findmnt = ["findmnt", "--noheadings", "--output=FSTYPE", "--target", str(root)]
+        kind = subprocess.run(findmnt, capture_output=True, text=True, check=True).stdout.strip()
+        yield from head(f"a tree of {entries:,} files, {kind}")
         for where, cold, around in (
             ("warm", False, contextlib.nullcontext()),
             ("warm, on one core", False, one_core()),
             ("cold", True, contextlib.nullcontext()),
         ):
             with around:
-                measured = passes(root, _COLD_ROUNDS if cold else _ROUNDS, cold=cold)
-            for state, times in measured.items():
-                ours, theirs = times["hostprep"], times["chown+chcon"]
-                ratio = statistics.median(theirs) / statistics.median(ours)
-                what = "wrong → right" if state == "wrong" else "already right"
-                yield f"| {what}, {where} | {_seconds(ours)} | {_seconds(theirs)} | {ratio:.2f} |"
-        changed = writes(root, 4000) if shutil.which("strace") else None
+                measured = passes(root, cold=cold)
+            yield from lines(measured, where)
+        changed = [writes(root, 4000, guarded=guarded) for guarded in (False, True)] if shutil.which("strace") else None
         shutil.rmtree(root)
     yield from ("", "| verbs, µs, median | | | ratio |", "|---|---:|---:|---:|")
     found = verbs(entries)
@@ -211,7 +252,7 @@ def table(entries: int) -> Iterator[str]:
         yield f"| {one}; {other} | {found[one]:.0f} | {found[other]:.0f} | {ratio:.2f} |"
     files = memory(entries, lambda path: os.close(os.open(path, os.O_CREAT | os.O_WRONLY)))
     directories = memory(entries, os.mkdir)
-    written = "not counted, strace is missing" if changed is None else f"{changed}"
+    written = "not counted, strace is missing" if changed is None else f"{changed[0]}, under `path` {changed[1]}"
     yield from ("", f"System calls that change anything, in a pass over a right tree: {written}.")
     yield f"Memory of a pass: {files:.0f} MB over so many files in one directory, {directories:.0f} MB directories."
 

@@ -7,6 +7,7 @@ canary outside is as it was, change time included, and every pass has ended by i
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import mmap
@@ -40,6 +41,7 @@ OWNER = 184
 ORDERS = (Order(OWNER, 998, LABEL), Order(OWNER, 999, LABEL + ":c1"))  # in turn, so that each pass has to write
 PASS_ENDS = 60.0  # seconds after which a pass counts as one without end
 ATTACKED = 0.5  # seconds of passes, one after the other, under each attack
+IN_OPEN = 0x20
 NAMES = tuple(f"e{number}" for number in range(8))
 REMOVE = "import sys; from hostprep.tree.removal import remove; print(remove(int(sys.argv[1])))"
 
@@ -211,6 +213,24 @@ def caught(canary: Canary, walker: Callable[[], object]) -> bool:
     return canary.dead()
 
 
+@contextlib.contextmanager
+def opens_of(watched: list[Path]) -> Iterator[Callable[[], int]]:
+    """Count how often anybody opens one of these inodes, whatever their names become (inotify(7))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    watch = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    with closing(watch):
+        for path in watched:
+            assert libc.inotify_add_watch(watch, os.fsencode(path), IN_OPEN) >= 0, os.strerror(ctypes.get_errno())
+
+        def opened() -> int:
+            try:
+                return len(os.read(watch, 65536)) // 16  # struct inotify_event without a name
+            except BlockingIOError:
+                return 0
+
+        yield opened
+
+
 def pairs() -> list[str]:
     """The names of the pairs that are exchanged: `e0/other0`, …"""
     return [f"{name}/other{name}" for name in NAMES]
@@ -234,18 +254,32 @@ class TestSwaps:
             make_tree(root, f"file {name} 184:0", f"symlink other{name} ../outside/canary")
         return pairs()
 
-    def test_directory_and_link(self, kernel: Kernel, root: Path, links_to_directories: list[str]) -> None:
+    @pytest.mark.parametrize("guarded", [False, True])
+    def test_directory_and_link(
+        self,
+        kernel: Kernel,
+        root: Path,
+        links_to_directories: list[str],
+        guarded: bool,  # noqa: FBT001
+    ) -> None:
         """A directory becomes a link to one outside: nothing there is reached."""
         with attack("exchange", root, *links_to_directories) as attacking:
-            outcomes = passes(kernel, root, attacking)
+            outcomes = passes(kernel, root, attacking, guarded=guarded)
         assert {outcome.left for outcome in outcomes} == {0}, "what changes is no error"
         assert one_pass(kernel, root, ORDERS[0]).left == 0
         assert set(owners(root).values()) == {(184, 998)}
 
-    def test_file_and_link(self, kernel: Kernel, root: Path, links_to_files: list[str]) -> None:
+    @pytest.mark.parametrize("guarded", [False, True])
+    def test_file_and_link(
+        self,
+        kernel: Kernel,
+        root: Path,
+        links_to_files: list[str],
+        guarded: bool,  # noqa: FBT001
+    ) -> None:
         """A file becomes a link to one outside, which is not reached."""
         with attack("exchange", root, *links_to_files) as attacking:
-            outcomes = passes(kernel, root, attacking)
+            outcomes = passes(kernel, root, attacking, guarded=guarded)
         assert {outcome.left for outcome in outcomes} == {0}, "what changes is no error"
         assert one_pass(kernel, root, ORDERS[0]).left == 0
         assert set(owners(root).values()) == {(184, 998)}
@@ -298,15 +332,35 @@ class TestSwaps:
         assert one_pass(kernel, root, Order(OWNER, 998, LABEL, guarded=True)).left == len(NAMES)
         assert sorted(owners(root).values()) == [ids] * len(NAMES) + [(184, 998)] * len(NAMES)
 
+    @pytest.mark.parametrize("guarded", [False, True])
     @pytest.mark.parametrize("other", ["fifo", "device", "dir"])
-    def test_what_must_not_be_opened(self, kernel: Kernel, root: Path, other: str) -> None:
-        """A directory or file becomes a FIFO or a device: a pass neither waits for a writer nor opens a driver."""
+    def test_what_must_not_be_opened(
+        self,
+        kernel: Kernel,
+        root: Path,
+        other: str,
+        guarded: bool,  # noqa: FBT001
+    ) -> None:
+        """A directory or file becomes a FIFO or a device: a pass does not open it, and so waits for nobody."""
         for number, name in enumerate(NAMES):
             make_tree(root, f"{'dir' if number % 2 else 'file'} {name} 184:0", f"{other} other{name} 184:0")
-        with attack("exchange", root, *pairs()) as attacking:
-            passes(kernel, root, attacking, enough=2)
-        assert one_pass(kernel, root, ORDERS[0]).left == 0
-        assert set(owners(root).values()) == {(184, 998)}
+        special = [] if other == "dir" else [root / f"other{name}" for name in NAMES]
+        with opens_of(special) as opened:
+            with attack("exchange", root, *pairs()) as attacking:
+                passes(kernel, root, attacking, guarded=guarded, enough=2)
+            assert opened() == 0
+        left = len(NAMES) if guarded and other == "device" else 0
+        assert one_pass(kernel, root, Order(OWNER, 998, LABEL, guarded=guarded)).left == left
+        assert sorted(owners(root).values())[left:] == [(184, 998)] * (2 * len(NAMES) - left)
+
+    def test_an_open_is_noticed(self, root: Path) -> None:
+        """The test before would see a FIFO opened, be it only for a moment."""
+        make_tree(root, "fifo fifo")
+        with opens_of([root / "fifo"]) as opened:
+            os.close(os.open(root / "fifo", os.O_PATH))
+            assert opened() == 0
+            os.close(os.open(root / "fifo", os.O_RDONLY | os.O_NONBLOCK))
+            assert opened() == 1
 
 
 class TestMoves:

@@ -19,6 +19,10 @@ from . import acl, linux
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+# Opens a regular file and nothing else, whatever is there: the kernel refuses a symlink (ELOOP), a directory (EISDIR),
+# a FIFO (EINVAL), a socket (ENXIO) and, only on a mount with nodev, a device (EACCES). Such a descriptor can change
+# owner and attributes, and neither read nor write (access mode 3, open(2)). A lease is broken, but not waited for.
+HELD = os.O_ACCMODE | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # The entry is gone, or has become something else: no error, since its owner may do that at any time.
 CHANGED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 TEMPORARY = "."  # begins the names that an interrupted step leaves; no volume or trash entry begins with it

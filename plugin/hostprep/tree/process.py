@@ -27,6 +27,8 @@ from .workers import Leader, Report, TooManyEntries
 _NICE: Final = 5  # a pass can wait a little; the starts of other containers should not
 _PACKAGE: Final = str(Path(__file__).resolve().parents[2])
 _ONE_JOURNAL: Final = frozenset({linux.EXT4_SUPER_MAGIC, linux.XFS_SUPER_MAGIC})
+_LOCAL: Final = _ONE_JOURNAL | {linux.BTRFS_SUPER_MAGIC, linux.TMPFS_MAGIC}
+"""Where to open a file asks no server and fetches nothing from an archive."""
 
 
 def run(root: int, order: Order, report: Report = lambda done, estimate: None) -> Outcome:
@@ -40,10 +42,10 @@ def run(root: int, order: Order, report: Report = lambda done, estimate: None) -
         ChildProcessError: another process of the pass ended too early.
     """
     with _clone(root) as (fd, cloned):
-        mount_points = _mount_points(root)
+        local, mount_points = linux.file_system(root) in _LOCAL, _mount_points(root)
 
         def make_walk(kind: type[Walk], tick: Callable[[], None]) -> Walk:
-            return kind(order, cloned=cloned, mount_points=mount_points, tick=tick)
+            return kind(order, cloned=cloned, local=local, mount_points=mount_points, tick=tick)
 
         return Leader(fd, make_walk, report).run()
 

@@ -2,12 +2,17 @@
 
 A walk reaches nothing outside of the tree. Each name is one component, looked up in a directory that it reached in
 this way from the root. It follows no symlink, and never uses `..`. Where somebody swaps an entry after the walk has
-looked at it, the walk changes what is there then, inside the tree. It keeps out of mounts in one of two ways:
+looked at it, the walk changes what is there then, inside the tree.
 
-- The pass works on a detached clone of the mount (open_tree(2); private and without symlinks by mount_setattr(2), Linux
-  5.12). Nothing is mounted in it and nothing can be, so entries are changed by name, in the directory they are in.
-- Where there is no clone, and in adopted trees, where a hard link may be to somebody else's file, an entry is pinned
-  first (O_PATH), looked at again and changed by descriptor. That takes half as long again.
+Where it can, a pass works on a detached clone of the mount (open_tree(2); private, without symlinks and devices by
+mount_setattr(2), Linux 5.12). Nothing is mounted in it and nothing can be. An entry is looked at by name, in the
+directory that it is in. If it differs from what it is to be, it is changed in one of three ways:
+
+- By name, in a clone of a tree of hostprep's own, where no file can be somebody else's.
+- By a descriptor that it is opened with: in a clone of an adopted tree, a regular file. A file may be a hard link to
+  somebody else's there, so the same descriptor is looked at and changed. Where the entry before differed, too, the look
+  by name is left out. Only on file systems where an open fetches nothing from elsewhere; see fds.HELD.
+- By a descriptor that pins it (O_PATH), which opens nothing: all else. That takes twice as long.
 """
 
 from __future__ import annotations
@@ -102,9 +107,12 @@ class Walk:
     done, but for the names of directories that are still to be entered: memory does not grow with the tree.
     """
 
-    def __init__(self, order: Order, *, cloned: bool, mount_points: frozenset[bytes], tick: Callable[[], None]) -> None:
+    def __init__(
+        self, order: Order, *, cloned: bool, local: bool, mount_points: frozenset[bytes], tick: Callable[[], None]
+    ) -> None:
         """Args:
         cloned: the tree is a detached clone of its mount.
+        local: it is on a file system where regular files may be opened.
         mount_points: the paths at which something is mounted, which a clone does not show: they are left alone.
         tick: called now and then.
         """
@@ -113,11 +121,18 @@ class Walk:
         """How many of the entries looked at are only a further hard link to a file that is counted already."""
         self._order = order
         self._cloned = cloned
+        self._by_name = cloned and not order.guarded and not order.dry_run
+        self._opens = cloned and order.guarded and local and not order.dry_run
         self._mount_points = mount_points
         self._tick = tick
         self._uid = -1 if order.uid is None else order.uid
         self._gid = -1 if order.gid is None else order.gid
         self._label = None if order.label is None else order.label.encode("ascii") + b"\0"
+        self._unseen = False
+        """Whether a file whose owner is written is labelled without a look: the label before was wrong.
+
+        The look would cost a quarter of the pass, and where the label is right already the write changes nothing.
+        """
         self._base, self._base_level = b"", 0
         """The path and level, from the root of the tree, of the first directory of the stack."""
         self._stack: list[_Directory] = []
@@ -174,14 +189,12 @@ class Walk:
 
     def _enter(self, above: _Directory, name: bytes) -> None:
         try:
-            if self._cloned:
-                fd = os.open(name, fds.DIRECTORY, dir_fd=above.fd)
-            else:
-                fd = fds.open_below(above.fd, os.fsdecode(name), directory=True)
+            fd = self._take(above.fd, name, directory=True)
         except OSError as exc:
             self._failed(name, exc)
             return
         self.outcome.done += 1
+        self._unseen = False
         try:
             self.outcome.changed += self._change(os.fstat(fd), fd, fd)
         except OSError as exc:
@@ -201,9 +214,22 @@ class Walk:
             self._leave(name, reason_of(exc))
         self._stack.append(_Directory(name, fd, entries, []))
 
+    def _take(self, above: int, name: bytes, *, directory: bool) -> int:
+        """Open a directory, or pin what is none; never across a mount."""
+        if self._cloned:
+            return os.open(name, fds.DIRECTORY if directory else fds.PINNED, dir_fd=above)
+        return fds.open_below(above, os.fsdecode(name), directory=directory)
+
     def _path(self, stack: list[_Directory]) -> bytes:
         """The path, from the root of the tree, of the last directory of *stack*, the stack or its beginning."""
         return b"/".join(filter(None, [self._base, *(each.name for each in stack)]))
+
+    def _mount_points_here(self) -> frozenset[bytes]:
+        """The names in the directory that the walk is in at which something is mounted."""
+        if not self._mount_points:
+            return self._mount_points
+        here = self._path(self._stack)
+        return frozenset(os.path.basename(each) for each in self._mount_points if os.path.dirname(each) == here)
 
     def _leave(self, name: bytes, reason: str) -> None:
         """Report the entry *name* of the directory that the walk is in, or that directory itself, as left alone."""
@@ -226,11 +252,9 @@ class Walk:
         order, outcome, mount_points = self._order, self.outcome, self._mount_points_here()
         any_uid, uid, any_gid, gid = order.uid is None, order.uid, order.gid is None, order.gid
         lchown, setxattr, new_uid, new_gid = os.lchown, os.setxattr, self._uid, self._gid
-        type_only, by_name = order.type_only, self._cloned and not order.guarded and not order.dry_run
+        type_only, by_name, opens = order.type_only, self._by_name, self._opens
         seen = 0
-        # Where the entry before had to be labelled, one whose owner is written anyway is labelled without a look: the
-        # look would cost a quarter of the pass, and where the label is right already the write changes nothing.
-        unseen = False
+        differed = self._unseen = False  # what the entry before was
         try:
             for entry in here.entries:
                 name = entry.name
@@ -248,12 +272,17 @@ class Walk:
                     seen = 0
                     self._tick()
                 try:
+                    # As the entry before: changed at once, if it can be opened and differs.
+                    if opens and differed and entry.is_file(follow_symlinks=False) and self._change_opened(name):
+                        continue
+
+                    # Looked at by name.
                     st = lstat(name)
                     if st.st_nlink > 1:
                         self.extra_links += 1 - 1 / st.st_nlink
                     owned = (any_uid or st.st_uid == uid) and (any_gid or st.st_gid == gid)
                     label, labelled = self._label, True
-                    if label is not None and unseen and not owned:
+                    if label is not None and self._unseen and not owned:
                         labelled = False
                     elif label is not None:
                         try:
@@ -262,18 +291,20 @@ class Walk:
                             found = self._unlabelled(exc)
                         # Two whole labels that differ, and end as they should, are different.
                         labelled = found == label or ((type_only or found[-1:] != b"\0") and self._is(found))
-                        unseen = by_name and not type_only and not labelled
-                    if owned and labelled:
+                        self._unseen = not type_only and not labelled
+                    differed = not (owned and labelled)
+                    if not differed:
                         continue
-                    if not by_name:
-                        if reason := self._pin(here.fd, name):
-                            self._leave(name, reason)
-                        continue
-                    if not owned:
-                        lchown(name, new_uid, new_gid)
-                    if label is not None and not labelled:
-                        setxattr(name, _ATTRIBUTE, label, follow_symlinks=False)
-                    outcome.changed += 1
+
+                    # Changed by name, opened or pinned.
+                    if by_name:
+                        if not owned:
+                            lchown(name, new_uid, new_gid)
+                        if label is not None and not labelled:
+                            setxattr(name, _ATTRIBUTE, label, follow_symlinks=False)
+                        outcome.changed += 1
+                    elif not (opens and stat.S_ISREG(st.st_mode) and self._change_opened(name)):
+                        self._change_pinned(here.fd, name)
                 except OSError as exc:
                     self._failed(name, exc)
         except OSError as exc:  # the directory itself cannot be read on
@@ -283,43 +314,50 @@ class Walk:
         here.entries.close()
         here.entries = None
 
-    def _mount_points_here(self) -> frozenset[bytes]:
-        """The names in the directory that the walk is in at which something is mounted."""
-        if not self._mount_points:
-            return self._mount_points
-        here = self._path(self._stack)
-        return frozenset(os.path.basename(each) for each in self._mount_points if os.path.dirname(each) == here)
+    def _change_opened(self, name: bytes) -> bool:
+        """Change a regular file with one link; False where it is something else, right, or kept busy by a lease."""
+        try:
+            fd = os.open(name, fds.HELD)
+        except OSError:
+            return False
+        try:
+            st = os.fstat(fd)
+            changed = st.st_nlink == 1 and self._change(st, fd, fd)
+        finally:
+            os.close(fd)
+        self.outcome.changed += changed
+        return changed
 
-    def _pin(self, above: int, name: bytes) -> str:
-        """Change an entry by its descriptor; a reason where it is to be left alone instead."""
-        with fds.closing(fds.open_below(above, os.fsdecode(name), directory=False)) as fd:
+    def _change_pinned(self, above: int, name: bytes) -> None:
+        """Change an entry of any kind but a directory, or leave it alone."""
+        with fds.closing(self._take(above, name, directory=False)) as fd:
             st = os.fstat(fd)
             if stat.S_ISDIR(st.st_mode):
-                return ""  # became one meanwhile
-            if self._order.guarded:
-                if stat.S_ISBLK(st.st_mode) or stat.S_ISCHR(st.st_mode):
-                    return "is a device node"
-                if st.st_nlink > 1:
-                    return f"has {st.st_nlink} hard links"
-            # An O_PATH descriptor has no fgetxattr(2); this name leads to the very inode, a symlink's own too.
-            self.outcome.changed += self._change(st, fd, f"/proc/self/fd/{fd}")
-        return ""
+                return  # became one meanwhile
+            if self._order.guarded and (stat.S_ISBLK(st.st_mode) or stat.S_ISCHR(st.st_mode)):
+                self._leave(name, "is a device node")
+            elif self._order.guarded and st.st_nlink > 1:
+                self._leave(name, f"has {st.st_nlink} hard links")
+            else:
+                # An O_PATH descriptor has no fgetxattr(2); this name leads to the very inode, a symlink's own too.
+                self.outcome.changed += self._change(st, fd, f"/proc/self/fd/{fd}")
 
     def _change(self, st: os.stat_result, fd: int, labelled: int | str) -> bool:
         """Write what differs, by descriptor, and tell whether anything did; *labelled* names the same for xattr(7)."""
         order, label = self._order, self._label
         owned = order.uid in (None, st.st_uid) and order.gid in (None, st.st_gid)
-        if label is not None:
+        if label is not None and (owned or not self._unseen):
             try:
                 found = os.getxattr(labelled, _ATTRIBUTE)
             except OSError as exc:
                 found = self._unlabelled(exc)
             if self._is(found):
                 label = None
+            self._unseen = label is not None and not order.type_only
         if order.dry_run:
             return not owned or label is not None
         if not owned:
-            linux.fchown(fd, self._uid, self._gid)
+            (os.fchown if labelled == fd else linux.fchown)(fd, self._uid, self._gid)  # the first takes no pinned one
         if label is not None:
             os.setxattr(labelled, _ATTRIBUTE, label)
         return not owned or label is not None

@@ -331,6 +331,41 @@ class TestMakeWay:
         assert os.listdir(tmp_path / "disk") == []
 
 
+class TestHeld:
+    @pytest.mark.parametrize(
+        ("kind", "number"),
+        [
+            ("symlink link file", errno.ELOOP),
+            ("dir dir", errno.EISDIR),
+            ("fifo fifo", errno.EINVAL),
+            ("device device", errno.EACCES),
+            ("socket socket", errno.ENXIO),
+        ],
+    )
+    def test_a_regular_file_and_nothing_else(self, tmp_path: Path, kind: str, number: int) -> None:
+        """On a mount with nodev the kernel opens a regular file by HELD, and nothing else."""
+        with mounted("-t", "tmpfs", "-o", "nodev", "none", str(tmp_path)):
+            if kind.startswith("socket"):
+                os.mknod(tmp_path / "socket", stat.S_IFSOCK | 0o600)
+            else:
+                make_tree(tmp_path, kind)
+            with pytest.raises(OSError, match=kind.split()[1]) as caught:
+                os.open(tmp_path / kind.split()[1], fds.HELD)
+        assert caught.value.errno == number
+
+    def test_neither_read_nor_written(self, tmp_path: Path) -> None:
+        """By a descriptor of HELD one can change owner and attributes, but neither read nor write."""
+        make_tree(tmp_path, "file f 0:0 400 secret")
+        with closing(os.open(tmp_path / "f", fds.HELD)) as fd:
+            for call in (lambda: os.read(fd, 1), lambda: os.write(fd, b"x"), lambda: os.truncate(fd, 0)):
+                with pytest.raises(OSError, match=r"Bad file descriptor|Invalid argument"):
+                    call()
+            os.fchown(fd, 184, 998)
+            os.setxattr(fd, "security.selinux", b"x")
+        assert (os.stat(tmp_path / "f").st_uid, os.stat(tmp_path / "f").st_gid) == (184, 998)
+        assert (tmp_path / "f").read_text() == "secret"
+
+
 class TestReadFile:
     def test_a_file(self, here: int, tmp_path: Path) -> None:
         """A regular file of root's is read whole."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import json
 import math
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -113,7 +115,8 @@ class TestPass:
         assert over(root).changed == 0
         assert [os.lstat(root / name).st_ctime_ns for name in ("a", "a/b", "l")] == before
 
-    def test_every_mixture(self, root: Path) -> None:
+    @pytest.mark.parametrize("guarded", [False, True])
+    def test_every_mixture(self, root: Path, guarded: bool) -> None:  # noqa: FBT001
         """Whatever is wrong, after whatever entry: all are right then, and what was right is not touched."""
         kinds = list(itertools.product(((184, 998), (55, 66)), (LABEL, LABEL + ":c1,c2", None)))
         for number, order in enumerate(itertools.permutations(kinds, 3)):
@@ -127,14 +130,21 @@ class TestPass:
                 if wanted is not None:
                     set_label(path, wanted)
         right = {path: path.stat().st_ctime_ns for path in root.glob(f"*/?-184-{LABEL}")}
-        outcome = over(root, Order(184, 998, LABEL))
+        outcome = over(root, Order(184, 998, LABEL, guarded=guarded))
         assert set(owners(root).values()) == {(184, 998)}
         assert {label(path) for path in root.rglob("*")} == {LABEL}
+        assert outcome.left == 0
         assert outcome.changed == 120 * 3 - len(right)
         assert {path: path.stat().st_ctime_ns for path in right} == right
-        assert over(root, Order(184, 998, LABEL)).changed == 0
+        assert over(root, Order(184, 998, LABEL, guarded=guarded)).changed == 0
 
-    def test_labels_that_are_right_are_not_written(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("guarded", [False, True])
+    def test_labels_that_are_right_are_not_written(
+        self,
+        root: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        guarded: bool,  # noqa: FBT001
+    ) -> None:
         """Where owners are wrong and labels right, no label is written."""
         written = []
         real = os.setxattr
@@ -142,7 +152,7 @@ class TestPass:
         for number in range(20):
             make_tree(root, f"file {number} 55:66")
             real(root / str(number), "security.selinux", LABEL.encode() + b"\0")
-        assert over(root, Order(184, 998, LABEL)).changed == 20
+        assert over(root, Order(184, 998, LABEL, guarded=guarded)).changed == 20
         assert written == []
 
     def test_modes_stay(self, root: Path) -> None:
@@ -151,11 +161,12 @@ class TestPass:
         over(root)
         assert (mode(root / "a"), mode(root / "a/b")) == ("2711", "0640")
 
-    def test_setuid_is_stripped(self, root: Path) -> None:
+    @pytest.mark.parametrize("guarded", [False, True])
+    def test_setuid_is_stripped(self, root: Path, guarded: bool) -> None:  # noqa: FBT001
         """A change of owner strips setuid, setgid and file capabilities, as chown does."""
         make_tree(root, "file a 0:0 6755", "file b 0:0 755", "file c 184:998 4755")
         os.setxattr(root / "b", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
-        over(root)
+        over(root, Order(184, 998, None, guarded=guarded))
         assert mode(root / "a") == "0755"
         assert "security.capability" not in os.listxattr(root / "b")
         assert mode(root / "c") == "4755"
@@ -200,16 +211,30 @@ class TestPass:
         assert label(root / "d") is None
         assert label(root / "a/x") is None
 
-    def test_what_is_left_alone_is_not_changed(self, root: Path) -> None:
+    @pytest.mark.parametrize("guarded", [False, True])
+    def test_what_is_left_alone_is_not_changed(self, root: Path, guarded: bool) -> None:  # noqa: FBT001
         """An entry that the kernel refuses to change counts as left alone, not as changed."""
         make_tree(root, "file a", "file b")
         subprocess.run(["chattr", "+i", root / "a"], check=True)
         try:
-            outcome = over(root)
+            outcome = over(root, Order(184, 998, LABEL, guarded=guarded))
         finally:
             subprocess.run(["chattr", "-i", root / "a"], check=True)
         assert outcome.sentences() == ("a: Operation not permitted",)
         assert (outcome.done, outcome.changed, outcome.left) == (2, 1, 1)
+
+    def test_guarded_after_what_was_wrong(self, root: Path) -> None:
+        """Also after files that were changed, one with several links is left alone, and reported if it is wrong."""
+        make_tree(root, "dir a", *(f"file a/{number}" for number in range(40)), "file x", "file y 184:998")
+        set_label(root / "y", LABEL)
+        for number in range(40):
+            make_tree(root, f"link a/x{number} x", f"link a/y{number} y")
+        outcome = over(root, Order(184, 998, LABEL, guarded=True))
+        assert (outcome.left, outcome.changed) == (41, 41)
+        assert {sentence.rpartition(": ")[2] for sentence in outcome.examples} == {"has 41 hard links"}
+        found = owners(root)
+        assert {name.rpartition("/")[2][0] for name, ids in found.items() if ids == (0, 0)} == {"x"}
+        assert label(root / "x") is None
 
     def test_many_left_alone(self, root: Path) -> None:
         """A few are named, the others are counted."""
@@ -260,13 +285,96 @@ class TestPass:
         assert told[-1] == (200, None)
 
 
+class TestOpened:
+    """What is opened in an adopted tree, and what that does to those who use a file."""
+
+    ADOPTED = Order(184, 998, LABEL, guarded=True)
+
+    @pytest.fixture
+    def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+        """The names of what is opened by HELD."""
+        names: list[bytes] = []
+        real = os.open
+
+        def opening(name: Any, flags: int, *args: Any, **how: Any) -> int:
+            fd = real(name, flags, *args, **how)
+            if flags == fds.HELD:
+                names.append(name)
+            return fd
+
+        monkeypatch.setattr(os, "open", opening)
+        return names
+
+    def test_only_regular_files_that_differ(
+        self, root: Path, opened: list[bytes], request: pytest.FixtureRequest
+    ) -> None:
+        """Regular files with one link are opened, in a clone of the mount; in a right tree nothing is."""
+        make_tree(root, "dir a", "file a/b", "file c", "fifo f", "device d", "symlink s c", "file x", "link y x")
+        make_tree(root, "dir right 184:998", "file right/r 184:998")
+        set_label(root / "right", LABEL)
+        set_label(root / "right/r", LABEL)
+        over(root, self.ADOPTED)
+        assert sorted(set(opened) - {b"x", b"y"}) == ([b"b", b"c"] if cloned(request) else [])
+        opened.clear()
+        for name in ("x", "y", "d"):
+            (root / name).unlink()
+        before = [os.lstat(path).st_ctime_ns for path in root.rglob("*")]
+        assert over(root, self.ADOPTED).changed == 0
+        assert [os.lstat(path).st_ctime_ns for path in root.rglob("*")] == before
+        assert opened == []
+
+    def test_not_in_a_dry_run(self, root: Path, opened: list[bytes]) -> None:
+        """A dry run opens nothing."""
+        make_tree(root, "file a", "file b")
+        assert over(root, Order(184, 998, LABEL, guarded=True, dry_run=True)).changed == 2
+        assert opened == []
+
+    def test_not_on_other_file_systems(self, root: Path, opened: list[bytes]) -> None:
+        """Where an open could fetch something from elsewhere, files are pinned instead, and changed all the same."""
+        with mounted("-t", "ramfs", "none", str(root)):  # no list of local file systems has this one
+            make_tree(root, "file a", "file b")
+            assert over(root, self.ADOPTED).changed == 2
+            assert set(owners(root).values()) == {(184, 998)}
+        assert opened == []
+
+    @pytest.mark.parametrize("kind", ["F_RDLCK", "F_WRLCK"])
+    def test_a_lease_is_not_waited_for(self, root: Path, kind: str) -> None:
+        """A file that a lease keeps busy is changed while the lease still stands: its holder has not given it up."""
+        make_tree(root, *(f"file {number}" for number in range(3)))
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # the holder is told, and does nothing
+        with contextlib.ExitStack() as stack:
+            stack.callback(signal.signal, signal.SIGIO, signal.SIG_DFL)
+            for number in range(3):
+                flags = os.O_RDONLY if kind == "F_RDLCK" else os.O_RDWR
+                fd = stack.enter_context(closing(os.open(root / str(number), flags)))
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, getattr(fcntl, kind))
+            outcome = over(root, self.ADOPTED)
+            inodes = {f":{os.stat(root / str(number)).st_ino}" for number in range(3)}
+            leases = [line for line in Path("/proc/locks").read_text().splitlines() if " LEASE " in line]
+            assert sum(any(f"{inode} " in line for inode in inodes) for line in leases) == 3
+        assert (outcome.changed, outcome.left) == (3, 0)
+        assert set(owners(root).values()) == {(184, 998)}
+
+
+def cloned(request: pytest.FixtureRequest) -> bool:
+    """Whether the pass of this test has a clone of the mount."""
+    return "any_kernel" in request.fixturenames and request.node.callspec.params["any_kernel"] == "Linux 5.12"
+
+
 class TestRaces:
     """Its owner changes the tree at the very moment: what was looked at is something else when it is opened."""
 
-    @pytest.mark.parametrize("what", ["symlink", "other", "nothing"])
+    @pytest.mark.parametrize("guarded", [False, True])
+    @pytest.mark.parametrize("what", ["symlink", "other", "nothing", "fifo"])
     @pytest.mark.parametrize("kind", ["dir", "file"])
     def test_swapped_between_look_and_open(
-        self, root: Path, outside: Path, monkeypatch: pytest.MonkeyPatch, kind: str, what: str
+        self,
+        root: Path,
+        outside: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        kind: str,
+        what: str,
+        guarded: bool,  # noqa: FBT001
     ) -> None:
         """Whatever takes an entry's place between look and open, nothing outside is reached."""
         make_tree(root, f"{kind} a")
@@ -283,6 +391,8 @@ class TestRaces:
                         (root / "a").symlink_to(outside if kind == "dir" else outside / "file")
                     elif what == "other":
                         make_tree(root, f"{'file' if kind == 'dir' else 'dir'} a")
+                    elif what == "fifo":
+                        make_tree(root, "fifo a")
                 return call(*args, **kwargs)
 
             monkeypatch.setattr(module, name, swap)
@@ -290,9 +400,37 @@ class TestRaces:
         swapping(os, "open")
         swapping(fds, "open_below")
         swapping(os, "lchown")
-        outcome = over(root)
+        outcome = over(root, Order(184, 998, LABEL, guarded=guarded))
         assert swapped
         assert outcome.left == 0
+
+    @pytest.mark.parametrize("what", ["link", "device"])
+    def test_swapped_for_what_is_left_alone(
+        self, root: Path, outside: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    ) -> None:
+        """In an adopted tree a file becomes a hard link or a device when it was looked at: that is not changed."""
+        make_tree(root, "file a", "file b", "file c")
+        real = os.lstat
+        precious = root.parent / "precious"
+        make_tree(root.parent, "device precious 7:7" if what == "device" else "file precious 7:7")
+
+        def swapping(path: Any) -> os.stat_result:
+            st = real(path)
+            if path in (b"a", b"b", b"c") and real(root / os.fsdecode(path)).st_uid == 0:
+                for name in "abc":
+                    (root / name).unlink()
+                    if what == "link":
+                        (root / name).hardlink_to(precious)
+                    else:
+                        make_tree(root, f"device {name} 7:7")
+            return st
+
+        monkeypatch.setattr(os, "lstat", swapping)
+        outcome = over(root, Order(184, 998, LABEL, guarded=True))
+        monkeypatch.undo()
+        assert set(owners(root).values()) == {(7, 7)}
+        assert {label(root / name) for name in "abc"} == {None}
+        assert (outcome.changed, outcome.left) == (0, 3)
 
 
 class TestDepth:
