@@ -32,6 +32,7 @@ _COMMANDS: Final = {
     "ls": "volumes",
     "status": "volumes",
     "apply": "volumes",
+    "repair": "prepare",
     "rm": "volumes",
     "restore": "volumes",
     "purge": "volumes",

@@ -54,12 +54,15 @@ class Outcome:
     changed: int = 0
     left: int = 0
     examples: list[str] = field(default_factory=list)
+    planned: list[str] = field(default_factory=list)
+    """The first entries that a dry run would change, and what they are now."""
 
     def leave(self, path: str, reason: str) -> None:
         self.left += 1
-        if len(self.examples) < _EXAMPLES:
-            shown = path if len(path) <= _SHOWN_CHARACTERS else f"…{path[-_SHOWN_CHARACTERS:]}"
-            self.examples.append(f"{shown}: {reason}")
+        _tell(self.examples, path, reason)
+
+    def plan(self, path: str, now: str) -> None:
+        _tell(self.planned, path, now)
 
     def add(self, other: Outcome) -> None:
         """Add what another process did."""
@@ -67,10 +70,17 @@ class Outcome:
         self.changed += other.changed
         self.left += other.left
         self.examples = [*self.examples, *other.examples][:_EXAMPLES]
+        self.planned = [*self.planned, *other.planned][:_EXAMPLES]
 
     def sentences(self) -> tuple[str, ...]:
         more = self.left - len(self.examples)
         return (*self.examples, *([f"and {more} more entries were left alone"] if more > 0 else []))
+
+
+def _tell(told: list[str], path: str, what: str) -> None:
+    if len(told) < _EXAMPLES:
+        shown = path if len(path) <= _SHOWN_CHARACTERS else f"…{path[-_SHOWN_CHARACTERS:]}"
+        told.append(f"{shown}: {what}")
 
 
 @dataclass(slots=True, eq=False)
@@ -183,7 +193,7 @@ class Walk:
             return
         self.outcome.done += 1
         try:
-            self.outcome.changed += self._change(os.fstat(fd), fd, fd)
+            self.outcome.changed += self._change(name, os.fstat(fd), fd, fd)
         except OSError as exc:
             self._failed(name, exc)
         if self._base_level + len(self._stack) > _MAX_LEVELS:
@@ -207,8 +217,10 @@ class Walk:
 
     def _leave(self, name: bytes, reason: str) -> None:
         """Report the entry *name* of the directory that the walk is in, or that directory itself, as left alone."""
-        path = b"/".join(filter(None, [self._path(self._stack), name])) or b"."
-        self.outcome.leave(printable(os.fsdecode(path)), reason)
+        self.outcome.leave(self._shown(name), reason)
+
+    def _shown(self, name: bytes) -> str:
+        return printable(os.fsdecode(b"/".join(filter(None, [self._path(self._stack), name])) or b"."))
 
     def _failed(self, name: bytes, exc: OSError) -> None:
         if exc.errno not in fds.CHANGED:
@@ -296,18 +308,15 @@ class Walk:
             st = os.fstat(fd)
             if stat.S_ISDIR(st.st_mode):
                 return ""  # became one meanwhile
-            if self._order.guarded:
-                if stat.S_ISBLK(st.st_mode) or stat.S_ISCHR(st.st_mode):
-                    return "is a device node"
-                if st.st_nlink > 1:
-                    return f"has {st.st_nlink} hard links"
+            if self._order.guarded and (reason := not_ours(st)):
+                return reason
             # An O_PATH descriptor has no fgetxattr(2); this name leads to the very inode, a symlink's own too.
-            self.outcome.changed += self._change(st, fd, f"/proc/self/fd/{fd}")
+            self.outcome.changed += self._change(name, st, fd, f"/proc/self/fd/{fd}")
         return ""
 
-    def _change(self, st: os.stat_result, fd: int, labelled: int | str) -> bool:
+    def _change(self, name: bytes, st: os.stat_result, fd: int, labelled: int | str) -> bool:
         """Write what differs, by descriptor, and tell whether anything did; *labelled* names the same for xattr(7)."""
-        order, label = self._order, self._label
+        order, label, found = self._order, self._label, b""
         owned = order.uid in (None, st.st_uid) and order.gid in (None, st.st_gid)
         if label is not None:
             try:
@@ -316,8 +325,11 @@ class Walk:
                 found = self._unlabelled(exc)
             if self._is(found):
                 label = None
-        if order.dry_run:
-            return not owned or label is not None
+        if order.dry_run and (not owned or label is not None):
+            now = [] if owned else [f"owner {st.st_uid}:{st.st_gid}"]
+            now += [] if label is None else [f"label {printable(os.fsdecode(found.rstrip(bytes(1)))) or 'none'}"]
+            self.outcome.plan(self._shown(name), ", ".join(now))
+            return True
         if not owned:
             linux.fchown(fd, self._uid, self._gid)
         if label is not None:
@@ -359,6 +371,13 @@ class Count(Walk):
                     self.outcome.done += 1
         here.entries.close()
         here.entries = None
+
+
+def not_ours(st: os.stat_result) -> str:
+    """Why an entry of an adopted tree, which is no directory, is left alone; empty where it is not."""
+    if stat.S_ISBLK(st.st_mode) or stat.S_ISCHR(st.st_mode):
+        return "is a device node"
+    return f"has {st.st_nlink} hard links" if st.st_nlink > 1 else ""
 
 
 def reason_of(exc: OSError) -> str:
