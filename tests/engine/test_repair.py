@@ -45,7 +45,7 @@ def tar(docker: Docker, data: Path, scratch: Path) -> None:
 @pytest.mark.parametrize("put", [cp, tar])
 @pytest.mark.parametrize("kind", ["own", "never", "path"])
 def test_put_by_root(docker: Docker, hostprep: Hostprep, allowed: Path, tmp_path: Path, put: Put, kind: str) -> None:
-    """Status names it, `hostprep repair` mends it, the container can use it, and nothing is said any more."""
+    """Status and doctor name it, `hostprep repair` mends it, the container can use it, and nothing is said any more."""
     options = {"own": [], "never": ["-o", "recurse=never"], "path": ["-o", f"path={allowed / f'put-{put.__name__}'}"]}
     data = Path(docker.create("mongo", *OPTIONS, *options[kind]))
     docker.daemon("db", "mongo:/data", script="echo own > /data/own; sleep 600")
@@ -59,6 +59,9 @@ def test_put_by_root(docker: Docker, hostprep: Hostprep, allowed: Path, tmp_path
     told = "1 of the first 2 entries belong to others than 184:998"
     assert (status["ready"], status["drift"]) == (True, [])
     assert status["warnings"] == [f"{told}; if that is not meant: hostprep repair mongo"]
+    said = hostprep.command("doctor", "mongo").stdout.splitlines()
+    assert any(line.startswith("contents") and "BAD" in line for line in said), said
+    assert [line.split("fix:")[1].strip() for line in said if "fix:" in line] == ["hostprep repair mongo"]
 
     plan = hostprep.command("repair", "--dry-run", "mongo")
     assert plan.stdout.splitlines()[0] == "mongo: would change 2 of 3 entries below it"
@@ -70,6 +73,7 @@ def test_put_by_root(docker: Docker, hostprep: Hostprep, allowed: Path, tmp_path
     assert {owner(path) for path in (data, data / "own", data / "conf", data / "conf/main")} == {(184, 998)}
     status = docker.inspect("mongo")["Status"]
     assert (status["ready"], status["drift"], status["warnings"]) == (True, [], [])
+    assert "fix:" not in hostprep.command("doctor", "mongo").stdout
     docker("restart", "db")
     docker.exec("db", USE)
 
