@@ -136,7 +136,7 @@ def test_contents(doctor: Doctor, docker: Docker) -> None:
     (directory / "file").write_text("moved\n")
     os.chown(directory / "file", 184, 998)
     set_label(directory / "file", HOME)
-    fix = "hostprep apply mongo -o label=container_file_t -o recurse=always && hostprep apply mongo --unset recurse"
+    fix = "hostprep apply mongo -o label=container_file_t && hostprep repair mongo"
     doctor.mended("contents", fix)
 
 
@@ -146,7 +146,7 @@ def test_deep(doctor: Doctor, docker: Docker) -> None:
     docker.daemon("db", "mongo:/data")
     docker.exec("db", "mkdir -p /data/a/b; echo deep > /data/a/b/file")
     set_label(directory / "a/b/file", HOME)
-    fix = "hostprep apply mongo -o label=container_file_t -o recurse=always && hostprep apply mongo --unset recurse"
+    fix = "hostprep apply mongo -o label=container_file_t && hostprep repair mongo"
     doctor.mended("denials", fix, "cat /data/a/b/file")
     assert label(directory / "a/b/file") == CONTAINER_FILE
 

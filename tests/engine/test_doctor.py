@@ -489,8 +489,7 @@ def test_contents(doctor: Doctor, docker: Docker) -> None:
     docker.create("mongo")
     docker.run("mongo:/data", "umask 077; echo theirs > /data/file", user="0:0")
     docker.daemon("db", "mongo:/data")
-    command = "hostprep apply mongo -o recurse=always && hostprep apply mongo --unset recurse"
-    doctor.mended("contents", command)
+    doctor.mended("contents", "hostprep repair mongo")
     assert docker.inspect("mongo")["Status"]["options"] == {"uid": "184", "gid": "998"}
 
 

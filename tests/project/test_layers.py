@@ -37,6 +37,7 @@ VOLUMES = (
         "pins",
         "volume",
         "copying",
+        "foreign",
         "claims",
         "store",
         "listing",

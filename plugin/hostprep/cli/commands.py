@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "ls": "volumes",
     "status": "volumes",
     "apply": "volumes",
+    "repair": "prepare",
     "rm": "volumes",
     "restore": "volumes",
     "purge": "volumes",

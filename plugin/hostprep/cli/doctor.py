@@ -92,9 +92,12 @@ def _diagnose(settings: Settings, name: str, container: str | None, user: str | 
 
 def _fix(settings: Settings, name: str, remedy: Apply) -> None:
     driver = Driver.open(settings, create=False)
-    for given, unset in remedy.steps():
-        driver.apply(name, given, unset, deadline(settings))
+    if remedy.applies:
+        driver.apply(name, remedy.options, (), deadline(settings))
         make_ready(driver, name)
+    if remedy.contents:
+        with output.pass_bar(f"repairing {name}") as update:
+            driver.repair(name, report=update)
 
 
 def _show(found: Diagnosis) -> None:

@@ -133,7 +133,7 @@ def _denial(volume: InspectedVolume, denial: denials.Denial) -> Finding:
 def _relabelling(volume: InspectedVolume) -> Apply:
     """What gives the contents of the volume the label of its directory."""
     options = {} if volume.record.options.label else {"label": _type_and_level(volume.label or "")}
-    return Apply(options, contents=True, recurse=volume.record.given.get("recurse"))
+    return Apply(options, contents=True)
 
 
 def _domain(context: str) -> str:

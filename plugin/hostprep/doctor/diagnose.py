@@ -17,13 +17,14 @@ from ..errors import HostprepError, NoSuchVolume, NotAllowed, NotReady, OtherDat
 from ..host import fds
 from ..host.mountinfo import mount_table, unescaped
 from ..host.process import open_inside
-from ..options import check_name
+from ..options import Recurse, check_name
 from ..volumes import trash
 from ..volumes.driver import Driver
+from ..volumes.foreign import foreign, owner
 from .confinement import check_labels
 from .filesystem import check_file_system
 from .finding import Apply, Diagnosis, Finding, Verdict
-from .inspection import InspectedVolume
+from .inspection import MAX_ENTRIES, InspectedVolume
 from .ownership import check_access
 from .subject import Subject
 
@@ -118,9 +119,11 @@ def _check_volume(volume: InspectedVolume) -> Iterator[Finding]:
     for subject in volume.subjects:
         if subject.container is not None:
             yield from _mount(volume, subject, subject.container)
-    for subject in volume.subjects:
-        yield from check_access(volume, subject)
-    yield from _drift(volume)
+    access = [finding for subject in volume.subjects for finding in check_access(volume, subject)]
+    yield from access
+    yield from (drift := [*_drift(volume)])
+    if drift[0].verdict is Verdict.OK and not any(finding.check == "contents" for finding in access):
+        yield from _foreign(volume)
     yield from check_labels(volume)
     whom = [subject.who for subject in volume.subjects]
     running = [subject.container.name for subject in volume.subjects if subject.container and subject.container.pid]
@@ -207,12 +210,23 @@ def _drift(volume: InspectedVolume) -> Iterator[Finding]:
     elif progress := status.get("progress"):
         yield Finding("drift", Verdict.WARNING, f"a pass over the contents runs: {progress['done']} entries done")
     elif volume.volume.pending() is not None:
-        what = "a pass over the contents is not finished; the next start of a container finishes it"
-        yield Finding("drift", Verdict.WARNING, what, "the contents as declared", Apply())
+        never = volume.record.options.recurses is Recurse.NEVER
+        what = f"a pass over the contents is not finished; {'no' if never else 'the next'} start of a container does it"
+        yield Finding("drift", Verdict.WARNING, what, "the contents as declared", Apply(contents=never))
     else:
         yield Finding("drift", Verdict.OK, "as declared")
     for left in volume.record.entries_left_alone[:_MAX_LEFT_ALONE]:
         yield Finding("drift", Verdict.NOTE, printable(left))
+
+
+def _foreign(volume: InspectedVolume) -> Iterator[Finding]:
+    """A finding if some of the first entries belong to others than the declared owner, whoever may use them."""
+    want = volume.volume.want(volume.labels)
+    if not volume.file_system.keeps_owners or volume.file_system.squashed:
+        return
+    if what := foreign(volume.volume, volume.data, want, MAX_ENTRIES):
+        wanted = f"if that is not meant: all contents owned by {owner(want)}"
+        yield Finding("contents", Verdict.WARNING, what, wanted, Apply(contents=True))
 
 
 def _trash_is_there(volume: InspectedVolume) -> bool:

@@ -21,29 +21,22 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """A remedy that hostprep can carry out itself: `hostprep apply` with these options."""
+    """A remedy that hostprep can carry out itself: `hostprep apply` with these options, then `hostprep repair`."""
 
     options: Mapping[str, str] = field(default_factory=dict)
     contents: bool = False
-    """Whether a pass over the contents is needed although the volume's root is right."""
-    recurse: str | None = None
-    """The declared `recurse`, which is restored after that pass."""
+    """Whether a pass over the contents is needed although the volume's root is right: `hostprep repair`."""
 
-    def steps(self) -> list[tuple[dict[str, str], tuple[str, ...]]]:
-        """The options to set and those to unset, for one `apply` after the other."""
-        if not self.contents:
-            return [(dict(self.options), ())]
-        back = {} if self.recurse is None else {"recurse": self.recurse}
-        return [({**self.options, "recurse": "always"}, ()), (back, () if back else ("recurse",))]
+    @property
+    def applies(self) -> bool:
+        return bool(self.options) or not self.contents
 
     def command(self, name: str) -> str:
         """The command line for a shell."""
-        commands = []
-        for given, unset in self.steps():
-            options = [word for key, value in given.items() for word in ("-o", f"{key}={value}")]
-            options += [word for key in unset for word in ("--unset", key)]
-            commands.append(shlex.join(["hostprep", "apply", name, *options]))
-        return " && ".join(commands)
+        options = [word for key, value in self.options.items() for word in ("-o", f"{key}={value}")]
+        commands = [["hostprep", "apply", name, *options]] if self.applies else []
+        commands += [["hostprep", "repair", name]] if self.contents else []
+        return " && ".join(map(shlex.join, commands))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,5 +98,4 @@ def combined_remedy(findings: Sequence[Finding]) -> Apply | None:
             if options.setdefault(key, value) != value:
                 hint = "choose with --container or --user whom the volume is for"
                 raise Conflict(f"{key} would have to be both {options[key]} and {value}", hint=hint)
-    passes = [remedy for remedy in remedies if remedy.contents]
-    return Apply(options, bool(passes), passes[0].recurse if passes else None)
+    return Apply(options, any(remedy.contents for remedy in remedies))

@@ -19,7 +19,7 @@ from .finding import Apply, Finding, Verdict
 from .permissions import Who, read_acl
 from .subject import Subject
 
-_MAX_ENTRIES: Final = 1000  # of the volume's directory itself
+MAX_ENTRIES: Final = 1000  # of the volume's directory itself
 
 
 class InspectedVolume:
@@ -48,7 +48,7 @@ class InspectedVolume:
     def entries(self) -> Iterator[tuple[str, os.stat_result, str]]:
         """Name, state and path in /proc of the first entries, without symlinks and lost+found."""
         with os.scandir(self.data) as entries:
-            for _, entry in zip(range(_MAX_ENTRIES), entries, strict=False):
+            for _, entry in zip(range(MAX_ENTRIES), entries, strict=False):
                 with contextlib.suppress(FileNotFoundError):
                     st = entry.stat(follow_symlinks=False)
                     if not stat.S_ISLNK(st.st_mode) and entry.name != "lost+found":

@@ -95,8 +95,7 @@ def _contents(volume: InspectedVolume, subject: Subject, wanted: int) -> Iterato
     may_not = "read" if closed else "write"
     what = f"{subject} may not {may_not} {closed or read_only} of the first {looked} entries: {example}"
     verdict = Verdict.BAD if closed else Verdict.WARNING
-    recurse = volume.record.given.get("recurse")
-    remedy: Apply | str = Apply(_owner_options(volume, subject.who), contents=True, recurse=recurse)
+    remedy: Apply | str = Apply(_owner_options(volume, subject.who), contents=True)
     if volume.file_system.squashed:
         remedy = volume.file_system.on_its_server("chown", "-R", str(subject.who))
     elif not volume.file_system.keeps_owners:

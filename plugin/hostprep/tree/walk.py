@@ -59,12 +59,15 @@ class Outcome:
     changed: int = 0
     left: int = 0
     examples: list[str] = field(default_factory=list)
+    planned: list[str] = field(default_factory=list)
+    """The first entries that a dry run would change, and what they are now."""
 
     def leave(self, path: str, reason: str) -> None:
         self.left += 1
-        if len(self.examples) < _EXAMPLES:
-            shown = path if len(path) <= _SHOWN_CHARACTERS else f"…{path[-_SHOWN_CHARACTERS:]}"
-            self.examples.append(f"{shown}: {reason}")
+        _tell(self.examples, path, reason)
+
+    def plan(self, path: str, now: str) -> None:
+        _tell(self.planned, path, now)
 
     def add(self, other: Outcome) -> None:
         """Add what another process did."""
@@ -72,10 +75,17 @@ class Outcome:
         self.changed += other.changed
         self.left += other.left
         self.examples = [*self.examples, *other.examples][:_EXAMPLES]
+        self.planned = [*self.planned, *other.planned][:_EXAMPLES]
 
     def sentences(self) -> tuple[str, ...]:
         more = self.left - len(self.examples)
         return (*self.examples, *([f"and {more} more entries were left alone"] if more > 0 else []))
+
+
+def _tell(told: list[str], path: str, what: str) -> None:
+    if len(told) < _EXAMPLES:
+        shown = path if len(path) <= _SHOWN_CHARACTERS else f"…{path[-_SHOWN_CHARACTERS:]}"
+        told.append(f"{shown}: {what}")
 
 
 @dataclass(slots=True, eq=False)
@@ -196,7 +206,7 @@ class Walk:
         self.outcome.done += 1
         self._unseen = False
         try:
-            self.outcome.changed += self._change(os.fstat(fd), fd, fd)
+            self.outcome.changed += self._change(name, os.fstat(fd), fd, fd)
         except OSError as exc:
             self._failed(name, exc)
         if self._base_level + len(self._stack) > _MAX_LEVELS:
@@ -233,8 +243,10 @@ class Walk:
 
     def _leave(self, name: bytes, reason: str) -> None:
         """Report the entry *name* of the directory that the walk is in, or that directory itself, as left alone."""
-        path = b"/".join(filter(None, [self._path(self._stack), name])) or b"."
-        self.outcome.leave(printable(os.fsdecode(path)), reason)
+        self.outcome.leave(self._shown(name), reason)
+
+    def _shown(self, name: bytes) -> str:
+        return printable(os.fsdecode(b"/".join(filter(None, [self._path(self._stack), name])) or b"."))
 
     def _failed(self, name: bytes, exc: OSError) -> None:
         if exc.errno not in fds.CHANGED:
@@ -322,7 +334,7 @@ class Walk:
             return False
         try:
             st = os.fstat(fd)
-            changed = st.st_nlink == 1 and self._change(st, fd, fd)
+            changed = st.st_nlink == 1 and self._change(name, st, fd, fd)
         finally:
             os.close(fd)
         self.outcome.changed += changed
@@ -334,19 +346,17 @@ class Walk:
             st = os.fstat(fd)
             if stat.S_ISDIR(st.st_mode):
                 return  # became one meanwhile
-            if self._order.guarded and (stat.S_ISBLK(st.st_mode) or stat.S_ISCHR(st.st_mode)):
-                self._leave(name, "is a device node")
-            elif self._order.guarded and st.st_nlink > 1:
-                self._leave(name, f"has {st.st_nlink} hard links")
+            if self._order.guarded and (reason := not_ours(st)):
+                self._leave(name, reason)
             else:
                 # An O_PATH descriptor has no fgetxattr(2); this name leads to the very inode, a symlink's own too.
-                self.outcome.changed += self._change(st, fd, f"/proc/self/fd/{fd}")
+                self.outcome.changed += self._change(name, st, fd, f"/proc/self/fd/{fd}")
 
-    def _change(self, st: os.stat_result, fd: int, labelled: int | str) -> bool:
+    def _change(self, name: bytes, st: os.stat_result, fd: int, labelled: int | str) -> bool:
         """Write what differs, by descriptor, and tell whether anything did; *labelled* names the same for xattr(7)."""
-        order, label = self._order, self._label
+        order, label, found = self._order, self._label, b""
         owned = order.uid in (None, st.st_uid) and order.gid in (None, st.st_gid)
-        if label is not None and (owned or not self._unseen):
+        if label is not None and (owned or order.dry_run or not self._unseen):
             try:
                 found = os.getxattr(labelled, _ATTRIBUTE)
             except OSError as exc:
@@ -354,8 +364,11 @@ class Walk:
             if self._is(found):
                 label = None
             self._unseen = label is not None and not order.type_only
-        if order.dry_run:
-            return not owned or label is not None
+        if order.dry_run and (not owned or label is not None):
+            now = [] if owned else [f"owner {st.st_uid}:{st.st_gid}"]
+            now += [] if label is None else [f"label {printable(os.fsdecode(found.rstrip(bytes(1)))) or 'none'}"]
+            self.outcome.plan(self._shown(name), ", ".join(now))
+            return True
         if not owned:
             (os.fchown if labelled == fd else linux.fchown)(fd, self._uid, self._gid)  # the first takes no pinned one
         if label is not None:
@@ -397,6 +410,13 @@ class Count(Walk):
                     self.outcome.done += 1
         here.entries.close()
         here.entries = None
+
+
+def not_ours(st: os.stat_result) -> str:
+    """Why an entry of an adopted tree, which is no directory, is left alone; empty where it is not."""
+    if stat.S_ISBLK(st.st_mode) or stat.S_ISCHR(st.st_mode):
+        return "is a device node"
+    return f"has {st.st_nlink} hard links" if st.st_nlink > 1 else ""
 
 
 def reason_of(exc: OSError) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +20,12 @@ from ..host.paths import is_below, overlap
 from ..host.uses import uses
 from ..options import KNOWN, Name, check_name, from_podman
 from ..settings import Settings
+from ..tree.process import Progress
 from . import create, pins, status, trash
 from .declaration import Declaration, Images, Resolver
+from .foreign import Foreign
 from .listing import Lister, Listing
-from .readiness import Readiness
+from .readiness import Readiness, Repaired
 from .record import Record
 from .store import Store, no_retained
 from .volume import RECORD, RETAINED
@@ -44,6 +46,7 @@ class Driver:
         self.removed = threading.Event()
         """Set when something went to the trash that is to be purged at once."""
         self._lister = Lister(store)
+        self._foreign = Foreign()
         # When each name was removed. The trash does not tell that of what is purged already, nor this after a restart.
         self._removed: dict[str, float] = {}
         self._trash: dict[str, Name | None] = {}
@@ -224,6 +227,12 @@ class Driver:
             self._check_mounts(name)
         return self.readiness.ensure(name, deadline, mount=mount, engine=engine)
 
+    def repair(
+        self, name: str, *, dry_run: bool = False, report: Callable[[Progress], None] = lambda progress: None
+    ) -> Repaired:
+        """Give everything in the volume the declared owner and label, now; see Readiness.repair."""
+        return self.readiness.repair(check_name(name), dry_run=dry_run, report=report)
+
     def _check_mounts(self, name: Name) -> None:
         """Refuse a mount below the managed plugin's directory.
 
@@ -301,6 +310,6 @@ class Driver:
             raise NoSuchVolume(exc.message, hint=exc.hint) from None
         try:
             with self.store.open(name) as volume:
-                return status.answer(volume, self.labels, self.passes)
+                return status.answer(volume, self.labels, self.passes, self._foreign)
         except OSError as exc:
             raise Unreadable(f"volume {name} cannot be looked at: {in_words(exc)}") from exc

@@ -12,14 +12,16 @@ import logging
 import os
 import threading
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Final
 
-from ..errors import Busy, NotReady
+from ..errors import Busy, Conflict, NotReady
 from ..host.labels import Labels
 from ..options import Name, Recurse
-from ..tree.plan import Plan, Want
-from ..tree.walk import Outcome
+from ..tree.plan import Change, Plan, Want
+from ..tree.process import Progress, begin, follow
+from ..tree.walk import Order, Outcome
 from . import copying
 from .passes import Pass, Passes
 from .store import Store
@@ -31,6 +33,16 @@ log = logging.getLogger("hostprep")
 # connections and a thread: most must stay for the volumes that are ready.
 _WAITING: Final = 200
 _UNSEEN: Final = 600.0  # seconds for which a pass that its Mount did not wait for counts for the next Mount
+_SHOWN_EVERY: Final = 0.25  # seconds between two looks at how far a repair is
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What `repair` did, or would do."""
+
+    changes: list[Change]
+    """Of the volume's root."""
+    tree: Outcome
 
 
 class Readiness:
@@ -83,6 +95,43 @@ class Readiness:
                 raise
             waited = running
 
+    def repair(self, name: Name, *, dry_run: bool, report: Callable[[Progress], None]) -> Repaired:
+        """Give all contents their owner and label in a pass that begins now, whatever `recurse` says; then the root.
+
+        A pass that runs already may be past what this one is for: it is waited for, and then this one begins.
+
+        Args:
+            dry_run: change nothing.
+            report: called some times a second.
+
+        Raises:
+            Conflict: nothing is declared that contents follow.
+            NotReady: the pass failed; its mark stays.
+        """
+        if dry_run:
+            with self.store.open(name) as found, found.open_data(as_mount=True) as data:
+                plan = Plan.of(data, self._want(found), self.labels)
+                return Repaired(list(plan.changes), follow(begin(data, self._order(found, dry_run=True)), report))
+        done: list[Repaired] = []
+        while not done:
+            with (
+                self.store.locked(name, time.monotonic() + self.store.settings.patience) as volume,
+                volume.open_data(as_mount=True) as data,
+            ):
+                running = self._begin(volume, data, self._order(volume), done.append)
+            while not running.over.wait(_SHOWN_EVERY):
+                report(running.progress)
+            _check(running)
+        return done[0]
+
+    def _order(self, volume: Volume, *, dry_run: bool = False) -> Order:
+        """What a repair gives the contents; raises Conflict where that is nothing."""
+        order = self._want(volume).order(self.labels, guarded=volume.record.guarded, dry_run=dry_run)
+        if (order.uid, order.gid, order.label) == (None, None, None):
+            why = f"volume {volume.name} declares no owner and no label that its contents could get"
+            raise Conflict(why, hint=f"hostprep apply {volume.name} -o uid=… -o gid=…, and then repair it")
+        return order
+
     def forget(self, volume: Volume) -> None:
         """Forget a volume that is being removed."""
         self._given_up.pop(volume.identity, None)
@@ -101,73 +150,83 @@ class Readiness:
         """
         want = self._want(volume)
         plan = Plan.of(data, want, self.labels)
-        marked = volume.pending() is not None
-        if want.recurse is Recurse.NEVER and marked:
-            volume.remove_mark()
-            marked = False
+        # With recurse=never the mark is that of a repair: it stays for the next one.
+        marked = want.recurse is not Recurse.NEVER and volume.pending() is not None
         if (marked and not early) or plan.contents_follow or (want.recurse is Recurse.ALWAYS and not seen_through):
-            if not marked:
-                volume.write_mark()
-            order = want.order(self.labels, guarded=volume.record.guarded)
-            record, identity, tree = volume.record, volume.identity, os.fstat(data)
-            begun_early = bool(copying.under_way(volume))  # what is copied behind it, it does not see
-
-            def finish(outcome: Outcome) -> bool:
-                with self.store.locked(record.name, time.monotonic() + 60) as now:
-                    # Where another volume has the name by now, or the options or the directory are others, the mark
-                    # stays, and the next look at the volume begins anew.
-                    if now.identity != identity or now.record.options != record.options:
-                        return False
-                    with now.open_data(as_mount=True) as found:
-                        return os.path.samestat(os.fstat(found), tree) and self._finish(
-                            now, found, outcome, early=begun_early
-                        )
-
-            return self.passes.start(volume, data, order, finish)
+            return self._begin(volume, data, want.order(self.labels, guarded=volume.record.guarded))
         self._repair_root(volume, plan)
         if want.label is not None and volume.record.options.label is None:
             with os.scandir(data) as entries:
                 (self._empty.discard if any(entries) else self._empty.add)(volume.identity)
         return None
 
+    def _begin(
+        self, volume: LockedVolume, data: int, order: Order, done: Callable[[Repaired], None] = lambda repaired: None
+    ) -> Pass:
+        """Begin a pass over *data*, or join the one that runs.
+
+        Args:
+            done: called when this pass, and no other, has made everything right.
+        """
+        if volume.pending() is None:
+            volume.write_mark()
+        record, identity, tree = volume.record, volume.identity, os.fstat(data)
+        early = bool(copying.under_way(volume))  # what is copied behind it, it does not see
+
+        def finish(outcome: Outcome) -> bool:
+            with self.store.locked(record.name, time.monotonic() + 60) as now:
+                # Where another volume has the name by now, or the options or the directory are others, the mark
+                # stays, and the next look at the volume begins anew.
+                if now.identity != identity or now.record.options != record.options:
+                    return False
+                with now.open_data(as_mount=True) as found:
+                    if not os.path.samestat(os.fstat(found), tree):
+                        return False
+                    changes = self._finish(now, found, outcome, early=early)
+            done(Repaired(changes or [], outcome))
+            return changes is None
+
+        return self.passes.start(volume, data, order, finish)
+
     def _want(self, volume: Volume) -> Want:
         want = volume.want(self.labels)
         return replace(want, type_only=False) if want.type_only and volume.identity in self._empty else want
 
-    def _repair_root(self, volume: LockedVolume, plan: Plan) -> bool:
-        """Carry out *plan*, and return whether the root stays as it is all the same.
+    def _repair_root(self, volume: LockedVolume, plan: Plan) -> list[Change] | None:
+        """Carry out *plan*, and return what was changed; None where the root stays as it is all the same.
 
         Where it cannot be changed (a read-only file system, an NFS server that does not heed root), it stays if the
         declared owner can use it so.
         """
-        stays = False
+        changes: list[Change] | None
         # Where another volume with the directory has just closed it, there is no mode to give back.
         opened = plan.found.mode & 0o777
         if opened and plan.closes and plan.narrowed is None and (plan.mode is None or plan.access is not None):
             volume.write(replace(volume.record, narrowed=plan.found.mode))
             plan = replace(plan, want=replace(plan.want, narrowed=plan.found.mode))
         try:
-            for change in plan.apply():
+            changes = plan.apply()
+            for change in changes:
                 log.info("repaired %s: %s", volume.name, change)
         except OSError as exc:
             read_only = exc.errno == errno.EROFS
             now = Plan.of(plan.fd, plan.want, self.labels)
             if not (read_only or exc.errno == errno.EPERM) or not now.usable(read_only=read_only):
                 raise
-            stays = True
+            changes = None
             log.warning("%s stays as it is: %s", volume.name, exc.strerror)
         if volume.record.narrowed is not None:
             os.fsync(plan.fd)
             volume.write(replace(volume.record, narrowed=None))
-        return stays
+        return changes
 
-    def _finish(self, volume: LockedVolume, data: int, outcome: Outcome, *, early: bool) -> bool:
+    def _finish(self, volume: LockedVolume, data: int, outcome: Outcome, *, early: bool) -> list[Change] | None:
         """The contents are right: now the root, last of all, and then the mark. Returns what `_repair_root` does.
 
         Args:
             early: a copy-up was under way when the pass began, so the mark stays.
         """
-        stays = self._repair_root(volume, Plan.of(data, self._want(volume), self.labels))
+        changes = self._repair_root(volume, Plan.of(data, self._want(volume), self.labels))
         os.fsync(data)
         if outcome.sentences() != volume.record.entries_left_alone:
             volume.write(replace(volume.record, entries_left_alone=outcome.sentences()))
@@ -176,7 +235,7 @@ class Readiness:
         os.fsync(volume.fd)
         counts = outcome.done, outcome.changed, outcome.left
         log.info("pass over %s: %d entries, %d changed, %d left alone", volume.name, *counts)
-        return stays
+        return changes
 
     def _wait(self, running: Pass, deadline: float) -> None:
         """Wait for a pass, holding nothing.
@@ -197,5 +256,10 @@ class Readiness:
                 raise Busy(why, hint="it begins by itself; start the container again later")
             how_far = f"preparing {running.name}: {running.progress} done"
             raise Busy(how_far, hint=f"it goes on; start the container again {again}")
-        if running.failure:
-            raise NotReady(f"volume {running.name} could not be prepared: {running.failure}")
+        _check(running)
+
+
+def _check(ended: Pass) -> None:
+    """Raise NotReady for a pass that failed."""
+    if ended.failure:
+        raise NotReady(f"volume {ended.name} could not be prepared: {ended.failure}")

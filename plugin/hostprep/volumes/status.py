@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Final
@@ -15,29 +13,31 @@ from ..host.labels import Labels
 from ..host.mountinfo import mount_table
 from ..host.paths import is_below
 from ..options import Recurse
-from ..tree.plan import Plan, Want
+from ..tree.plan import Plan
 from . import copying
+from .foreign import Foreign
 from .passes import Passes
 from .record import Record
 from .volume import Volume
 
 _COPYING: Final = "an engine may still be copying an image's files into it; what comes after is made right then"
+_UNENDED: Final = "a pass over its contents has not ended, so some may have another owner or label still"
 _READ_ONLY: Final = "it is mounted read-only, or its file system has stopped after an error, which dmesg shows"
-_LOOKED_AT: Final = 100  # direct entries of an adopted directory
 
 
-def answer(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
+def answer(volume: Volume, labels: Labels, passes: Passes, foreign: Foreign) -> dict[str, Any]:
     """The volume as Get answers it."""
     return {
         "Name": volume.name,
         "Mountpoint": volume.mountpoint,
         "CreatedAt": volume.record.created_at,
-        "Status": _status(volume, labels, passes),
+        "Status": _status(volume, labels, passes, foreign),
     }
 
 
-def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
-    record = volume.record
+def _status(volume: Volume, labels: Labels, passes: Passes, foreign: Foreign) -> dict[str, Any]:
+    record, never = volume.record, volume.record.options.recurses is Recurse.NEVER
+    repair = f"hostprep repair {volume.name}"
     status: dict[str, Any] = {"uid": None, "gid": None, "mode": None, "label": None}
     status |= {"options": dict(record.given), "ready": False, "drift": [], "warnings": [*_warnings(record, labels)]}
     if record.declared.resolved:
@@ -57,19 +57,22 @@ def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
                 status |= {"uid": idmap.uid.seen_of(found.uid), "gid": idmap.gid.seen_of(found.gid)}
                 status |= {"host_uid": found.uid, "host_gid": found.gid, "idmapped": volume.is_pinned(data)}
                 status["warnings"] += _unmapped(volume.mountpoint)
-            status["ready"] = not plan.changes and pending is None
-            if not takes_writes(data):
+            status["ready"] = not plan.changes and (pending is None or never)  # only a repair goes on then
+            if not (writes := takes_writes(data)):
                 status["ready"] = False
                 status["warnings"].append(f"{printable(volume.place)} takes no writes: {_READ_ONLY}")
             if want.label is not None and found.device in labels.unlabelled:
                 status["warnings"].append(f"the file system keeps no labels: {want.label} is not applied")
             elif (label := want.label or found.label) and (refusal := labels.refusal(label)):
                 status["warnings"].append(refusal)
-            if pending is not None and copying.under_way(volume):
+            if pending is not None and never and "progress" not in status:
+                status["warnings"].append(f"{_UNENDED}; to complete it: {repair}")
+            elif pending is not None and not never and copying.under_way(volume):
                 status["warnings"].append(_COPYING)
             status["warnings"] += acl.warnings(data, found.access)
-            if record.options.path is not None and want.recurse is Recurse.NEVER:
-                status["warnings"] += _foreign(data, want)
+            stays = pending is None and writes and not plan.contents_follow
+            if stays and (others := foreign.sentence(volume, data, want)):
+                status["warnings"].append(f"{others}; if that is not meant: {repair}")
     except (NotReady, NotAllowed) as exc:
         status["warnings"].append(str(exc))
     return status
@@ -90,20 +93,3 @@ def _unmapped(mountpoint: str) -> Iterator[str]:
         if mount.point != mountpoint and is_below(mount.point, mountpoint) and not mount.idmapped:
             hint = "start all containers of the volume again after docker volume rm and create, or unmount it"
             yield f"{printable(mount.point)} was mounted later: in it, containers see the host's ids; {hint}"
-
-
-def _foreign(data: int, want: Want) -> list[str]:
-    """A warning about owners other than the declared ones among the first entries of *data*."""
-    foreign = looked = 0
-    with os.scandir(data) as entries:
-        for entry in entries:
-            if looked == _LOOKED_AT:
-                break
-            looked += 1
-            with contextlib.suppress(FileNotFoundError):
-                st = entry.stat(follow_symlinks=False)
-                foreign += want.uid not in (None, st.st_uid) or want.gid not in (None, st.st_gid)
-    if not foreign:
-        return []
-    owner = f"{'any' if want.uid is None else want.uid}:{'any' if want.gid is None else want.gid}"
-    return [f"{foreign} of the first {looked} entries are not owned by {owner}; recurse=mismatch would change them"]

@@ -104,7 +104,10 @@ class Store(Root):
                 return kept[1]
             record = Record.from_json(fds.read_file(fd, RECORD, limit=LIMIT), name=name)
         except FileNotFoundError:
-            if fds.exists(fd, RETAINED) or os.fstat(fd).st_nlink == 0:  # it may have been removed since it was opened
+            if fds.exists(fd, RETAINED):
+                hint = f"its data was retained when it was removed: hostprep create {name} takes it up again"
+                raise NoSuchVolume(f"no volume {name}", hint=hint) from None
+            if os.fstat(fd).st_nlink == 0:  # it may have been removed since it was opened
                 raise _no_such(name) from None
             raise Unreadable(f"volume {name} has no {RECORD}") from None
         except Unreadable as exc:

@@ -28,6 +28,9 @@ class TestExit:
             ["apply"],
             ["restore"],
             ["prepare"],
+            ["repair"],
+            ["repair", "a", "b"],
+            ["repair", "a", "-o", "uid=1"],
             ["probe"],
             ["probe", "a", "b"],
             ["probe", "--pull", "--archive", "x.tar"],
@@ -58,7 +61,7 @@ class TestExit:
     def test_the_order_of_help(self, hostprep: Command) -> None:
         """Help shows each command in one line, in the order in which somebody new needs them."""
         found = succeeds(hostprep("--help")).partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
-        names = "create ls status apply rm restore purge probe doctor prepare import serve"
+        names = "create ls status apply repair rm restore purge probe doctor prepare import serve"
         assert [line.split()[0] for line in found] == names.split()
         assert all(line.endswith(".") and not line.endswith("...") for line in found)
 
@@ -79,6 +82,9 @@ class TestExit:
             (["apply", "here", "--unset", "colour"], ["colour"]),
             (["apply", "here", "-o", "uid=1", "--unset", "uid"], ["uid"]),
             (["apply", "here", "-o", "path=/srv/x"], ["path"]),
+            (["repair", "other"], ["no volume other"]),
+            (["repair", "here"], ["declares no owner and no label"]),
+            (["repair", "a b"], ["is not valid"]),
             (["restore", "other"], ["other", "ls --trash"]),
             (["restore", "here"], ["here", "--as"]),
             (["purge", "x"], ["trash id"]),
@@ -177,7 +183,9 @@ class TestPipes:
 
 class TestReading:
     @pytest.mark.parametrize(
-        "arguments", [["ls"], ["ls", "--json"], ["ls", "--trash"], ["status", "x"], ["purge"]], ids=" ".join
+        "arguments",
+        [["ls"], ["ls", "--json"], ["ls", "--trash"], ["status", "x"], ["purge"], ["repair", "x"]],
+        ids=" ".join,
     )
     def test_nothing_is_made(self, hostprep: Command, host: Host, arguments: list[str]) -> None:
         """No reading command creates the root."""

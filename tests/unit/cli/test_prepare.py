@@ -1,8 +1,9 @@
-"""prepare: any directory, without a volume."""
+"""prepare: any directory, without a volume. repair: a volume, with its contents."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hostprep.cli import prepare
 from hostprep.tree.directory import Prepared
 from hostprep.tree.plan import Change
 from hostprep.tree.walk import Outcome
-from tests.support.commands import fails, succeeds
+from tests.support.commands import fails, on_a_terminal, succeeds
 from tests.support.fixtures import Command
 from tests.support.host import Host, owner
 from tests.support.trees import make_tree, owners
@@ -87,6 +88,82 @@ class TestPrepare:
         assert owner(tmp_path / "above" / ("below/db" if path == "./db" else "db")) == (184, 998)
 
 
+@pytest.mark.root
+class TestRepair:
+    @pytest.fixture
+    def data(self, hostprep: Command, host: Host) -> Path:
+        """The directory of a volume with contents of root's."""
+        succeeds(hostprep("create", "mongo", *MONGO))
+        make_tree(host.data("mongo"), "dir conf", "file conf/main", "file own 184:998")
+        return host.data("mongo")
+
+    def test_it_mends(self, hostprep: Command, data: Path) -> None:
+        """repair gives everything the declared owner, says what it did, and Status has nothing to say any more."""
+        assert "hostprep repair mongo" in succeeds(hostprep("status", "mongo"))
+        os.chown(data, 0, 0)
+        assert succeeds(hostprep("repair", "mongo")).splitlines() == [
+            "mongo: changed owner 0:0 -> 184:998",
+            "mongo: changed 2 of 3 entries below it",
+        ]
+        assert owner(data) == (184, 998)
+        assert set(owners(data).values()) == {(184, 998)}
+        assert "warning" not in succeeds(hostprep("status", "mongo"))
+        assert succeeds(hostprep("repair", "mongo")) == "mongo: changed 0 of 3 entries below it\n"
+
+    def test_as_json(self, hostprep: Command, data: Path) -> None:
+        """As JSON it has the name, whether it was a dry run, what was changed, and the tree's numbers."""
+        plan: Any = json.loads(succeeds(hostprep("repair", "--dry-run", "--json", "mongo")))
+        planned = plan["tree"].pop("planned")
+        assert sorted(planned) == ["conf/main: owner 0:0", "conf: owner 0:0"]
+        numbers = {"done": 3, "changed": 2, "left": 0, "examples": []}
+        assert plan == {"name": "mongo", "dry_run": True, "changes": [], "tree": numbers}
+        done: Any = json.loads(succeeds(hostprep("repair", "--json", "mongo")))
+        assert done == {**plan, "dry_run": False, "tree": {**numbers, "planned": []}}
+
+    def test_a_dry_run(self, hostprep: Command, data: Path) -> None:
+        """--dry-run says what would be changed, and the first of it, and changes nothing."""
+        first, *more = succeeds(hostprep("repair", "--dry-run", "mongo")).splitlines()
+        assert first == "mongo: would change 2 of 3 entries below it"
+        assert sorted(more) == ["mongo: would change conf/main: owner 0:0", "mongo: would change conf: owner 0:0"]
+        assert owner(data / "conf") == (0, 0)
+
+    def test_left_alone(self, hostprep: Command, host: Host) -> None:
+        """What is left alone is told, and is no failure."""
+        make_tree(host.srv, "dir db", "file db/a", "link db/b db/a")
+        succeeds(hostprep("create", "mongo", *MONGO, "-o", f"path={host.srv}/db"))
+        out = succeeds(hostprep("repair", "mongo"))
+        assert "mongo: left alone a: has 2 hard links" in out.splitlines()
+        assert owner(host.srv / "db" / "a") == (0, 0)
+
+    @pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+    def test_refused(self, hostprep: Command, host: Host, flags: list[str]) -> None:
+        """What cannot be repaired is refused in words."""
+        for name, *options in [("plain",), ("damaged", *MONGO), ("kept", *MONGO, "-o", "on_remove=retain")]:
+            succeeds(hostprep("create", name, *options))
+        succeeds(hostprep("rm", "kept"))
+        host.record("damaged").write_text("{")
+        fails(hostprep("repair", *flags, "other"), "no volume other", "hostprep ls shows those there are")
+        fails(hostprep("repair", *flags, "kept"), "no volume kept", "retained", "hostprep create kept")
+        fails(hostprep("repair", *flags, "damaged"), "volume damaged: its record is damaged")
+        fails(hostprep("repair", *flags, "plain"), "declares no owner and no label", "hostprep apply plain -o uid=")
+
+    def test_a_bar(self, host: Host, data: Path) -> None:
+        """On a terminal it shows a bar."""
+        code = (
+            "import sys, time; from hostprep.__main__ import main; from hostprep.volumes.driver import Driver\n"
+            "from hostprep.tree.process import Progress\n"
+            "do = Driver.repair\n"
+            "def slowly(self, name, *, dry_run, report):\n"
+            "    report(Progress(1000, 4000, 500.0, 6.0)); time.sleep(0.5)\n"
+            "    return do(self, name, dry_run=dry_run, report=report)\n"
+            "Driver.repair = slowly; sys.argv = ['hostprep', 'repair', 'mongo']; main()"
+        )
+        shown = on_a_terminal(code, **host.environ)
+        assert "repairing mongo" in shown
+        assert "1,000 of about 4,000 entries, 500/s, about 6 s left" in shown
+        assert "mongo: changed 2 of 3 entries below it" in shown
+
+
 class TestShown:
     DONE = Prepared("/srv/db", True, [Change("owner", "0:0", "184:998")], Outcome(10, 3, 1, ["a: is a mount point"]))
 
@@ -105,6 +182,15 @@ class TestShown:
         assert all("would " in line for line in lines)
         assert len(lines) == 4
 
+    def test_what_is_planned(self) -> None:
+        """A plan has the first of the entries, and what they are now."""
+        tree = Outcome(10, 3, planned=["a: owner 0:0", "b/c: owner 1:1, label none"])
+        assert prepare.lines(Prepared("/srv/db", tree=tree), dry_run=True) == [
+            "/srv/db: would change 3 of 10 entries below it",
+            "/srv/db: would change a: owner 0:0",
+            "/srv/db: would change b/c: owner 1:1, label none",
+        ]
+
     def test_nothing(self) -> None:
         """Nothing to do is said, too."""
         assert prepare.lines(Prepared("/srv/db"), dry_run=False) == ["/srv/db: nothing to change"]
@@ -117,5 +203,5 @@ class TestShown:
             "made": True,
             "changes": ["owner 0:0 -> 184:998"],
             "warnings": [],
-            "tree": {"done": 10, "changed": 3, "left": 1, "examples": ["a: is a mount point"]},
+            "tree": {"done": 10, "changed": 3, "left": 1, "examples": ["a: is a mount point"], "planned": []},
         }

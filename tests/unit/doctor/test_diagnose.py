@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -100,16 +101,44 @@ def test_interrupted(doctor: Doctor, host: Host) -> None:
     assert not mark.exists()
 
 
+def test_an_interrupted_repair(doctor: Doctor, host: Host) -> None:
+    """With recurse=never no start finishes what was interrupted, and the printed command does."""
+    doctor.hostprep("create", "mongo", *MONGO, "-o", "recurse=never")
+    mark = host.root / "volumes/mongo/pass.json"
+    mark.write_text("{}")
+    mark.chmod(0o600)
+    (finding,) = doctor.all("drift", "mongo")
+    assert (finding["verdict"], finding["fix"]) == ("warning", "hostprep repair mongo")
+    assert "no start" in finding["what"]
+    assert doctor.hostprep(*finding["fix"].split()[1:]).code == 0
+    assert not mark.exists()
+    assert [each["verdict"] for each in doctor.all("drift", "mongo")] == ["ok"]
+
+
+def test_files_of_others(doctor: Doctor, host: Host) -> None:
+    """Files of others below a right root are a warning, even if the container's user may use them; repair mends it."""
+    doctor.hostprep("create", "mongo", *MONGO)
+    (host.data("mongo") / "file").touch(mode=0o644)
+    (finding,) = doctor.all("contents", "mongo", "--user", "0")
+    assert (finding["verdict"], finding["fix"]) == ("warning", "hostprep repair mongo")
+    assert finding["what"] == "1 of the first 1 entries belong to others than 184:998"
+    assert doctor.hostprep(*ALONE, "doctor", "mongo", "--user", "0", "--fix").code == 0
+    assert (host.data("mongo") / "file").stat().st_uid == 0, "it may be meant so"
+    assert doctor.hostprep(*finding["fix"].split()[1:]).code == 0
+    assert doctor.all("contents", "mongo", "--user", "0") == []
+
+
 def test_adopted_contents(doctor: Doctor, host: Host) -> None:
-    """--fix goes over the contents of an adopted directory once, and then restores recurse=never."""
+    """--fix repairs the contents of an adopted directory once, although recurse is never."""
     tree = host.srv / "mongo"
     tree.mkdir()
     (tree / "file").touch(mode=0o600)
     doctor.hostprep("create", "mongo", *MONGO, "-o", f"path={tree}", "-o", "recurse=never")
     (finding,) = doctor.all("contents", "mongo")
-    assert finding["fix"].endswith("-o recurse=always && hostprep apply mongo -o recurse=never")
+    assert finding["fix"] == "hostprep repair mongo"
     assert doctor.hostprep(*ALONE, "doctor", "mongo", "--fix").code == 0
     assert (tree / "file").stat().st_uid == 184
+    assert json.loads(doctor.hostprep("status", "mongo", "--json").out)["status"]["options"]["recurse"] == "never"
     assert doctor.found("mongo")["usable"]
 
 

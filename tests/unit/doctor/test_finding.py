@@ -18,11 +18,11 @@ def test_command() -> None:
     assert Apply({"label": "a b"}).command("mongo") == "hostprep apply mongo -o 'label=a b'"
 
 
-@pytest.mark.parametrize(("recurse", "back"), [(None, "--unset recurse"), ("never", "-o recurse=never")])
-def test_contents(recurse: str | None, back: str) -> None:
-    """For a pass over the contents recurse is set to always, and afterwards restored."""
-    command = Apply({"uid": "5"}, contents=True, recurse=recurse).command("mongo")
-    assert command == f"hostprep apply mongo -o uid=5 -o recurse=always && hostprep apply mongo {back}"
+def test_contents() -> None:
+    """Contents are mended by `hostprep repair`, once what is missing is declared."""
+    assert Apply(contents=True).command("mongo") == "hostprep repair mongo"
+    command = Apply({"uid": "5"}, contents=True).command("mongo")
+    assert command == "hostprep apply mongo -o uid=5 && hostprep repair mongo"
 
 
 def test_combined() -> None:
@@ -49,6 +49,6 @@ def test_usable() -> None:
 
 
 def test_contents_among_others() -> None:
-    """recurse is restored, whichever remedy comes first."""
-    one = combined_remedy([found(remedy=Apply({"uid": "5"})), found(remedy=Apply(contents=True, recurse="never"))])
-    assert one == Apply({"uid": "5"}, contents=True, recurse="never")
+    """The contents are repaired, too, whichever remedy comes first."""
+    one = combined_remedy([found(remedy=Apply({"uid": "5"})), found(remedy=Apply(contents=True))])
+    assert one == Apply({"uid": "5"}, contents=True)

@@ -510,5 +510,6 @@ def test_as_a_process(root: Path) -> None:
     make_tree(root, "dir a", "file a/b")
     done = run_as_process(root, {"uid": 184, "gid": 998, "label": None})
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout.splitlines()[-1]) == {"done": 2, "changed": 2, "left": 0, "examples": []}
+    said = {"done": 2, "changed": 2, "left": 0, "examples": [], "planned": []}
+    assert json.loads(done.stdout.splitlines()[-1]) == said
     assert set(owners(root).values()) == {(184, 998)}

@@ -92,12 +92,14 @@ class TestByPath:
         assert sorted(os.listdir(host.srv)) == ["db", "new"]
 
     def test_foreign_owners(self, driver: Driver, host: Host) -> None:
-        """With recurse=never, foreign owners among the direct entries give a warning, of at most 100 looked at."""
+        """Foreign owners among the direct entries give a warning, of at most 100 looked at, whatever recurse is."""
         make_tree(host.srv, "dir db", *(f"file db/{number} 55:66" for number in range(120)))
         driver.create("mongo", {"uid": "184", "path": f"{host.srv}/db"}, soon())
         (warning,) = driver.get("mongo")["Status"]["warnings"]
-        assert "100 of the first 100 entries are not owned by 184:any" in warning
+        assert "100 of the first 100 entries belong to others than user 184" in warning
         driver.apply("mongo", {"recurse": "mismatch"}, (), soon())
+        assert driver.get("mongo")["Status"]["warnings"] == [warning]
+        driver.repair("mongo")
         assert driver.get("mongo")["Status"]["warnings"] == []
 
     def test_the_parent_must_be_there(self, driver: Driver, host: Host) -> None:
