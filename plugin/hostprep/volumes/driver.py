@@ -46,9 +46,8 @@ class Driver:
         self._lister = Lister(store)
         # When each name was removed. The trash does not tell that of what is purged already, nor this after a restart.
         self._removed: dict[str, float] = {}
-        self._trash: dict[str, Name | None] = {}
-        """Of which name each entry of the trash is that was read for `trash.removed_lately`."""
-        self._guard = threading.Lock()  # of _removed and _trash: two Removes would overwrite each other's note
+        self._guard = threading.Lock()  # of _removed: two Removes would overwrite each other's note
+        self._trash = trash.Names(store)
 
     @classmethod
     def open(cls, settings: Settings, *, create: bool, images: Images | None = None) -> Driver:
@@ -71,7 +70,7 @@ class Driver:
             NotAllowed: its path is not allowed, or unsafe; or nobody can be asked about images here.
             NoEngine, NoImage: the image is not there, or does not say its ids; or no engine answers.
         """
-        create.create(self.readiness, self.resolver, check_name(name), from_podman(given), deadline)
+        create.create(self.readiness, self.resolver, self._trash, check_name(name), from_podman(given), deadline)
 
     def apply(
         self,
@@ -137,10 +136,7 @@ class Driver:
                     self._removed = lately | {name: now}
         except NoSuchVolume:
             known = time.monotonic() - self._removed.get(name, -trash.RECENT) < trash.RECENT
-            if not known:
-                with self._guard:
-                    known = trash.removed_lately(self.store, name, self._trash)
-            if not known:
+            if not known and not self._trash.removed_lately(name):
                 raise
             self.store.sync(name)
             return

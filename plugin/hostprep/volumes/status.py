@@ -14,9 +14,8 @@ from ..host.filesystem import takes_writes
 from ..host.labels import Labels
 from ..options import Recurse
 from ..tree.plan import Plan, Want
-from . import copying
+from . import copying, trash
 from .passes import Passes
-from .record import Record
 from .volume import Volume
 
 _COPYING: Final = "an engine may still be copying an image's files into it; what comes after is made right then"
@@ -37,7 +36,7 @@ def answer(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
 def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
     record = volume.record
     status: dict[str, Any] = {"uid": None, "gid": None, "mode": None, "label": None}
-    status |= {"options": dict(record.given), "ready": False, "drift": [], "warnings": [*_warnings(record, labels)]}
+    status |= {"options": dict(record.given), "ready": False, "drift": [], "warnings": [*_warnings(volume, labels)]}
     if record.declared.resolved:
         status["resolved"] = {key: int(value) for key, value in record.declared.resolved.items()}
     pending = volume.pending()
@@ -69,12 +68,15 @@ def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
     return status
 
 
-def _warnings(record: Record, labels: Labels) -> Iterator[str]:
+def _warnings(volume: Volume, labels: Labels) -> Iterator[str]:
+    record = volume.record
     label = record.options.label
     if label is not None and label.type and not labels.applied:
         yield f"label {label} is recorded but not applied: SELinux is off on this host"
     if record.reused_at:
         yield f"taken up again on {record.reused_at} from the data that an earlier remove had retained"
+    if record.replaces:
+        yield from trash.earlier_data(volume.root, volume.name, record.replaces)
     yield from record.entries_left_alone
 
 
