@@ -20,6 +20,7 @@ from ..settings import Settings
 from ..volumes.driver import Driver
 from . import output
 from .shared import ENGINE_SECONDS, deadline, engine_address, json_flag, make_ready, require_root, sigterm_raises
+from .telling import tell_engine
 
 _STYLES: Final = {Verdict.OK: "green", Verdict.NOTE: "cyan", Verdict.WARNING: "yellow", Verdict.BAD: "bold red"}
 
@@ -95,6 +96,7 @@ def _fix(settings: Settings, name: str, remedy: Apply) -> None:
     for given, unset in remedy.steps():
         driver.apply(name, given, unset, deadline(settings))
         make_ready(driver, name)
+    tell_engine(settings, driver, name, changed=True)
 
 
 def _show(found: Diagnosis) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from .listing import Lister, Listing
 from .readiness import Readiness
 from .record import Record
 from .store import Store, no_retained
-from .volume import RECORD, RETAINED
+from .volume import RECORD, RETAINED, Identity
 
 log = logging.getLogger("hostprep")
 
@@ -112,6 +112,39 @@ class Driver:
             self.passes.cancel(name)
             volume.write(changed)
         return changed
+
+    @contextlib.contextmanager
+    def kept(self, name: str, deadline: float) -> Iterator[None]:
+        """Have a Remove leave data and record where they are. At the end the volume is what it was before.
+
+        No lock is held meanwhile. Whoever is killed in between leaves the data retained, or `on_remove=retain`.
+
+        Raises:
+            NoSuchVolume, Busy: as for apply.
+        """
+        name = check_name(name)
+        with self.store.locked(name, deadline) as volume:
+            before, identity = volume.record, volume.identity
+            if not before.options.retains:
+                volume.write(before.changed(Declaration({"on_remove": "retain"})))
+        try:
+            yield
+        finally:
+            given = {key: value for key, value in before.given.items() if key == "on_remove"}
+            self._give_back(name, identity, Declaration(given), () if given else ("on_remove",))
+
+    def _give_back(self, name: Name, identity: Identity, declared: Declaration, unset: tuple[str, ...]) -> None:
+        end = time.monotonic() + 10
+        with self.store.name_lock(name, end) as locked, contextlib.ExitStack() as claim:
+            with contextlib.suppress(NoSuchVolume), locked.open() as volume:
+                if volume.identity == identity:
+                    volume.write(volume.record.changed(declared, unset))
+                return
+            with locked.retained() as retained:
+                record = retained.record.changed(declared, unset)
+                if record.options.path is not None:
+                    claim.enter_context(self.store.claim(record.options.path, name, end))
+                retained.reuse(record)
 
     def remove(self, name: str, deadline: float) -> None:
         """Take the volume away: to the trash, or only its record where the data is to stay.
