@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.engine import Engine, Hostprep
+from testbed.engine import Engine, Hostprep, wait_for
 
 from .client import OPTIONS, WRITE, Docker, owner
 
@@ -66,6 +66,32 @@ def test_restore(docker: Docker, telling: Telling) -> None:
     assert telling("restore", "mongo", *LABELLED) == ""
     assert telling.recorded("mongo") == (DECLARED, LABELS)
     assert docker.run("mongo:/data", "cat /data/file") == "written"
+
+
+@pytest.mark.parametrize("now", ["the same options", "others", "another name"])
+def test_labels_that_the_server_noted(
+    docker: Docker, telling: Telling, hostprep: Hostprep, engine: Engine, now: str
+) -> None:
+    """Where the server may ask the engine, labels survive a restore without --label; also in what is printed."""
+    hash_ = {"com.docker.compose.config-hash": "of these options"}
+    hostprep.stop()
+    hostprep.start(docker_host=engine.host)
+    docker.create("mongo", *OPTIONS, *LABELLED, "--label", "com.docker.compose.config-hash=of these options")
+    docker("volume", "create", "local-one", "--label", "other=one")
+    wait_for((hostprep.root / "volumes/mongo/engine.json").exists, "the labels to be noted")
+    if now == "others":
+        hostprep.command("apply", "mongo", "-o", "uid=200")
+    docker("volume", "rm", "mongo")
+    if now == "another name":
+        assert telling("restore", "mongo", "--as", "redis") == ""
+        assert telling.recorded("redis") == (DECLARED, {})
+    elif now == "others":
+        assert telling("restore", "mongo", "--label", "other=new") == ""
+        assert telling.recorded("mongo") == ({**DECLARED, "uid": "200"}, {**LABELS, "other": "new"})
+    else:
+        for command in printed(telling("restore", "mongo", host=f"unix://{engine.home}/nobody.sock")):
+            docker(*command[1:])
+        assert telling.recorded("mongo") == (DECLARED, {**LABELS, **hash_})
 
 
 def test_restore_behind_the_engine(docker: Docker, telling: Telling) -> None:

@@ -56,6 +56,13 @@ def tell_engine(
         print(f"hostprep: no engine has recorded the options of {name}: {why} ({hint})", file=sys.stderr)
 
 
+def noted_labels(driver: Driver, name: str) -> dict[str, str]:
+    """The labels of a volume that was removed, as the server has noted them where it may ask the engine."""
+    with driver.store.open(check_name(name)) as volume:
+        noted, options = volume.noted(), volume.record.given
+    return {key: value for key, value in noted.labels.items() if key != _OF_OPTIONS or noted.options == options}
+
+
 @dataclass(slots=True)
 class _Telling:
     """What an engine is told of a volume."""
@@ -90,8 +97,8 @@ class _Telling:
         """
         if engine.info.podman:
             raise Conflict("Podman keeps a list of its own", hint="podman volume reload")
-        listed = engine.volume(self.name)
-        if listed is not None and not self._ours(listed.driver):
+        listed = engine.volumes(self.name).get(self.name)
+        if listed is not None and not listed.is_of(self.settings.socket):
             why = f"it has a volume of that name of driver {printable(listed.driver)}"
             hint = f"when nothing in that is needed: docker volume rm {self.name} && {self.commands()}"
             raise Conflict(why, hint=hint)
@@ -119,11 +126,6 @@ class _Telling:
         """Have *engine* record it, and look whether it has."""
         recorded = engine.record(self.name, driver, self.options, self.labels)
         return (recorded.options, recorded.labels) == (self.options, self.labels)
-
-    def _ours(self, driver: str) -> bool:
-        """Whether that is what the engine calls hostprep: as its socket, or as a plugin with a registry and a tag."""
-        socket = os.path.basename(self.settings.socket).removesuffix(".sock")
-        return driver.rpartition("/")[2].partition(":")[0] in ("hostprep", socket)
 
     def _here(self, mountpoint: str) -> bool:
         """Whether that is the volume's directory: the engine may have another hostprep, with another root."""

@@ -119,13 +119,14 @@ class Connection:
         listed = self._ask(self._client.volumes, filters={"driver": "local"}).get("Volumes") or ()
         return frozenset(str(each.get("Name")) for each in listed)
 
-    def volume(self, name: str) -> EngineVolume | None:
-        """The volume *name* as the engine lists it; None where it does not.
+    def volumes(self, name: str | None = None) -> dict[str, EngineVolume]:
+        """The volumes that the engine lists, or the one of that *name*.
 
-        It is not inspected: of a volume that the engine does not know yet, that makes a record without options.
+        None is inspected: of a volume that the engine does not know yet, that makes a record without options.
         """
-        listed = self._ask(self._client.volumes, filters={"name": name}).get("Volumes") or ()
-        return next((EngineVolume.parse(each) for each in listed if each.get("Name") == name), None)
+        filters = {} if name is None else {"name": name}  # of which it lists what has that in its name
+        listed = self._ask(self._client.volumes, filters=filters).get("Volumes") or ()
+        return {str(each.get("Name")): EngineVolume.parse(each) for each in listed if name in (None, each.get("Name"))}
 
     def record(self, name: str, driver: str, options: Mapping[str, str], labels: Mapping[str, str]) -> EngineVolume:
         """Have the engine record a volume that *driver* has. What it knows already stays in its record as it was."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -167,6 +168,11 @@ class EngineVolume:
             return cls(str(found["Driver"]), str(found.get("Mountpoint") or ""), options, labels)
         except (KeyError, TypeError, AttributeError):
             raise NoEngine("the engine does not describe the volume") from None
+
+    def is_of(self, socket: str) -> bool:
+        """Whether its driver is hostprep: named as its *socket*, or a plugin with a registry and a tag."""
+        name = self.driver.rpartition("/")[2].partition(":")[0]
+        return name in ("hostprep", os.path.basename(socket).removesuffix(".sock"))
 
 
 def _names(capabilities: Any) -> set[str]:

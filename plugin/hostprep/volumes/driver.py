@@ -43,6 +43,8 @@ class Driver:
         self.passes = self.readiness.passes
         self.removed = threading.Event()
         """Set when something went to the trash that is to be purged at once."""
+        self.created = threading.Event()
+        """Set when a volume was made, which an engine may record a moment later."""
         self._lister = Lister(store)
         # When each name was removed. The trash does not tell that of what is purged already, nor this after a restart.
         self._removed: dict[str, float] = {}
@@ -71,6 +73,7 @@ class Driver:
             NoEngine, NoImage: the image is not there, or does not say its ids; or no engine answers.
         """
         create.create(self.readiness, self.resolver, self._trash, check_name(name), from_podman(given), deadline)
+        self.created.set()
 
     def apply(
         self,
