@@ -37,7 +37,7 @@ LEFT: Final = "left.json"
 """In an entry: what its purge could not delete."""
 _RESTORING: Final = "/restoring"  # a lock; with a slash, so no volume's name
 _ANONYMOUS: Final = re.compile("[0-9a-f]{64}", re.ASCII)
-_READ_AT_ONCE: Final = 1000  # records, in some 50 ms
+_READ_AT_ONCE: Final = 300  # records, in some 50 ms
 _STAMP: Final = 16  # characters of an id that are its time
 RECENT: Final = 60  # seconds in which a repeated Remove succeeds
 _YOUNG: Final = 3600  # seconds before which lack of space purges nothing
@@ -180,14 +180,17 @@ class Names:
         stamp = st.st_ino, max(st.st_mtime_ns, st.st_ctime_ns)
         if stamp == self._stamp:
             return
-        there = {id_: entry for entry in os.listdir(trash) if TRASH_ID.fullmatch(id_ := entry.removeprefix(PURGED))}
-        self._known = {entry: of for entry, of in self._known.items() if entry in there}
-        new = sorted(there.keys() - self._known.keys(), reverse=True)
-        for id_ in new[:_READ_AT_ONCE]:
-            with contextlib.suppress(OSError):  # a purge has just renamed it, or it was restored
-                record = _record(trash, there[id_])
-                self._known[id_] = (record.name, record.options.path is None) if record else None
-        self._stamp = stamp if there.keys() == self._known.keys() and settled(stamp[1]) else None
+        there = {entry.removeprefix(PURGED) for entry in os.listdir(trash)}
+        for entry in self._known.keys() - there:
+            del self._known[entry]
+        new = sorted(filter(TRASH_ID.fullmatch, there - self._known.keys()), reverse=True)
+        for entry in new[:_READ_AT_ONCE]:
+            for name in (entry, PURGED + entry):
+                with contextlib.suppress(OSError):  # it has the other name; or it was restored a moment ago
+                    record = _record(trash, name)
+                    self._known[entry] = (record.name, record.options.path is None) if record else None
+                    break
+        self._stamp = stamp if self._known.keys() >= set(new) and settled(stamp[1]) else None
 
 
 def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, deadline: float) -> Record:

@@ -243,7 +243,7 @@ class TestMadeAnew:
         assert [entry in each for each in told(driver)] == [True]
 
     def test_it_costs_little(self, driver: Driver, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A Create reads a thousand records of the trash at most, each once; one with an anonymous name reads none."""
+        """A Create reads some hundred records of the trash at most, each once; an anonymous name has it read none."""
         monkeypatch.setattr(trash, "_READ_AT_ONCE", 5)
         entries = [removed(driver, host, f"vol{number}", age=100 * number) for number in range(8)]
         read: list[str] = []
