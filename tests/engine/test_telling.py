@@ -126,7 +126,7 @@ def test_import(docker: Docker, telling: Telling) -> None:
     assert telling("import", "--from", docker.mountpoint("local-one"), "one", *OPTIONS) == ""
     assert telling.recorded("one") == (DECLARED, {})
     said = telling("import", "--from", source, "database", *OPTIONS)
-    assert "it has a volume of that name of driver local" in said
+    assert "the engine has a volume of that name of driver local" in said
     for command in printed(said.replace("(when nothing in that is needed: ", "(")):
         docker(*command[1:])
     assert telling.recorded("database") == (DECLARED, {})
@@ -169,7 +169,7 @@ def test_apply_to_what_is_used(docker: Docker, telling: Telling, hostprep: Hostp
     if state == "stopped":
         docker("kill", "user")
     said = telling("apply", "mongo", "-o", "uid=200")
-    assert "it keeps what it has recorded of that volume before" in said
+    assert "the engine keeps what it recorded of that volume before" in said
     assert telling.recorded("mongo") == (DECLARED, LABELS)
     assert "on_remove" not in (hostprep.root / "volumes/mongo/volume.json").read_text()
     docker("rm", "-f", "user")
@@ -232,7 +232,7 @@ def test_the_engine_of_another_root(docker: Docker, telling: Telling, hostprep: 
     other = Hostprep(docker.engine)
     other.root = hostprep.root.parent / "other-root"
     made = other.command("--docker-host", docker.engine.host, "create", "mongo", *OPTIONS)
-    assert (made.returncode, "no hostprep serves this volume to it" in made.stderr) == (0, True), made.stderr
+    assert (made.returncode, "no hostprep serves this volume to the engine" in made.stderr) == (0, True), made.stderr
     assert docker.volumes() == []
     docker.create("mongo", "-o", "uid=7")
     other.command("--docker-host", docker.engine.host, "apply", "mongo", "-o", "uid=8")

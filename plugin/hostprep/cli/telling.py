@@ -19,6 +19,7 @@ from ..errors import Conflict, HostprepError, NoEngine, in_words, printable
 from ..options import check_name
 from ..settings import Settings
 from ..volumes.driver import Driver
+from ..volumes.volume import Volume
 from .shared import deadline, engine_address, sigterm_raises
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def tell_engine(
     """
     with driver.store.open(check_name(name)) as volume:
         place, options = volume.mountpoint, dict(volume.record.given)
-    telling = _Telling(settings, driver, name, place, options, dict(labels or {}), changed)
+        told = {**_noted_labels(volume), **(labels or {})}
+    telling = _Telling(settings, driver, name, place, options, told, changed)
     try:
         host = engine_address(settings)
         if not os.path.exists(path := host.removeprefix("unix://")):
@@ -53,14 +55,13 @@ def tell_engine(
         why, hint = exc.message if isinstance(exc, HostprepError) else in_words(exc), telling.commands()
         if isinstance(exc, Conflict):
             hint = exc.hint
-        print(f"hostprep: no engine has recorded the options of {name}: {why} ({hint})", file=sys.stderr)
+        print(f"hostprep: the options of {name} are in no engine's record: {why} ({hint})", file=sys.stderr)
 
 
-def noted_labels(driver: Driver, name: str) -> dict[str, str]:
-    """The labels of a volume that was removed, as the server has noted them where it may ask the engine."""
-    with driver.store.open(check_name(name)) as volume:
-        noted, options = volume.noted(), volume.record.given
-    return {key: value for key, value in noted.labels.items() if key != _OF_OPTIONS or noted.options == options}
+def _noted_labels(volume: Volume) -> dict[str, str]:
+    """The labels of a volume, as the server has noted them where it may ask the engine."""
+    noted, same = volume.noted(), volume.noted().options == volume.record.given
+    return {key: value for key, value in noted.labels.items() if key != _OF_OPTIONS or same}
 
 
 @dataclass(slots=True)
@@ -92,25 +93,26 @@ class _Telling:
         """Tell *engine*.
 
         Raises:
-            Conflict: it has another record, and keeps it.
-            NoEngine: it does not answer, or does not have this volume.
+            Conflict: it has another record, and keeps it; or it does not have this volume.
+            NoEngine: it does not answer.
         """
         if engine.info.podman:
             raise Conflict("Podman keeps a list of its own", hint="podman volume reload")
         listed = engine.volumes(self.name).get(self.name)
         if listed is not None and not listed.is_of(self.settings.socket):
-            why = f"it has a volume of that name of driver {printable(listed.driver)}"
+            why = f"the engine has a volume of that name of driver {printable(listed.driver)}"
             hint = f"when nothing in that is needed: docker volume rm {self.name} && {self.commands()}"
             raise Conflict(why, hint=hint)
         if listed is None or not self._here(listed.mountpoint):
-            raise NoEngine("no hostprep serves this volume to it", hint="is hostprep running, with this root?")
+            hint = f"is hostprep running, with this root? Then: {self.commands()}"
+            raise Conflict("no hostprep serves this volume to the engine", hint=hint)
         wanted = {**listed.labels, **self.labels}
         if listed.options != self.options:
             wanted.pop(_OF_OPTIONS, None)
         self.labels = wanted
         if self._recorded(engine, listed.driver):
             return
-        what = "it keeps what it has recorded of that volume before"
+        what = "the engine keeps what it recorded of that volume before"
         hint = f"remove its containers (docker ps -a --filter volume={self.name}), then: hostprep apply {self.name}"
         if users := self.driver.users(self.name):
             raise Conflict(f"{what}, which is in use: {printable(users[0])}", hint=hint)

@@ -16,7 +16,7 @@ from ..tree.process import Progress
 from ..volumes.driver import Driver
 from . import output
 from .shared import deadline, given_options, json_flag, make_ready, open_driver, pairs
-from .telling import noted_labels, tell_engine
+from .telling import tell_engine
 
 COLUMNS: Final = ["VOLUME", "OWNER", "MODE", "LABEL", "STATE", "MOUNTPOINT"]
 
@@ -141,8 +141,7 @@ def restore(settings: Settings, *, name: str, entry: str | None, new_name: str |
     driver = Driver.open(settings, create=False)
     restored = driver.restore(name, entry=entry, new_name=new_name, deadline=deadline(settings)).name
     print(restored)
-    noted = noted_labels(driver, restored) if restored == name else {}
-    tell_engine(settings, driver, restored, {**noted, **labels})
+    tell_engine(settings, driver, restored, labels)
 
 
 @click.command()

@@ -144,6 +144,8 @@ class Driver:
                     volume.write(volume.record.changed(declared, unset))
                 return
             with locked.retained() as retained:
+                if retained.identity != identity:
+                    return
                 record = retained.record.changed(declared, unset)
                 if record.options.path is not None:
                     claim.enter_context(self.store.claim(record.options.path, name, end))

@@ -26,7 +26,7 @@ from ..tree.walk import Outcome, reason_of
 from .record import LIMIT, TRASH_ID, Record, settled
 from .root import Root
 from .store import Store
-from .volume import DATA, RECORD, RETAINED
+from .volume import DATA, NOTED, RECORD, RETAINED
 
 log = logging.getLogger("hostprep")
 
@@ -232,6 +232,9 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
                 os.fsync(volumes)
                 os.fsync(trash)
                 _forget_retained(directory)
+                if new_name != name:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(NOTED, dir_fd=directory)
         except FileNotFoundError:
             why = f"removed volume {name} was purged a moment ago"
             raise NoSuchVolume(why, hint="hostprep ls --trash shows what is left") from None

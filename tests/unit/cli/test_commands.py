@@ -206,7 +206,7 @@ def test_as_a_module(host: Host) -> None:
     """`python -m hostprep` is the same command."""
     said = f"there is no engine at {host.environ['DOCKER_HOST'].removeprefix('unix://')}"
     command = "docker volume create -d hostprep mongo"
-    told = f"hostprep: no engine has recorded the options of mongo: {said} ({command})\n"
+    told = f"hostprep: the options of mongo are in no engine's record: {said} ({command})\n"
     assert host.run("create", "mongo") == Done(0, "mongo\n", told)
     assert host.run("ls").out.splitlines()[1].startswith("mongo\t0:0\t0755\t-\tready\t")
     assert host.run("nonsense").code == 2
