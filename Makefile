@@ -74,7 +74,8 @@ crash: $(STAMP)
 	HOSTPREP_TEST_CRASH=full $(SIDE_BY_SIDE) tests/campaigns/test_crash.py tests/campaigns/test_power_loss.py tests/campaigns/test_faults.py
 
 # The engines of other releases of Debian, each in a tree that is built once. The oldest may be this machine's own.
-CORE := $(addprefix tests/engine/,test_lifecycle.py test_copy_up.py test_sharing.py test_homes.py test_crashes.py podman)
+CORE := $(addprefix tests/engine/,test_lifecycle.py test_copy_up.py test_sharing.py test_homes.py test_crashes.py \
+	test_telling.py test_recreating.py podman)
 OLDEST = $$(dockerd --version 2>/dev/null | grep -q ' 20[.]10[.]' || echo bookworm)
 OTHERS = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then testbed/packages $(filter-out dockerd=% docker=%,$(TOOLS)); fi
 

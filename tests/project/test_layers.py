@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "engine": ("errors", "options", "host"),
     "volumes": ("errors", "options", "host", "settings", "tree"),
     "doctor": ("errors", "options", "host", "settings", "engine", "volumes"),
-    "serve": ("errors", "host", "settings", "engine", "volumes"),
+    "serve": ("errors", "options", "host", "settings", "engine", "volumes"),
     "cli": ("errors", "options", "host", "settings", "tree", "engine", "volumes", "doctor", "serve"),
     "__main__": ("errors", "settings", "serve", "cli"),
 }

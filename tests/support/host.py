@@ -162,6 +162,7 @@ class Host:
             "HOSTPREP_SOCKET": str(self.socket),
             "HOSTPREP_ALLOW": str(self.srv),
             "HOSTPREP_KNOWN_ROOTS": str(directory / "known"),
+            "DOCKER_HOST": f"unix://{directory}/no-engine.sock",  # not this machine's
         }
         self.started: list[subprocess.Popen[str]] = []
 

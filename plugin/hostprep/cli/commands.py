@@ -26,7 +26,7 @@ _FLAGS: Final = {
     "require-marker": ("0|1", "1: refuse a root directory without hostprep.json."),
     "known-roots": ("DIR", "Directory in which the roots are remembered that this host has served."),
     "log-level": ("debug|info|warning|error", "What to log."),
-    "docker-host": ("URL", "Engine to ask about images, such as unix:///run/docker.sock."),
+    "docker-host": ("URL", "Engine to ask about images and to tell of options, such as unix:///run/docker.sock."),
 }
 _COMMANDS: Final = {
     "create": "volumes",

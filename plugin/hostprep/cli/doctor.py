@@ -20,6 +20,7 @@ from ..settings import Settings
 from ..volumes.driver import Driver
 from . import output
 from .shared import ENGINE_SECONDS, deadline, engine_address, json_flag, make_ready, require_root, sigterm_raises
+from .telling import tell_engine
 
 _STYLES: Final = {Verdict.OK: "green", Verdict.NOTE: "cyan", Verdict.WARNING: "yellow", Verdict.BAD: "bold red"}
 
@@ -98,6 +99,7 @@ def _fix(settings: Settings, name: str, remedy: Apply) -> None:
     if remedy.contents:
         with output.pass_bar(f"repairing {name}") as update:
             driver.repair(name, report=update)
+    tell_engine(settings, driver, name, changed=True)
 
 
 def _show(found: Diagnosis) -> None:

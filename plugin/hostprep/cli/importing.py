@@ -11,6 +11,7 @@ from ..settings import Settings
 from ..volumes.driver import Driver
 from ..volumes.importing import Outcome, Step, from_directory, from_local_persist, read_local_persist
 from .shared import deadline, directory_argument, dry_run_flag, given_options, make_ready, open_driver
+from .telling import tell_engine
 
 
 @click.command("import")
@@ -45,6 +46,7 @@ def import_volumes(
             print(printable(f"{name}: would change {change}"))
     else:
         make_ready(driver, name)
+        tell_engine(settings, driver, name)
 
 
 def _import_all(driver: Driver, state: Mapping[str, str], given: Mapping[str, str], *, dry_run: bool) -> None:
@@ -56,6 +58,7 @@ def _import_all(driver: Driver, state: Mapping[str, str], given: Mapping[str, st
         if step.outcome is Outcome.IMPORTED and not dry_run:
             try:
                 make_ready(driver, step.name)
+                tell_engine(driver.settings, driver, step.name)
             except (HostprepError, OSError) as exc:
                 refused += 1
                 print(printable(f"{step.name}: not ready: {in_words(exc)}"))

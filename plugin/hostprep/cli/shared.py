@@ -22,20 +22,22 @@ ENGINE_SECONDS: Final = 60.0
 """How long an engine may take to answer a person."""
 
 
-def _pairs(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
+def pairs(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> dict[str, str]:
+    """The callback of a flag that is given once for each KEY=VALUE."""
+    flag, found = parameter.opts[0], dict[str, str]()
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
-            raise Invalid(f'-o "{printable(word)}" is not KEY=VALUE', hint="for example -o uid=184")
+            example = "uid=184" if flag == "-o" else "backup=yes"
+            raise Invalid(f'{flag} "{printable(word)}" is not KEY=VALUE', hint=f"for example {flag} {example}")
         if key in found:
-            raise Invalid(f"-o {printable(key)} is given twice", hint="give it once")
+            raise Invalid(f"{flag} {printable(key)} is given twice", hint="give it once")
         found[key] = value
     return found
 
 
 given_options = click.option(
-    "-o", "--opt", "given", multiple=True, metavar="KEY=VALUE", callback=_pairs, help="Driver option, such as uid=184."
+    "-o", "--opt", "given", multiple=True, metavar="KEY=VALUE", callback=pairs, help="Driver option, such as uid=184."
 )
 dry_run_flag = click.option("--dry-run", is_flag=True, help="Print what would be done, and change nothing.")
 json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

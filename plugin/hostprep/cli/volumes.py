@@ -15,7 +15,8 @@ from ..settings import Settings
 from ..tree.process import Progress
 from ..volumes.driver import Driver
 from . import output
-from .shared import deadline, given_options, json_flag, make_ready, open_driver
+from .shared import deadline, given_options, json_flag, make_ready, open_driver, pairs
+from .telling import tell_engine
 
 COLUMNS: Final = ["VOLUME", "OWNER", "MODE", "LABEL", "STATE", "MOUNTPOINT"]
 
@@ -26,8 +27,10 @@ COLUMNS: Final = ["VOLUME", "OWNER", "MODE", "LABEL", "STATE", "MOUNTPOINT"]
 @click.pass_obj
 def create(settings: Settings, name: str, given: dict[str, str]) -> None:
     """Create a volume, as docker volume create -d hostprep does."""
-    open_driver(settings, given, create=True).create(name, given, deadline(settings))
+    driver = open_driver(settings, given, create=True)
+    driver.create(name, given, deadline(settings))
     print(name)
+    tell_engine(settings, driver, name)
 
 
 @click.command()
@@ -105,6 +108,7 @@ def apply(
     else:
         make_ready(driver, name)
         print(name)
+    tell_engine(settings, driver, name, changed=True)
 
 
 @click.command()
@@ -130,11 +134,14 @@ def rm(settings: Settings, *, name: str, retained: bool, force: bool) -> None:
 @click.argument("name")
 @click.option("--id", "entry", metavar="ID", help="Its ID, as ls --trash lists it. Without: the newest of that name.")
 @click.option("--as", "new_name", metavar="NEW", help="Restore it under this name.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", callback=pairs, help="Label for the engine.")
 @click.pass_obj
-def restore(settings: Settings, name: str, entry: str | None, new_name: str | None) -> None:
+def restore(settings: Settings, *, name: str, entry: str | None, new_name: str | None, labels: dict[str, str]) -> None:
     """Bring a removed volume back, with its data."""
     driver = Driver.open(settings, create=False)
-    print(driver.restore(name, entry=entry, new_name=new_name, deadline=deadline(settings)).name)
+    restored = driver.restore(name, entry=entry, new_name=new_name, deadline=deadline(settings)).name
+    print(restored)
+    tell_engine(settings, driver, restored, labels)
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""What the driver, probe and doctor ask an engine. The Docker SDK (connection.py) is imported when something is."""
+"""What the driver and the command line ask an engine. The Docker SDK (connection.py) is imported when something is."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 import docker
@@ -28,9 +29,9 @@ from docker.errors import APIError, DockerException, NotFound
 from docker.types import Mount
 from docker.utils import parse_repository_tag
 
-from ..errors import NoContainer, NoEngine, NoImage, NotPulled, printable
+from ..errors import Conflict, NoContainer, NoEngine, NoImage, NotPulled, printable
 from ..options import Mode
-from .containers import Container, EngineInfo
+from .containers import Container, EngineInfo, EngineVolume
 from .image import FILE_LIMIT, Config, ImageEntry, ProbeResult, probe_image, user_files
 from .tar import Member, Reader, Work
 
@@ -117,6 +118,32 @@ class Connection:
         """The names of the engine's own volumes, of driver local. No other driver is asked."""
         listed = self._ask(self._client.volumes, filters={"driver": "local"}).get("Volumes") or ()
         return frozenset(str(each.get("Name")) for each in listed)
+
+    def volumes(self, name: str | None = None) -> dict[str, EngineVolume]:
+        """The volumes that the engine lists, or the one of that *name*.
+
+        None is inspected: of a volume that the engine does not know yet, that makes a record without options.
+        """
+        filters = {} if name is None else {"name": name}  # of which it lists what has that in its name
+        listed = self._ask(self._client.volumes, filters=filters).get("Volumes") or ()
+        return {str(each.get("Name")): EngineVolume.parse(each) for each in listed if name in (None, each.get("Name"))}
+
+    def record(self, name: str, driver: str, options: Mapping[str, str], labels: Mapping[str, str]) -> EngineVolume:
+        """Have the engine record a volume that *driver* has. What it knows already stays in its record as it was."""
+        return EngineVolume.parse(self._ask(self._client.create_volume, name, driver, dict(options), dict(labels)))
+
+    def remove_volume(self, name: str) -> None:
+        """Have the engine and its driver remove a volume.
+
+        Raises:
+            Conflict: a container has it, stopped or not.
+        """
+        try:
+            self._ask(self._client.remove_volume, name)
+        except APIError as exc:
+            if exc.status_code != HTTPStatus.CONFLICT:
+                raise
+            raise Conflict(printable(str(exc.explanation)[:500])) from None
 
     def user_files(self, container: Container) -> tuple[bytes | None, bytes | None]:
         """The passwd and group of the image of *container*.

@@ -1,8 +1,10 @@
-"""A container, and the engine itself, as the engine describes them."""
+"""A container, a volume, and the engine itself, as the engine describes them."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -139,6 +141,38 @@ class Container:
                 return self.id in mounts or self.id in groups.read()
         except OSError:
             return False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineVolume:
+    """A volume as the engine has it in its own record. Where it has none, there are no options and no labels."""
+
+    driver: str
+    mountpoint: str
+    """Empty where the engine does not say it."""
+    options: Mapping[str, str]
+    labels: Mapping[str, str]
+
+    @classmethod
+    def parse(cls, found: Any) -> EngineVolume:
+        """Read the engine's answer to a list or a create.
+
+        Raises:
+            NoEngine: it has another shape.
+        """
+        try:
+            options, labels = (
+                {str(key): str(value) for key, value in (found.get(what) or {}).items()}
+                for what in ("Options", "Labels")
+            )
+            return cls(str(found["Driver"]), str(found.get("Mountpoint") or ""), options, labels)
+        except (KeyError, TypeError, AttributeError):
+            raise NoEngine("the engine does not describe the volume") from None
+
+    def is_of(self, socket: str) -> bool:
+        """Whether its driver is hostprep: named as its *socket*, or a plugin with a registry and a tag."""
+        name = self.driver.rpartition("/")[2].partition(":")[0]
+        return name in ("hostprep", os.path.basename(socket).removesuffix(".sock"))
 
 
 def _names(capabilities: Any) -> set[str]:

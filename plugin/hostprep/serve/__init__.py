@@ -1,4 +1,4 @@
 """The volume driver protocol on a Unix socket, for Docker and Podman.
 
-May import: errors, host, settings, engine, volumes.
+May import: errors, options, host, settings, engine, volumes.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -11,22 +12,29 @@ import time
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from ..errors import HostprepError, NotAllowed, in_words, printable
+from ..errors import HostprepError, NoSuchVolume, NotAllowed, Unreadable, in_words, printable
 from ..host import fds
 from ..host.process import raise_open_files
+from ..options import is_name
 from ..settings import Settings
 from ..volumes import trash
 from ..volumes.driver import Driver
+from ..volumes.volume import Noted
 from .listen import listen, passed_by_systemd
 from .protocol import HANDSHAKE, HANDSHAKE_ANSWER, MEDIA_TYPE
 from .worker import Worker
 
+if TYPE_CHECKING:
+    from ..engine.client import Engine
+
 log = logging.getLogger("hostprep")
 
 _PURGE_EVERY: Final = 60.0  # seconds
+_RECORDED_WITHIN: Final = 2.0  # seconds in which an engine records what it had a driver create
+_LISTED_WITHIN: Final = 60.0  # seconds that an engine has to list its volumes
 _RETRY: Final = 3600.0  # seconds after which a purge is tried again that something was in the way of
 
 
@@ -55,6 +63,8 @@ def serve(settings: Settings) -> None:
         driver.passes.stop()  # wakes the requests that wait for one
 
     threading.Thread(target=_purge_now_and_then, args=(driver,), daemon=True).start()
+    if images is not None:
+        threading.Thread(target=_note_what_is_recorded, args=(driver, images), daemon=True).start()
     threading.Thread(target=_name_unusable, args=(settings.allow,), daemon=True).start()  # a disk may hang
     try:
         Worker(listener, Application(driver), at_end=at_end).init_process()
@@ -106,6 +116,25 @@ def _purge_now_and_then(driver: Driver) -> None:
             log.warning("purge: %s", printable(in_words(exc) if known else traceback.format_exc()))
         driver.removed.wait(_PURGE_EVERY)
         driver.removed.clear()
+
+
+def _note_what_is_recorded(driver: Driver, engine: Engine) -> None:
+    """Note the labels that *engine* has given to volumes; see `Noted`. It is asked when no request waits for that."""
+    while True:
+        driver.created.wait()
+        time.sleep(_RECORDED_WITHIN)
+        driver.created.clear()
+        try:
+            with engine.connect(seconds=_LISTED_WITHIN) as connection:
+                listed = {} if connection.info.podman else connection.volumes()
+            for name, each in listed.items():
+                if is_name(name) and each.is_of(driver.settings.socket) and (each.options or each.labels):
+                    with contextlib.suppress(NoSuchVolume, Unreadable), driver.store.open(name) as volume:
+                        if volume.mountpoint == each.mountpoint:
+                            volume.note(Noted(each.options, each.labels))
+        except Exception as exc:  # whatever it is, the next Create has it tried again
+            known = isinstance(exc, HostprepError | OSError)
+            log.info("labels are not noted: %s", printable(in_words(exc) if known else traceback.format_exc()))
 
 
 class Purges:

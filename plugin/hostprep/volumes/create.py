@@ -15,7 +15,7 @@ from ..host.system import check_no_engine
 from ..options import Name, Options, path_key
 from ..settings import Settings
 from ..tree.plan import Plan
-from . import pins
+from . import pins, trash
 from .declaration import Declaration, Resolver
 from .readiness import Readiness
 from .record import WITHIN, Record, rfc3339
@@ -25,7 +25,14 @@ from .volume import DATA, Identity, open_parent
 log = logging.getLogger("hostprep")
 
 
-def create(readiness: Readiness, resolver: Resolver, name: Name, given: Mapping[str, str], deadline: float) -> None:
+def create(
+    readiness: Readiness,
+    resolver: Resolver,
+    removed: trash.Names,
+    name: Name,
+    given: Mapping[str, str],
+    deadline: float,
+) -> None:
     """See `Driver.create`."""
     store, labels, declared = readiness.store, readiness.labels, Declaration(given)
     options = declared.options
@@ -57,7 +64,10 @@ def create(readiness: Readiness, resolver: Resolver, name: Name, given: Mapping[
             try:
                 before, made = _reuse(store, locked, declared, deadline)
             except NoSuchVolume:
-                made = _make(readiness, locked, declared, deadline)
+                earlier = removed.newest(name)
+                made = _make(readiness, locked, declared, earlier, deadline)
+                for said in trash.earlier_data(store, name, earlier) if earlier else ():
+                    log.warning("create of %s: %s", name, said)
         if made is None:
             return
         try:
@@ -105,8 +115,13 @@ def _reuse(store: Store, locked: LockedName, declared: Declaration, deadline: fl
         return before, volume.identity
 
 
-def _make(readiness: Readiness, locked: LockedName, declared: Declaration, deadline: float) -> Identity | None:
-    """Make a volume that is not there. Returns its identity if its directory was adopted, and is not right yet."""
+def _make(
+    readiness: Readiness, locked: LockedName, declared: Declaration, earlier: str, deadline: float
+) -> Identity | None:
+    """Make a volume that is not there, or not any more: its data is *earlier* in the trash.
+
+    Returns its identity if its directory was adopted, and is not right yet.
+    """
     store, labels = readiness.store, readiness.labels
     path, made_path, replaceable, parent, last = declared.options.path, False, "", -1, ""
     with contextlib.ExitStack() as stack:
@@ -118,7 +133,7 @@ def _make(readiness: Readiness, locked: LockedName, declared: Declaration, deadl
                 raise NotAllowed(f"{where} is {kind}", hint="give a directory or a new name")
             if replaceable:
                 pins.check(parent)
-        record = Record(locked.name, declared, rfc3339(), made_path, pinned=bool(replaceable))
+        record = Record(locked.name, declared, rfc3339(), made_path, pinned=bool(replaceable), replaces=earlier)
         if path is None:
             record = replace(record, data=WITHIN)
         elif not made_path:

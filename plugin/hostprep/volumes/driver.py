@@ -9,7 +9,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from .listing import Lister, Listing
 from .readiness import Readiness, Repaired
 from .record import Record
 from .store import Store, no_retained
-from .volume import RECORD, RETAINED
+from .volume import RECORD, RETAINED, Identity
 
 log = logging.getLogger("hostprep")
 
@@ -45,13 +45,14 @@ class Driver:
         self.passes = self.readiness.passes
         self.removed = threading.Event()
         """Set when something went to the trash that is to be purged at once."""
+        self.created = threading.Event()
+        """Set when a volume was made, which an engine may record a moment later."""
         self._lister = Lister(store)
         self._foreign = Foreign()
         # When each name was removed. The trash does not tell that of what is purged already, nor this after a restart.
         self._removed: dict[str, float] = {}
-        self._trash: dict[str, Name | None] = {}
-        """Of which name each entry of the trash is that was read for `trash.removed_lately`."""
-        self._guard = threading.Lock()  # of _removed and _trash: two Removes would overwrite each other's note
+        self._guard = threading.Lock()  # of _removed: two Removes would overwrite each other's note
+        self._trash = trash.Names(store)
 
     @classmethod
     def open(cls, settings: Settings, *, create: bool, images: Images | None = None) -> Driver:
@@ -74,7 +75,8 @@ class Driver:
             NotAllowed: its path is not allowed, or unsafe; or nobody can be asked about images here.
             NoEngine, NoImage: the image is not there, or does not say its ids; or no engine answers.
         """
-        create.create(self.readiness, self.resolver, check_name(name), from_podman(given), deadline)
+        create.create(self.readiness, self.resolver, self._trash, check_name(name), from_podman(given), deadline)
+        self.created.set()
 
     def apply(
         self,
@@ -123,6 +125,41 @@ class Driver:
                 volume.write(changed)
         return changed
 
+    @contextlib.contextmanager
+    def kept(self, name: str, deadline: float) -> Iterator[None]:
+        """Have a Remove leave data and record where they are. At the end the volume is what it was before.
+
+        No lock is held meanwhile. Whoever is killed in between leaves the data retained, or `on_remove=retain`.
+
+        Raises:
+            NoSuchVolume, Busy: as for apply.
+        """
+        name = check_name(name)
+        with self.store.locked(name, deadline) as volume:
+            before, identity = volume.record, volume.identity
+            if not before.options.retains:
+                volume.write(before.changed(Declaration({"on_remove": "retain"})))
+        try:
+            yield
+        finally:
+            given = {key: value for key, value in before.given.items() if key == "on_remove"}
+            self._give_back(name, identity, Declaration(given), () if given else ("on_remove",))
+
+    def _give_back(self, name: Name, identity: Identity, declared: Declaration, unset: tuple[str, ...]) -> None:
+        end = time.monotonic() + 10
+        with self.store.name_lock(name, end) as locked, contextlib.ExitStack() as claim:
+            with contextlib.suppress(NoSuchVolume), locked.open() as volume:
+                if volume.identity == identity:
+                    volume.write(volume.record.changed(declared, unset))
+                return
+            with locked.retained() as retained:
+                if retained.identity != identity:
+                    return
+                record = retained.record.changed(declared, unset)
+                if record.options.path is not None:
+                    claim.enter_context(self.store.claim(record.options.path, name, end))
+                retained.reuse(record)
+
     def remove(self, name: str, deadline: float) -> None:
         """Take the volume away: to the trash, or only its record where the data is to stay.
 
@@ -146,10 +183,7 @@ class Driver:
                     self._removed = lately | {name: now}
         except NoSuchVolume:
             known = time.monotonic() - self._removed.get(name, -trash.RECENT) < trash.RECENT
-            if not known:
-                with self._guard:
-                    known = trash.removed_lately(self.store, name, self._trash)
-            if not known:
+            if not known and not self._trash.removed_lately(name):
                 raise
             self.store.sync(name)
             return

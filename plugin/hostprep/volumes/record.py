@@ -22,6 +22,7 @@ _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d
 WITHIN: Final = "within"
 """In the place of a fingerprint: the data is an ordinary directory within the volume's own, on no mount of its own."""
 _FINGERPRINT: Final = re.compile(r"[a-z0-9]{1,16}:[0-9a-f]{0,32}:[0-9]{0,20}", re.ASCII)
+TRASH_ID: Final = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}", re.ASCII)
 LIMIT: Final = 65536  # bytes; a path has at most 4095, which JSON may write as six each
 # Two changes within one tick of the file system's clock (at most 10 ms) leave one time stamp: what was read so soon
 # after a change is not kept.
@@ -53,6 +54,8 @@ class Record:
     """Whether the data was another driver's, and came here by `hostprep import`."""
     data: str = ""
     """What tells its directory from others, see `volume.Volume.open_data`; empty while it is not known yet."""
+    replaces: str = ""
+    """The id of the trash entry with the data of an earlier volume of that name; empty where there was none."""
 
     def __post_init__(self) -> None:
         if self.declared.resolved.keys() != (set() if self.options.image is None else {"uid", "gid"}):
@@ -150,6 +153,7 @@ class Record:
             "pinned": self.pinned,
             "imported": self.imported,
             "data": self.data,
+            "replaces": self.replaces,
             "resolved": dict(self.declared.resolved),
         }
         shown |= {key: value for key, value in optional.items() if value}
@@ -177,6 +181,7 @@ class Record:
                 pinned=_flag(found, "pinned"),
                 imported=_flag(found, "imported"),
                 data=_data(found),
+                replaces=_replaces(found),
             )
             if record.pinned and record.options.path is None:
                 raise ValueError("pinned stands without a path")
@@ -244,6 +249,15 @@ def _data(found: dict[str, object]) -> str:
     text = _text(found, "data")
     if text != WITHIN and not _FINGERPRINT.fullmatch(text):
         raise ValueError(f"data {text!r} is no fingerprint")
+    return text
+
+
+def _replaces(found: dict[str, object]) -> str:
+    if "replaces" not in found:
+        return ""
+    text = _text(found, "replaces")
+    if not TRASH_ID.fullmatch(text):
+        raise ValueError(f"replaces {text!r} is no trash id")
     return text
 
 

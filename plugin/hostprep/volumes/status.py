@@ -14,10 +14,9 @@ from ..host.mountinfo import mount_table
 from ..host.paths import is_below
 from ..options import Recurse
 from ..tree.plan import Plan
-from . import copying
+from . import copying, trash
 from .foreign import Foreign
 from .passes import Passes
-from .record import Record
 from .volume import Volume
 
 _COPYING: Final = "an engine may still be copying an image's files into it; what comes after is made right then"
@@ -39,7 +38,7 @@ def _status(volume: Volume, labels: Labels, passes: Passes, foreign: Foreign) ->
     record, never = volume.record, volume.record.options.recurses is Recurse.NEVER
     repair = f"hostprep repair {volume.name}"
     status: dict[str, Any] = {"uid": None, "gid": None, "mode": None, "label": None}
-    status |= {"options": dict(record.given), "ready": False, "drift": [], "warnings": [*_warnings(record, labels)]}
+    status |= {"options": dict(record.given), "ready": False, "drift": [], "warnings": [*_warnings(volume, labels)]}
     if record.declared.resolved:
         status["resolved"] = {key: int(value) for key, value in record.declared.resolved.items()}
     pending = volume.pending()
@@ -78,12 +77,15 @@ def _status(volume: Volume, labels: Labels, passes: Passes, foreign: Foreign) ->
     return status
 
 
-def _warnings(record: Record, labels: Labels) -> Iterator[str]:
+def _warnings(volume: Volume, labels: Labels) -> Iterator[str]:
+    record = volume.record
     label = record.options.label
     if label is not None and label.type and not labels.applied:
         yield f"label {label} is recorded but not applied: SELinux is off on this host"
     if record.reused_at:
         yield f"taken up again on {record.reused_at} from the data that an earlier remove had retained"
+    if record.replaces:
+        yield from trash.earlier_data(volume.root, volume.name, record.replaces)
     yield from record.entries_left_alone
 
 

@@ -5,6 +5,7 @@
     volumes/<name>/_data/         what the container sees
     volumes/<name>/pass.json      a pass over the tree has not ended (passes.py)
     volumes/<name>/copying.json   copy-ups that may be under way (copying.py)
+    volumes/<name>/engine.json    what an engine has recorded of it; for a restore
     volumes/.new-*                what an interrupted step left; removed at the next start, as in locks/
 
 The server and the command line work on one root at the same time, so nothing is remembered that a cheap look at the

@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import re
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -22,9 +23,10 @@ from ..host.uses import uses
 from ..options import Name
 from ..tree import removal
 from ..tree.walk import Outcome, reason_of
-from .record import LIMIT, Record
+from .record import LIMIT, TRASH_ID, Record, settled
+from .root import Root
 from .store import Store
-from .volume import DATA, RECORD, RETAINED
+from .volume import DATA, NOTED, RECORD, RETAINED
 
 log = logging.getLogger("hostprep")
 
@@ -34,7 +36,8 @@ _FORMERLY: Final = ".volumes"  # no id
 LEFT: Final = "left.json"
 """In an entry: what its purge could not delete."""
 _RESTORING: Final = "/restoring"  # a lock; with a slash, so no volume's name
-_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}", re.ASCII)
+_ANONYMOUS: Final = re.compile("[0-9a-f]{64}", re.ASCII)
+_READ_AT_ONCE: Final = 300  # records, in some 50 ms
 _STAMP: Final = 16  # characters of an id that are its time
 RECENT: Final = 60  # seconds in which a repeated Remove succeeds
 _YOUNG: Final = 3600  # seconds before which lack of space purges nothing
@@ -54,8 +57,23 @@ class Removed:
     @property
     def removed_at(self) -> str:
         """RFC 3339, in UTC."""
-        i = self.id
-        return f"{i[:4]}-{i[4:6]}-{i[6:8]}T{i[9:11]}:{i[11:13]}:{i[13:15]}Z"
+        return removed_at(self.id)
+
+
+def removed_at(i: str) -> str:
+    """When the entry with the id *i* came, RFC 3339, in UTC."""
+    return f"{i[:4]}-{i[4:6]}-{i[6:8]}T{i[9:11]}:{i[11:13]}:{i[13:15]}Z"
+
+
+def earlier_data(root: Root, name: Name, entry: str) -> Iterator[str]:
+    """A sentence about the data of an earlier volume *name*, while it is in the trash under the id *entry*."""
+    with root.part("trash") as trash:
+        if fds.exists(trash, entry):  # neither restored nor purged
+            back = f"hostprep rm {name} && hostprep restore {name} --id {entry}"
+            yield (
+                f"it was made empty: the data of the {name} that was removed at {removed_at(entry)} is in the trash; "
+                f"to have that back, stop the containers, then: {back}"
+            )
 
 
 def discard(store: Store, name: Name, directory: int) -> str:
@@ -124,27 +142,55 @@ def being_deleted(store: Store) -> list[Removed]:
     return found
 
 
-def removed_lately(store: Store, name: Name, known: dict[str, Name | None]) -> bool:
-    """Whether hostprep removed *name* within the last minute: the engine repeats what it got no answer to.
+class Names:
+    """Of which volume each entry of the trash is. An entry is read once. One object serves every thread."""
 
-    Args:
-        known: of which name each entry of the last minute is, so that it is read once. What is older is taken out.
-    """
-    since = time.time() - RECENT
-    with store.part("trash") as trash:
-        lately = {entry: id_ for entry in os.listdir(trash) if (id_ := entry.removeprefix(PURGED)) >= _stamp(since)}
-        for id_ in known.keys() - set(lately.values()):
-            known.pop(id_, None)
-        for entry, id_ in lately.items():
-            if id_ not in known:
-                with contextlib.suppress(OSError):  # a purge has just renamed it, or it was restored
-                    record = _record(trash, entry)
-                    known[id_] = record.name if record else None
-        if name in known.values():
-            return True
-    with contextlib.suppress(NoSuchVolume, FileNotFoundError), store.directory(name) as directory:
-        return os.stat(RETAINED, dir_fd=directory, follow_symlinks=False).st_ctime >= since
-    return False
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, tuple[Name, bool] | None] = {}  # by id; with whether its data is in the trash, too
+        self._stamp: tuple[int, int] | None = None  # of the trash when all were known; None where that cannot be kept
+        self._guard = threading.Lock()
+
+    def removed_lately(self, name: Name) -> bool:
+        """Whether hostprep removed *name* within the last minute: the engine repeats what it got no answer to."""
+        since = time.time() - RECENT
+        with self._store.part("trash") as trash, self._guard:
+            self._look(trash)
+            if any(entry >= _stamp(since) for entry in self._of(name)):
+                return True
+        with contextlib.suppress(NoSuchVolume, FileNotFoundError), self._store.directory(name) as directory:
+            return os.stat(RETAINED, dir_fd=directory, follow_symlinks=False).st_ctime >= since
+        return False
+
+    def newest(self, name: Name) -> str:
+        """The id of the entry with the data of the volume *name* that was removed last; empty where there is none."""
+        if _ANONYMOUS.fullmatch(name):  # the engine makes up another each time
+            return ""
+        with self._store.part("trash") as trash, self._guard:
+            self._look(trash)
+            found = [entry for entry, data in self._of(name).items() if data]
+            return max((entry for entry in found if fds.exists(trash, entry)), default="")
+
+    def _of(self, name: Name) -> dict[str, bool]:
+        return {entry: each[1] for entry, each in self._known.items() if each and each[0] == name}
+
+    def _look(self, trash: int) -> None:
+        """Read the entries that are not known, the newest first, as many as take no time that anybody notices."""
+        st = os.fstat(trash)
+        stamp = st.st_ino, max(st.st_mtime_ns, st.st_ctime_ns)
+        if stamp == self._stamp:
+            return
+        there = {entry.removeprefix(PURGED) for entry in os.listdir(trash)}
+        for entry in self._known.keys() - there:
+            del self._known[entry]
+        new = sorted(filter(TRASH_ID.fullmatch, there - self._known.keys()), reverse=True)
+        for entry in new[:_READ_AT_ONCE]:
+            for name in (entry, PURGED + entry):
+                with contextlib.suppress(OSError):  # it has the other name; or it was restored a moment ago
+                    record = _record(trash, name)
+                    self._known[entry] = (record.name, record.options.path is None) if record else None
+                    break
+        self._stamp = stamp if self._known.keys() >= set(new) and settled(stamp[1]) else None
 
 
 def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, deadline: float) -> Record:
@@ -168,7 +214,8 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
         chosen, record = found[0].id, found[0].record
         if record.options.path is not None:
             claim.enter_context(store.claim(record.options.path, new_name, deadline, sharing=record))
-        record = replace(record, name=new_name)
+        if new_name != name:
+            record = replace(record, name=new_name, replaces="")
         data = record.to_json()
         try:
             with (
@@ -185,6 +232,9 @@ def restore(store: Store, name: Name, *, entry: str | None, new_name: Name, dead
                 os.fsync(volumes)
                 os.fsync(trash)
                 _forget_retained(directory)
+                if new_name != name:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(NOTED, dir_fd=directory)
         except FileNotFoundError:
             why = f"removed volume {name} was purged a moment ago"
             raise NoSuchVolume(why, hint="hostprep ls --trash shows what is left") from None
@@ -217,7 +267,7 @@ def purge(store: Store, chosen: Iterable[str], *, insist: bool = True, why: str 
     chosen = list(dict.fromkeys(chosen))
     with store.part("trash") as trash:
         for entry in chosen:
-            if not _ID.fullmatch(entry):
+            if not TRASH_ID.fullmatch(entry):
                 raise Invalid(f'"{printable(entry)}" is no trash id', hint="hostprep ls --trash shows them")
             if insist and not fds.exists(trash, entry) and not fds.exists(trash, PURGED + entry):
                 raise NoSuchVolume(f"no trash entry {entry}", hint="hostprep ls --trash shows them")
@@ -313,7 +363,7 @@ def _stamp(at: float) -> str:
 
 def _ids(trash: int) -> list[str]:
     """The ids of what can be restored, the oldest first."""
-    return sorted(entry for entry in os.listdir(trash) if _ID.fullmatch(entry))
+    return sorted(entry for entry in os.listdir(trash) if TRASH_ID.fullmatch(entry))
 
 
 def _record(trash: int, entry: str) -> Record | None:

@@ -12,8 +12,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 from ..errors import NotAllowed, NotReady, OtherData, Unreadable, printable
@@ -36,8 +36,17 @@ DATA: Final = "_data"
 MARK: Final = "pass.json"
 _ABSURD: Final = 2**53  # no tree has so many entries
 
+NOTED: Final = "engine.json"
 Identity = tuple[int, int, str]
 """Device and inode of a volume's directory, and when it was created: an inode may be used again after a purge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """What an engine has in its own record of a volume. A Remove does not say it, and with it the record is gone."""
+
+    options: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Volume:
@@ -89,6 +98,20 @@ class Volume:
         numbers = [found.rate, *(n for n in (found.estimate, found.seconds_left) if n is not None)]
         sound = type(found.done) is int and all(type(n) in (int, float) for n in numbers)
         return found if sound and all(0 <= n < _ABSURD for n in (found.done, *numbers)) else Progress()
+
+    def noted(self) -> Noted:
+        """What the engine had recorded of it when it was asked; nothing where it never was, or the note is damaged."""
+        with contextlib.suppress(FileNotFoundError, ValueError, TypeError, AttributeError, RecursionError, Unreadable):
+            found = Noted(**json.loads(fds.read_file(self.fd, NOTED, limit=LIMIT)))
+            if all(isinstance(text, str) for pair in [*found.options.items(), *found.labels.items()] for text in pair):
+                return found
+        return Noted()
+
+    def note(self, noted: Noted) -> None:
+        """Note it, where it is news. Not durably: without it labels are missing after a restore, and no data."""
+        data = json.dumps(asdict(noted)).encode() + b"\n"
+        if noted != self.noted() and len(data) <= LIMIT:
+            self.root.write(self.fd, NOTED, data, durable=False)
 
     @contextlib.contextmanager
     def open_data(self, *, as_mount: bool = False) -> Iterator[int]:

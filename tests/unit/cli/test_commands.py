@@ -212,7 +212,10 @@ def test_settings_by_flag(hostprep: Command, host: Host) -> None:
 
 def test_as_a_module(host: Host) -> None:
     """`python -m hostprep` is the same command."""
-    assert host.run("create", "mongo") == Done(0, "mongo\n", "")
+    said = f"there is no engine at {host.environ['DOCKER_HOST'].removeprefix('unix://')}"
+    command = "docker volume create -d hostprep mongo"
+    told = f"hostprep: the options of mongo are in no engine's record: {said} ({command})\n"
+    assert host.run("create", "mongo") == Done(0, "mongo\n", told)
     assert host.run("ls").out.splitlines()[1].startswith("mongo\t0:0\t0755\t-\tready\t")
     assert host.run("nonsense").code == 2
     assert host.run("status", "x").code == 1
@@ -236,7 +239,7 @@ def test_a_cheap_start(host: Host, arguments: list[str]) -> None:
         command, cwd=REPOSITORY, env=host.process_environ(), capture_output=True, text=True, check=True
     )
     assert done.stdout
-    assert done.stderr == "\n\n"
+    assert [line for line in done.stderr.splitlines() if "no engine" not in line] == ["", ""]
 
 
 def test_serve_without_click(host: Host) -> None:

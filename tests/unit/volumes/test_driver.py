@@ -536,6 +536,75 @@ class TestRetain:
         assert [each["name"] for each in driver.retained_volumes()] == ["mongo"]
 
 
+class TestKept:
+    """A Remove and what follows, as when an engine is to forget a volume and to record it anew."""
+
+    OPTIONS: tuple[dict[str, str], ...] = (
+        {},
+        {"on_remove": "retain"},
+        {"on_remove": "delete", "image": "mongo"},
+        {"path": "/db"},
+    )
+
+    @pytest.mark.parametrize("removed", [True, False], ids=["removed", "not removed"])
+    @pytest.mark.parametrize("options", OPTIONS, ids=map(str, OPTIONS))
+    def test_all_is_as_before(
+        self, open_driver: OpenDriver, host: Host, options: dict[str, str], *, removed: bool
+    ) -> None:
+        """Whether or not it was removed, and whatever went wrong, record, data and time of creation are as before."""
+        driver, server = open_driver(), open_driver()
+        driver.resolver.images = Known()
+        options = {key: f"{host.srv}{value}" if key == "path" else value for key, value in options.items()}
+        driver.create("mongo", {"uid": "184", **options}, soon())
+        place = Path(driver.mount("mongo", soon()))
+        make_tree(place, "file file 184:998 644 kept")
+        os.utime(place, (1, 1))
+        record, before = host.record("mongo").read_bytes(), driver.get("mongo")
+        with pytest.raises(OSError, match="the engine is gone"), driver.kept("mongo", soon()):
+            if removed:
+                server.remove("mongo", soon())
+                with pytest.raises(NoSuchVolume):
+                    server.get("mongo")
+            raise OSError("the engine is gone")
+        assert host.record("mongo").read_bytes() == record
+        assert server.get("mongo") == before
+        assert (place / "file").read_text() == "kept"
+        assert (driver.retained_volumes(), host.trash()) == ([], [])
+
+    def test_what_changes_meanwhile(self, driver: Driver, open_driver: OpenDriver) -> None:
+        """No lock is held meanwhile: what others change stays, and a volume that took its place is left alone."""
+        server = open_driver()
+        driver.create("mongo", MONGO, soon())
+        with driver.kept("mongo", soon()):
+            server.apply("mongo", {"uid": "200"}, (), soon())
+        assert driver.get("mongo")["Status"]["options"] == {"uid": "200", "gid": "998"}
+        with driver.kept("mongo", soon()):
+            server.remove("mongo", soon())
+            server.discard_retained("mongo", soon())
+            server.create("mongo", {"on_remove": "retain"}, soon())
+        assert driver.get("mongo")["Status"]["options"] == {"on_remove": "retain"}
+
+    def test_killed_meanwhile(self, driver: Driver, host: Host) -> None:
+        """Of whoever is killed after the Remove, the data is retained, and a Create takes it up."""
+        driver.create("mongo", MONGO, soon())
+        make_tree(host.data("mongo"), "file file 184:998 644 kept")
+        script = """
+import os, signal, sys
+from hostprep.settings import Settings
+from hostprep.volumes.driver import Driver
+driver = Driver.open(Settings.read(os.environ), create=False)
+with driver.kept("mongo", sys.float_info.max):
+    driver.remove("mongo", sys.float_info.max)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+        process = host.begin_script(script)
+        process.communicate(timeout=60)
+        assert process.returncode == -9
+        assert [each["name"] for each in driver.retained_volumes()] == ["mongo"]
+        driver.create("mongo", MONGO, soon())
+        assert (host.data("mongo") / "file").read_text() == "kept"
+
+
 class TestLabelsOnAHostWithout:
     def test_recorded_and_reported(self, open_driver: OpenDriver, host: Host) -> None:
         """Without SELinux a label is recorded and reported as not applied, and that is no error."""

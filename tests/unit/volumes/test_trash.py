@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -16,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from hostprep.errors import Conflict, Invalid, NoSuchVolume
-from hostprep.options import check_name
+from hostprep.errors import Conflict, Invalid, NoSuchVolume, Unreadable
+from hostprep.options import Name, check_name
 from hostprep.volumes import trash
 from hostprep.volumes.driver import Driver
 from hostprep.volumes.root import Root
@@ -167,6 +168,111 @@ class TestRestore:
         assert driver.get("mongo")["Status"]["ready"] is False
         driver.mount("mongo", soon())
         assert owner(host.data("mongo") / "a") == (184, 0)
+
+
+def told(driver: Driver, name: str = "mongo") -> list[str]:
+    """What Status says of an earlier volume's data."""
+    return [each for each in driver.get(name)["Status"]["warnings"] if "in the trash" in each]
+
+
+class TestMadeAnew:
+    """A volume of the name of a removed one, whose data is in the trash."""
+
+    def test_it_says_so(self, driver: Driver, host: Host, caplog: pytest.LogCaptureFixture) -> None:
+        """The log and Status say when the data was removed, and the commands that bring it back do so."""
+        older, entry = removed(driver, host, age=900, text="older"), removed(driver, host, age=100)
+        driver.create("mongo", {"uid": "184"}, soon())
+        (said,) = told(driver)
+        assert f"create of mongo: {said}" in caplog.text
+        stamp = time.strptime(entry[:16], "%Y%m%dT%H%M%SZ")
+        assert time.strftime("removed at %Y-%m-%dT%H:%M:%SZ", stamp) in said
+        assert driver.get("mongo")["Status"]["ready"] is True
+        assert said.endswith(f"then: hostprep rm mongo && hostprep restore mongo --id {entry}")
+        for command in said.rpartition("then: ")[2].split(" && "):
+            done = host.run(*command.split()[1:])
+            assert done.code == 0, done.err
+        assert (host.data("mongo") / "file").read_text() == "kept"
+        assert [each for each in told(driver) if older not in each] == []
+
+    @pytest.mark.parametrize("how", ["restored", "purged", "purged by another"])
+    def test_until_it_is_gone(self, driver: Driver, host: Host, how: str) -> None:
+        """Status says it no more when the data was restored under another name, or purged."""
+        entry = removed(driver, host)
+        driver.create("mongo", {}, soon())
+        assert told(driver) != []
+        if how == "restored":
+            restored(driver, entry=entry, new_name="old")
+        elif how == "purged":
+            driver.purge([entry])
+        else:
+            (host.root / "trash" / entry).rename(host.root / "trash" / (trash.PURGED + entry))
+        assert told(driver) == []
+        driver.remove("mongo", soon())
+        driver.create("mongo", {}, soon())
+        assert [entry in each for each in told(driver)] == [False]
+
+    def test_a_new_name(self, driver: Driver, host: Host) -> None:
+        """Volumes of another name say nothing, nor one restored under another; a repeated Create says it once."""
+        entry = removed(driver, host)
+        driver.create("other", {}, soon())
+        assert told(driver, "other") == []
+        driver.create("mongo", {}, soon())
+        driver.create("mongo", {}, soon())
+        assert len(told(driver)) == 1
+        driver.remove("mongo", soon())
+        restored(driver, new_name="again")
+        assert told(driver, "again") == []
+        assert entry in host.trash()
+
+    def test_data_that_is_not_in_the_trash(self, driver: Driver, host: Host) -> None:
+        """Of a volume by path, or with on_remove=retain, the data stayed: the next one has it, and nothing is said."""
+        for options in ({"path": f"{host.srv}/db"}, {"on_remove": "retain"}):
+            for _ in range(2):
+                driver.create("mongo", options, soon())
+                assert told(driver) == []
+                driver.remove("mongo", soon())
+
+    def test_what_another_process_removed(self, driver: Driver, open_driver: OpenDriver, host: Host) -> None:
+        """What the command line removed is found, too, and a damaged entry keeps nobody from it."""
+        damaged = removed(driver, host)
+        (host.root / "trash" / damaged / "volume.json").write_text("{")
+        driver.create("redis", {}, soon())
+        assert told(driver, "redis") == []
+        entry = removed(open_driver(HOSTPREP_SELINUX="force"), host)
+        driver.create("mongo", {}, soon())
+        assert [entry in each for each in told(driver)] == [True]
+
+    def test_it_costs_little(self, driver: Driver, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A Create reads some hundred records of the trash at most, each once; an anonymous name has it read none."""
+        monkeypatch.setattr(trash, "_READ_AT_ONCE", 5)
+        entries = [removed(driver, host, f"vol{number}", age=100 * number) for number in range(8)]
+        read: list[str] = []
+        record = trash._record
+
+        def noting(directory: int, entry: str) -> object:
+            read.append(entry)
+            return record(directory, entry)
+
+        monkeypatch.setattr(trash, "_record", noting)
+        names = trash.Names(driver.store)
+        assert names.newest(Name("a" * 64)) == ""
+        assert read == []
+        assert names.newest(Name("vol7")) == ""  # further back than one Create looks
+        assert read == entries[:5]
+        assert names.newest(Name("vol7")) == entries[7]
+        assert sorted(read) == sorted(entries)
+
+    def test_a_record_of_an_older_version(self, driver: Driver, host: Host) -> None:
+        """A record without a word about it says nothing; one that names no entry of a trash is damaged."""
+        removed(driver, host)
+        driver.create("mongo", {}, soon())
+        record = json.loads(host.record("mongo").read_text())
+        earlier = record.pop("replaces")
+        host.record("mongo").write_text(json.dumps(record))
+        assert told(driver) == []
+        host.record("mongo").write_text(json.dumps({**record, "replaces": f"../trash/{earlier}"}))
+        with pytest.raises(Unreadable, match="no trash id"):
+            driver.get("mongo")
 
 
 class TestPurge:
