@@ -16,6 +16,7 @@ _ID = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 _MODE = re.compile(r"0[0-7]{1,4}", re.ASCII)
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}", re.ASCII)
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@$\\-]{0,254}", re.ASCII)
 _CATEGORIES = r"c[0-9]+(?:\.c[0-9]+)?(?:,c[0-9]+(?:\.c[0-9]+)?)*"
 _LEVEL = re.compile(rf"s[0-9]+(?::{_CATEGORIES})?(?:-s[0-9]+(?::{_CATEGORIES})?)?", re.ASCII)
 # As github.com/distribution/reference has it.
@@ -123,13 +124,20 @@ class Label:
 
 
 def parse_id(key: str, text: str) -> int:
-    """Read a host user or group id, 0 to 4294967294, in plain ASCII digits."""
+    """Read a user or group id, 0 to 4294967294, in plain ASCII digits."""
     if _ID.fullmatch(text) and len(text) <= len(str(MAX_ID)) and int(text) <= MAX_ID:
         return int(text)
     hint = "plain digits without sign, space or leading zero"
     if _IDENTIFIER.fullmatch(text):
         hint = "names are refused, since a name means different numbers on the host and in the image: give the number"
     raise _bad(key, text, f"a number from 0 to {MAX_ID}", hint)
+
+
+def parse_userns(text: str) -> str:
+    """Read whose numbers uid and gid are: `auto`, `host`, or a name in /etc/subuid, which may be a number."""
+    if _USER.fullmatch(text):
+        return text
+    raise _bad("userns", text, "auto, host, or a name in /etc/subuid", "for example dockremap")
 
 
 def parse_path(text: str, *, key: str = "path") -> str:
@@ -191,6 +199,7 @@ class Options:
     on_remove: OnRemove | None = None
     image: str | None = None
     at: str | None = None
+    userns: str | None = None
 
     @classmethod
     def parse(cls, given: Mapping[str, str]) -> Options:
@@ -218,6 +227,7 @@ class Options:
             on_remove=_choice("on_remove", given["on_remove"], OnRemove) if "on_remove" in given else None,
             image=parse_image(given["image"]) if "image" in given else None,
             at=parse_path(given["at"], key="at") if "at" in given else None,
+            userns=parse_userns(given["userns"]) if "userns" in given else None,
         )
         if options.at is not None and options.image is None:
             raise Invalid("option at says where in an image to look, and no image is given", hint="give image, too")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -79,6 +80,46 @@ def docker(engine: Engine, hostprep: Hostprep) -> Iterator[Docker]:
     # The shim of a container ends a moment after the client has its answer.
     wait_for(lambda: not running(engine) - processes, "the containers' last processes to end")
     assert Counter(engine.mounts()) - mounts == Counter()
+
+
+class Remapped:
+    """The engine, to be started with userns-remap. It reads ranges of its own, as does hostprep beside it."""
+
+    RANGES = "daemon:100000:65536\nbin:231072:1000\nbin:400000:64536\n"
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def start(self, which: str) -> None:
+        """Begin anew with a map of `one` range, or of `two`; and import busybox, which it does not have."""
+        self.engine.stop()
+        self.engine.start("--userns-remap", {"one": "daemon", "two": "bin"}[which])
+        Docker(self.engine)("import", "-", "busybox", stdin=busybox())
+        Docker(self.engine)("import", "-", "copyup", stdin=busybox(*COPY_UP))
+
+
+@pytest.fixture
+def remapped(docker: Docker, engine: Engine, tmp_path: Path) -> Iterator[Remapped]:
+    """The engine without a map yet; after the test `docker` starts it as it was."""
+    (tmp_path / "sub").write_text(Remapped.RANGES)
+    missing = [Path(f"/etc/{name}") for name in ("subuid", "subgid") if not Path(f"/etc/{name}").exists()]
+    for path in missing:
+        path.touch()
+    for name in ("subuid", "subgid"):
+        engine.run("mount", "--bind", str(tmp_path / "sub"), f"/etc/{name}")
+        if engine.tree:
+            script = f"touch /etc/{name}; mount --bind {tmp_path}/sub /etc/{name}"
+            subprocess.run(engine.beside("sh", "-euc", script), check=True, timeout=60)
+    engine.home.chmod(0o711)
+    yield Remapped(engine)
+    docker.remove_everything()
+    engine.home.chmod(0o700)
+    for name in ("subuid", "subgid"):
+        engine.run("umount", f"/etc/{name}")
+        if engine.tree:
+            subprocess.run(engine.beside("umount", f"/etc/{name}"), check=True, timeout=60)
+    for path in missing:
+        path.unlink()
 
 
 def running(engine: Engine) -> Counter[str]:

@@ -25,6 +25,7 @@ _FLAGS: Final = {
     "require-marker": ("0|1", "1: refuse a root directory without hostprep.json."),
     "known-roots": ("DIR", "Directory in which the roots are remembered that this host has served."),
     "log-level": ("LEVEL", "debug, info, warning or error."),
+    "userns": ("WHOSE", "Whose uid and gid are, where userns is not given: auto, host, or a name in /etc/subuid."),
     "docker-host": ("URL", "Engine to ask about images, such as unix:///run/docker.sock."),
 }
 _COMMANDS: Final = {

@@ -15,7 +15,7 @@ from ..host.system import check_no_engine
 from ..options import Name, path_key
 from ..tree.plan import Plan
 from . import pins
-from .declaration import Declaration, Resolver
+from .declaration import Asks, Declaration, Resolver
 from .readiness import Readiness
 from .record import WITHIN, Record, rfc3339
 from .store import LockedName, Store
@@ -24,7 +24,9 @@ from .volume import DATA, Identity, open_parent
 log = logging.getLogger("hostprep")
 
 
-def create(readiness: Readiness, resolver: Resolver, name: Name, given: Mapping[str, str], deadline: float) -> None:
+def create(
+    readiness: Readiness, resolver: Resolver, name: Name, given: Mapping[str, str], deadline: float, asks: Asks
+) -> None:
     """See `Driver.create`."""
     store, labels, declared = readiness.store, readiness.labels, Declaration(given)
     options = declared.options
@@ -53,9 +55,9 @@ def create(readiness: Readiness, resolver: Resolver, name: Name, given: Mapping[
             before: Record | None = None
             made: Identity | None
             try:
-                before, made = _reuse(store, locked, declared, deadline)
+                before, made = _reuse(store, locked, declared, deadline, resolver, asks)
             except NoSuchVolume:
-                made = _make(readiness, locked, declared, deadline)
+                made = _make(readiness, locked, resolver.mapped(declared, asks), deadline)
         if made is None:
             return
         try:
@@ -77,7 +79,9 @@ def _confirm(store: Store, existing: Record, given: Mapping[str, str]) -> None:
     store.sync(existing.name)
 
 
-def _reuse(store: Store, locked: LockedName, declared: Declaration, deadline: float) -> tuple[Record, Identity]:
+def _reuse(
+    store: Store, locked: LockedName, declared: Declaration, deadline: float, resolver: Resolver, asks: Asks
+) -> tuple[Record, Identity]:
     """Make retained data a volume again, with *declared* over its own options. Returns its record as retained.
 
     Raises:
@@ -85,7 +89,7 @@ def _reuse(store: Store, locked: LockedName, declared: Declaration, deadline: fl
     """
     with locked.retained() as volume, contextlib.ExitStack() as claim:
         before = volume.record
-        record = before.changed(declared)
+        record = before.changed(resolver.mapped(declared, asks) if declared.options.userns else declared)
         with volume.open_data(as_mount=True):  # or the engine would be told of a volume that cannot be mounted
             pass
         if record.options.path is not None:
@@ -126,7 +130,7 @@ def _make(readiness: Readiness, locked: LockedName, declared: Declaration, deadl
                 new.publish()
             return new.identity
         with fds.closing(fds.make_dir(new.fd, DATA) if path is None else fds.make_dir(parent, last)) as data:
-            Plan.of(data, new.want(labels).first(), labels).apply()
+            Plan.of(data, new.want(labels).first(declared.userns.root), labels).apply()
             if path is None:  # the record last: on ext4 and XFS its sync brings all of it along, in one commit
                 new.write_record()
             os.fsync(data)  # on btrfs only this brings it along

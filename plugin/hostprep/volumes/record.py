@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ..errors import Conflict, Invalid, Unreadable
+from ..host.userns import HOST, Remap
 from ..options import Mode, Name, Options, check_name
 from .declaration import Declaration
 
@@ -117,6 +118,7 @@ class Record:
             "imported": self.imported,
             "data": self.data,
             "resolved": dict(self.declared.resolved),
+            "userns": {} if self.declared.userns == HOST else self.declared.userns.shown,
         }
         shown |= {key: value for key, value in optional.items() if value}
         return json.dumps(shown, indent=2).encode() + b"\n"
@@ -134,7 +136,7 @@ class Record:
                 raise ValueError("not an object")
             record = cls(
                 name=check_name(_text(found, "name")),
-                declared=Declaration(_texts(found, "options"), _texts(found, "resolved", {})),
+                declared=Declaration(_texts(found, "options"), _texts(found, "resolved", {}), _userns(found)),
                 created_at=sys.intern(_time(found, "created_at")),
                 made_path=_flag(found, "made"),
                 reused_at=_time(found, "taken_up") if "taken_up" in found else "",
@@ -188,6 +190,16 @@ def _texts(found: dict[str, object], key: str, default: object = None) -> dict[s
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise ValueError(f"{key} must be an object of strings")
     return value
+
+
+def _userns(found: dict[str, object]) -> Remap:
+    """None is the host's: so it was before there was any other."""
+    if "userns" not in found:
+        return HOST
+    maps = _texts(found, "userns")
+    if maps.keys() != {"uid", "gid"}:
+        raise ValueError("userns must have uid and gid")
+    return Remap.parse(maps["uid"], maps["gid"])
 
 
 def _time(found: dict[str, object], key: str) -> str:

@@ -8,19 +8,22 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
-from ..errors import NotAllowed, NotReady, printable
+from ..errors import HostprepError, NotAllowed, NotReady, printable
 from ..host import acl
 from ..host.filesystem import takes_writes
 from ..host.labels import Labels
+from ..host.userns import HOST, Remap
 from ..options import Recurse
-from ..tree.plan import Plan, Want
+from ..tree.plan import Change, Plan, Want
 from . import copying
+from .declaration import Asks, Resolver
 from .passes import Passes
 from .record import Record
 from .volume import Volume
 
 _COPYING: Final = "an engine may still be copying an image's files into it; what comes after is made right then"
 _READ_ONLY: Final = "it is mounted read-only, or its file system has stopped after an error, which dmesg shows"
+_NOBODY: Final = (65534, 65534)  # what a container sees of an owner that it has not (user_namespaces(7))
 _LOOKED_AT: Final = 100  # direct entries of an adopted directory
 
 
@@ -40,6 +43,8 @@ def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
     status |= {"options": dict(record.given), "ready": False, "drift": [], "warnings": [*_warnings(record, labels)]}
     if record.declared.resolved:
         status["resolved"] = {key: int(value) for key, value in record.declared.resolved.items()}
+    if record.declared.userns != HOST:
+        status["userns"] = record.declared.userns.shown
     pending = volume.pending()
     if running := passes.running(volume.name):
         status["progress"] = asdict(running.progress)
@@ -50,7 +55,10 @@ def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
             plan = Plan.of(data, volume.want(labels), labels)
             want, found = plan.want, plan.found
             status |= {"uid": found.uid, "gid": found.gid, "mode": str(found.mode), "label": found.label}
-            status["drift"] = [f"{change.what} is {change.old}, declared {change.new}" for change in plan.changes]
+            inside = record.declared.userns.inside(found.uid, found.gid) or _NOBODY
+            if inside != (found.uid, found.gid):
+                status |= {"uid": inside[0], "gid": inside[1], "host_uid": found.uid, "host_gid": found.gid}
+            status["drift"] = [_drift(change, record.declared.userns) for change in plan.changes]
             status["ready"] = not plan.changes and pending is None
             if not takes_writes(data):
                 status["ready"] = False
@@ -69,6 +77,14 @@ def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
     return status
 
 
+def _drift(change: Change, remap: Remap) -> str:
+    sentence = f"{change.what} is {change.old}, declared {change.new}"
+    if change.what != "owner" or remap == HOST:
+        return sentence
+    uid, gid = remap.inside(*map(int, change.new.split(":"))) or _NOBODY
+    return f"{sentence} (on this host; {uid}:{gid} in the container)"
+
+
 def _warnings(record: Record, labels: Labels) -> Iterator[str]:
     label = record.options.label
     if label is not None and label.type and not labels.applied:
@@ -76,6 +92,24 @@ def _warnings(record: Record, labels: Labels) -> Iterator[str]:
     if record.reused_at:
         yield f"taken up again on {record.reused_at} from the data that an earlier remove had retained"
     yield from record.entries_left_alone
+
+
+def of_another_engine(record: Record, resolver: Resolver, asks: Asks) -> Iterator[str]:
+    """What is wrong where the containers of the engine that asks have other ids than the volume was made for.
+
+    Of numbers that are this host's, as in a record from before there was a choice, nothing is where they have them.
+    """
+    declared = record.declared
+    engine = None
+    with contextlib.suppress(HostprepError):
+        engine = resolver.of_engine(asks)
+    if engine in (None, declared.userns) or resolver.whose(declared) == "host":
+        return
+    wanted, root = declared.on_disk, engine.root
+    uid, gid = root[0] if wanted.uid is None else wanted.uid, root[1] if wanted.gid is None else wanted.gid
+    if declared.userns != HOST or not engine.covers(uid, gid):
+        what = f"it is prepared for containers whose ids are {declared.userns}, and those of the engine are {engine}"
+        yield f"{what}; hostprep apply {record.name} -o userns=auto makes it theirs"
 
 
 def _foreign(data: int, want: Want) -> list[str]:

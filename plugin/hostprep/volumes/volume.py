@@ -71,7 +71,7 @@ class Volume:
     def want(self, labels: Labels) -> Want:
         """What the data directory is to be."""
         record = self.record
-        return Want.of(record.options, labels, adopted=record.adopted, narrowed=record.narrowed)
+        return Want.of(record.declared.on_disk, labels, adopted=record.adopted, narrowed=record.narrowed)
 
     def pending(self) -> Progress | None:
         """How far the pass is that has not ended; None where there is none. A damaged mark counts as no progress."""
