@@ -101,25 +101,20 @@ class Remapped:
 @pytest.fixture
 def remapped(docker: Docker, engine: Engine, tmp_path: Path) -> Iterator[Remapped]:
     """The engine without a map yet; after the test `docker` starts it as it was."""
-    (tmp_path / "sub").write_text(Remapped.RANGES)
-    missing = [Path(f"/etc/{name}") for name in ("subuid", "subgid") if not Path(f"/etc/{name}").exists()]
-    for path in missing:
-        path.touch()
-    for name in ("subuid", "subgid"):
-        engine.run("mount", "--bind", str(tmp_path / "sub"), f"/etc/{name}")
-        if engine.tree:
-            script = f"touch /etc/{name}; mount --bind {tmp_path}/sub /etc/{name}"
-            subprocess.run(engine.beside("sh", "-euc", script), check=True, timeout=60)
+    # A copy of all of /etc: who replaces a file there by rename takes away what is mounted on it, here too.
+    where = {"machine": engine.inside, "tree": engine.beside} if engine.tree else {"machine": engine.inside}
+    for name, within in where.items():
+        script = 'cp -a /etc "$0" && echo "$1" | tee "$0/subuid" > "$0/subgid" && mount --bind "$0" /etc'
+        command = within("sh", "-euc", script, str(tmp_path / name), Remapped.RANGES)
+        subprocess.run(command, check=True, timeout=60)
     engine.home.chmod(0o711)
     yield Remapped(engine)
     docker.remove_everything()
+    engine.stop()
     engine.home.chmod(0o700)
-    for name in ("subuid", "subgid"):
-        engine.run("umount", f"/etc/{name}")
-        if engine.tree:
-            subprocess.run(engine.beside("umount", f"/etc/{name}"), check=True, timeout=60)
-    for path in missing:
-        path.unlink()
+    for within in where.values():
+        subprocess.run(within("umount", "/etc"), check=True, timeout=60)
+    engine.start()
 
 
 def running(engine: Engine) -> Counter[str]:

@@ -16,12 +16,10 @@ from tests.support.host import PYTHON, REPOSITORY
 from tests.support.unixhttp import Answer, Connection
 
 _PR_SET_NAME = 15
+# A copy of all of it: where another process replaces a file by rename, the kernel takes away what is mounted on it.
 _OWN_ETC = """
-for file in "$1"/*; do
-    test -e "/etc/${file##*/}" && { mount --bind "$file" "/etc/${file##*/}" || exit; }
-done
-shift
-exec "$@"
+all=$(mktemp -d "$1/all.XXXXXX") && cp -a /etc/. "$all" && cp "$1"/sub?id "$1/passwd" "$all" || exit
+chmod 755 "$all" && mount --bind "$all" /etc && shift && exec "$@"
 """
 
 
@@ -54,7 +52,7 @@ class Asking:
 
 @contextlib.contextmanager
 def asking(*words: str, etc: Path, name: str = "dockerd", under: Sequence[str] = ()) -> Iterator[Asking]:
-    """A process called *name*, with *words* in its command line. Where it is, *etc* covers files of /etc."""
+    """A process called *name*, with *words* in its command line. Where it is, files of *etc* are in /etc."""
     inside = ["unshare", "--mount", "sh", "-c", _OWN_ETC, "sh", str(etc)]
     command = [*inside, *under, PYTHON, "-m", "tests.support.engines", name, *words]
     pipe = subprocess.PIPE

@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import re
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,8 @@ from .userns import HOST, SUBUID, Remap, named, read_etc
 
 _CONFIGURATION: Final = "/etc/docker/daemon.json"
 _DATA: Final = "/var/lib/docker"
+_DATA_FLAGS: Final = ("--data-root", "--graph", "-g")
+_OPEN: Final = re.compile(r"(?:/([0-9]+\.[0-9]+))?/volumes/metadata\.db$", re.ASCII)
 _LIMIT: Final = 1 << 20  # bytes of a file
 _TICK: Final = 1 / os.sysconf("SC_CLK_TCK")  # seconds
 _PLUGIN: Final = re.compile(r"(?:/([0-9]+)\.([0-9]+))?/plugins/[0-9a-f]{64}/propagated-mount$", re.ASCII)
@@ -58,7 +59,7 @@ def of_running() -> Remap | None:
         Invalid: they cannot be told, or several engines have different ones.
     """
     with _in_words():
-        found = {_of_process(*each, "dockerd") for each in _running()}
+        found = {_of_process(*each, "dockerd") for each in running("dockerd")}
     if len(found) > 1:
         raise _unknown("the engines of this host have different ones")
     return found.pop() if found else None
@@ -112,14 +113,23 @@ def _process(pid: int | str) -> tuple[str, float]:
     return name, int(fields.split()[19]) * _TICK
 
 
-def _running() -> Iterator[tuple[int, float]]:
-    """Each dockerd in hostprep's own mount namespace: a container could name itself one."""
+def running(*names: str) -> Iterator[tuple[int, float]]:
+    """The processes of these names in hostprep's own mount namespace, and when each began.
+
+    No others: a container could name itself an engine.
+    """
     ours = os.readlink("/proc/self/ns/mnt")
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # it has ended, or may not be looked at
             name, started = _process(pid)
-            if name == "dockerd" and os.readlink(f"/proc/{pid}/ns/mnt") == ours:
+            if name in names and os.readlink(f"/proc/{pid}/ns/mnt") == ours:
                 yield int(pid), started
+
+
+def command_line(pid: int) -> list[tuple[str, str]]:
+    """Each word of a process's command line with the next one; `--flag=value` is two."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"=", b"\0").split(b"\0")
+    return list(itertools.pairwise(map(os.fsdecode, words)))
 
 
 @functools.lru_cache(maxsize=64)  # an engine reads what it is told when it starts
@@ -128,31 +138,39 @@ def _of_process(pid: int, started: float, name: str) -> Remap | None:
         raise _unknown("who asks is in a user namespace of its own, as a rootless engine is")
     if name != "dockerd":
         return HOST if name == "podman" else None
-    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="surrogateescape").split("\0")
-    return _told(pid, [part for word in words for part in word.split("=", 1)])
+    return _told(pid, command_line(pid))
 
 
-def _told(pid: int, words: list[str]) -> Remap:
+def _told(pid: int, flags: list[tuple[str, str]]) -> Remap:
     """The map that a command line asks for, or the configuration file that it names, which the process *pid* sees."""
-
-    def flag(*names: str) -> str | None:
-        return next((value for name, value in reversed(list(itertools.pairwise(words))) if name in names), None)
-
-    read = functools.partial(_read, pid)
-    found: Any = {}
-    with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(read(flag("--config-file") or _CONFIGURATION) or b"{}")
-    file = found if isinstance(found, dict) else {}
-    user = flag("--userns-remap") or file.get("userns-remap")
-    if not user:
-        return HOST
-    remap = named(str(user), read)
-    data = flag("--data-root", "--graph", "-g") or file.get("data-root") or file.get("graph") or _DATA
-    confirmed = f"{data}/{remap.root[0]}.{remap.root[1]}"
-    if remap != HOST and not _is_directory(pid, confirmed):
-        why = f"by userns-remap={printable(str(user))} there would be a directory {printable(confirmed)}"
-        raise _unknown(f"{why} (has it been changed since the engine started?)")
+    said, read = dict(flags), functools.partial(_read, pid)
+    path = said.get("--config-file") or _CONFIGURATION
+    try:
+        file: dict[str, Any] = dict(json.loads(read(path) or b"{}"))
+    except (ValueError, TypeError, RecursionError):
+        raise _unknown(f"{printable(path)} is not what an engine reads") from None
+    user = said.get("--userns-remap") or file.get("userns-remap")
+    remap = named(str(user), read) if user else HOST
+    data = next(filter(None, (*map(said.get, _DATA_FLAGS), file.get("data-root"), file.get("graph"))), _DATA)
+    begins = None if remap == HOST else f"{remap.root[0]}.{remap.root[1]}"
+    if (used := _used(pid)) != {begins} and (used or not (begins is None or _is_directory(pid, f"{data}/{begins}"))):
+        why = f"by its configuration its data would be in {printable(f'{data}/{begins or str()}')}"
+        raise _unknown(f"{why} (was that changed since it started?)")
     return remap
+
+
+def _used(pid: int) -> set[str | None]:
+    """What an engine that runs has made of its first ids, in the path of what it keeps open; empty if that is not seen.
+
+    A directory of that name may be an earlier one's.
+    """
+    found: set[str | None] = set()
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                if match := _OPEN.search(os.readlink(f"/proc/{pid}/fd/{fd}")):
+                    found.add(match[1])
+    return found
 
 
 def _open(pid: int, path: str, flags: int) -> int:
@@ -174,8 +192,9 @@ def _read(pid: int, path: str) -> bytes:
 
 
 def _is_directory(pid: int, path: str) -> bool:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), closing(_open(pid, path, os.O_PATH)) as pinned:
-        return stat.S_ISDIR(os.fstat(pinned).st_mode)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.close(_open(pid, path, os.O_PATH | os.O_DIRECTORY))
+        return True
     return False
 
 

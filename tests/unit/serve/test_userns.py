@@ -151,10 +151,35 @@ class TestRefused:
     def test_not_confirmed(self, host: Host, server: Server, ranges: Path, tmp_path: Path) -> None:
         """An engine whose data root says otherwise may have begun with another configuration."""
         with asking("--userns-remap=lab", "--data-root", str(tmp_path), etc=ranges) as engine:
-            assert "changed since the engine started" in self.refused(host, server, engine)
+            assert "was that changed since it started?" in self.refused(host, server, engine)
             assert "userns=host" in self.refused(host, server, engine)
             assert engine(server.socket, "Create", Name="mongo", Opts=IDS | {"userns": "host"}).status == 200
         assert owner(host.data("mongo")) == (184, 998)
+
+    @pytest.mark.parametrize(
+        ("words", "used"), [(["--userns-remap=lab"], "."), ([], "231072.300000"), (["--userns-remap=lab"], "1.1")]
+    )
+    def test_what_it_uses(
+        self, host: Host, server: Server, ranges: Path, data: Path, words: list[str], used: str
+    ) -> None:
+        """What an engine has open tells more than directories that are there, which earlier ones may have left."""
+        for directory in (".", "231072.300000", "1.1"):
+            (data / directory / "volumes").mkdir(parents=True)
+            (data / directory / "volumes/metadata.db").touch()
+        under = ("sh", "-c", 'exec "$@" 9<"$0"', f"{data / used}/volumes/metadata.db")
+        words = [*words, "--config-file=/none", "--data-root", str(data)]
+        with asking(*words, etc=ranges, under=under) as engine:
+            assert "was that changed since it started?" in self.refused(host, server, engine)
+        right = data / ("231072.300000" if "--userns-remap=lab" in words else ".")
+        with asking(*words, etc=ranges, under=(*under[:3], f"{right}/volumes/metadata.db")) as engine:
+            assert engine(server.socket, "Create", Name="mongo", Opts=IDS).status == 200
+
+    @pytest.mark.parametrize("text", ["{", "[1]", "null"])
+    def test_no_configuration(self, host: Host, server: Server, ranges: Path, tmp_path: Path, text: str) -> None:
+        """A configuration file that no engine starts with was changed since."""
+        (tmp_path / "daemon.json").write_text(text)
+        with asking("--config-file", str(tmp_path / "daemon.json"), etc=ranges) as engine:
+            assert "is not what an engine reads" in self.refused(host, server, engine)
 
     def test_no_ranges(self, host: Host, server: Server, ranges: Path, data: Path) -> None:
         """A user without ranges is named."""
