@@ -133,8 +133,8 @@ def _directory(volume: InspectedVolume) -> str:
     label = f", {printable(volume.label)}" if volume.label else ""
     mounted = f", mounted at {volume.volume.mountpoint}" if volume.record.pinned else ""
     owner = volume.found.st_uid, volume.found.st_gid
-    inside = volume.record.declared.userns.inside(*owner)
-    seen = f" on this host, {inside[0]}:{inside[1]} in the container," if inside not in (None, owner) else ""
+    inside = volume.record.declared.userns.seen(*owner)
+    seen = f" on this host, {inside[0]}:{inside[1]} in the container," if inside != owner else ""
     return f"{volume.shown}: {owner[0]}:{owner[1]}{seen} {volume.mode}{label}{mounted}"
 
 

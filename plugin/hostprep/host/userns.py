@@ -18,6 +18,7 @@ Read = Callable[[str], bytes]
 
 SUBUID: Final = "/etc/subuid"
 SUBGID: Final = "/etc/subgid"
+_NOBODY: Final = 65534  # kernel.overflowuid and overflowgid (user_namespaces(7))
 _LINES: Final = 340  # that the kernel accepts (user_namespaces(7))
 _NUMBERS: Final = re.compile(r"([0-9]{1,10}):([0-9]{1,10}):([0-9]{1,10})", re.ASCII)
 _SUBID: Final = re.compile(r"^([^:#\n]+):([0-9]{1,10}):([0-9]{1,10})$", re.ASCII | re.MULTILINE)
@@ -64,11 +65,13 @@ class Remap:
 
     def inside(self, uid: int, gid: int) -> tuple[int, int] | None:
         """The ids inside for the host's *uid* and *gid*; None where one of them has none."""
-        user, group = (
-            next((i + number - o for i, o, count in ranges if o <= number < o + count), None)
-            for ranges, number in ((self.uids, uid), (self.gids, gid))
-        )
+        user, group = _inside(self.uids, uid), _inside(self.gids, gid)
         return None if user is None or group is None else (user, group)
+
+    def seen(self, uid: int, gid: int) -> tuple[int, int]:
+        """What is seen inside of a file of the host's *uid* and *gid*: nobody for an owner that is not there."""
+        user, group = _inside(self.uids, uid), _inside(self.gids, gid)
+        return _NOBODY if user is None else user, _NOBODY if group is None else group
 
     def covers(self, uid: int, gid: int) -> bool:
         """Whether a file of the host's *uid* and *gid* has an owner inside: root inside has power over those only."""
@@ -100,6 +103,10 @@ def _read_map(path: str) -> tuple[Range, ...]:
 
 def _outside(ranges: tuple[Range, ...], number: int) -> int | None:
     return next((o + number - i for i, o, count in ranges if i <= number < i + count), None)
+
+
+def _inside(ranges: tuple[Range, ...], number: int) -> int | None:
+    return next((i + number - o for i, o, count in ranges if o <= number < o + count), None)
 
 
 def _parsed(text: str) -> tuple[Range, ...]:

@@ -23,7 +23,6 @@ from .volume import Volume
 
 _COPYING: Final = "an engine may still be copying an image's files into it; what comes after is made right then"
 _READ_ONLY: Final = "it is mounted read-only, or its file system has stopped after an error, which dmesg shows"
-_NOBODY: Final = (65534, 65534)  # what a container sees of an owner that it has not (user_namespaces(7))
 _LOOKED_AT: Final = 100  # direct entries of an adopted directory
 
 
@@ -55,7 +54,7 @@ def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
             plan = Plan.of(data, volume.want(labels), labels)
             want, found = plan.want, plan.found
             status |= {"uid": found.uid, "gid": found.gid, "mode": str(found.mode), "label": found.label}
-            inside = record.declared.userns.inside(found.uid, found.gid) or _NOBODY
+            inside = record.declared.userns.seen(found.uid, found.gid)
             if inside != (found.uid, found.gid):
                 status |= {"uid": inside[0], "gid": inside[1], "host_uid": found.uid, "host_gid": found.gid}
             status["drift"] = [_drift(change, record.declared.userns) for change in plan.changes]
@@ -81,7 +80,7 @@ def _drift(change: Change, remap: Remap) -> str:
     sentence = f"{change.what} is {change.old}, declared {change.new}"
     if change.what != "owner" or remap == HOST:
         return sentence
-    uid, gid = remap.inside(*map(int, change.new.split(":"))) or _NOBODY
+    uid, gid = remap.seen(*map(int, change.new.split(":")))
     return f"{sentence} (on this host; {uid}:{gid} in the container)"
 
 

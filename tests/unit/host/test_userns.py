@@ -19,6 +19,7 @@ def test_both_ways() -> None:
     assert (remap.uid(184), remap.uid(5000), remap.uid(1000), remap.gid(998)) == (100184, 7, None, 200998)
     assert remap.inside(100184, 200998) == (184, 998)
     assert remap.inside(184, 998) is None
+    assert (remap.seen(100184, 998), remap.seen(8, 200000)) == ((184, 65534), (65534, 0))
     assert remap.covers(7, 200000)
     assert not remap.covers(8, 200000)
 
