@@ -16,6 +16,7 @@ _ID = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 _MODE = re.compile(r"0[0-7]{1,4}", re.ASCII)
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", re.ASCII)
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}", re.ASCII)
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@$\\-]{0,254}", re.ASCII)
 _CATEGORIES = r"c[0-9]+(?:\.c[0-9]+)?(?:,c[0-9]+(?:\.c[0-9]+)?)*"
 _LEVEL = re.compile(rf"s[0-9]+(?::{_CATEGORIES})?(?:-s[0-9]+(?::{_CATEGORIES})?)?", re.ASCII)
 # As github.com/distribution/reference has it.
@@ -123,7 +124,7 @@ class Label:
 
 
 def parse_id(key: str, text: str) -> int:
-    """Read a host user or group id, 0 to 4294967294, in plain ASCII digits."""
+    """Read a user or group id, 0 to 4294967294, in plain ASCII digits."""
     if _ID.fullmatch(text) and len(text) <= len(str(MAX_ID)) and int(text) <= MAX_ID:
         return int(text)
     hint = "plain digits without sign, space or leading zero"
@@ -137,6 +138,13 @@ def _parse_host_id(key: str, text: str) -> int:
         why = f"option {key}: with 0, a container's user could make programs that run as the host's root"
         raise Invalid(why, hint="give the number of a user, or a group, that is not root")
     return found
+
+
+def parse_userns(text: str) -> str:
+    """Read whose numbers uid and gid are: `auto`, `host`, or a name in /etc/subuid, which may be a number."""
+    if _USER.fullmatch(text):
+        return text
+    raise _bad("userns", text, "auto, host, or a name in /etc/subuid", "for example dockremap")
 
 
 def parse_path(text: str, *, key: str = "path") -> str:
@@ -200,6 +208,7 @@ class Options:
     at: str | None = None
     host_uid: int | None = None
     host_gid: int | None = None
+    userns: str | None = None
 
     @classmethod
     def parse(cls, given: Mapping[str, str]) -> Options:
@@ -229,6 +238,7 @@ class Options:
             at=parse_path(given["at"], key="at") if "at" in given else None,
             host_uid=_parse_host_id("host_uid", given["host_uid"]) if "host_uid" in given else None,
             host_gid=_parse_host_id("host_gid", given["host_gid"]) if "host_gid" in given else None,
+            userns=parse_userns(given["userns"]) if "userns" in given else None,
         )
         if options.at is not None and options.image is None:
             raise Invalid("option at says where in an image to look, and no image is given", hint="give image, too")
@@ -236,16 +246,6 @@ class Options:
             why = "hostprep never removes a directory that was given to it"
             raise Invalid(f"on_remove=delete contradicts {where}: {why}", hint="leave on_remove out")
         return options
-
-    @property
-    def uid_on_disk(self) -> int | None:
-        """Whose the files are on disk."""
-        return self.uid if self.host_uid is None else self.host_uid
-
-    @property
-    def gid_on_disk(self) -> int | None:
-        """Of which group the files are on disk."""
-        return self.gid if self.host_gid is None else self.host_gid
 
     @property
     def recurses(self) -> Recurse:

@@ -15,6 +15,7 @@ from .host import fds
 from .host.labels import SELinux
 from .host.looking import look
 from .host.system import engine_inside, is_system, system_directory
+from .host.userns import setting as userns_setting
 
 _MANAGED_PATIENCE: Final = 25  # seconds: an engine waits 30 for a managed plugin
 _DURATION = re.compile(r"([0-9]{1,15})([smhd])", re.ASCII)
@@ -48,6 +49,8 @@ class Settings:
     log_level: str = "info"
     docker_host: str = ""
     """The socket of the engine that may be asked about images; empty: none is asked."""
+    userns: str = "auto"
+    """The option `userns` of volumes that are made without it; or a map, as the managed plugin needs it."""
     managed: bool = False
     """Whether this is Docker's managed plugin, whose own command (managed/hostprep) sets it; no user does."""
 
@@ -159,6 +162,7 @@ _READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "known_roots": _path,
     "log_level": _word("debug", "info", "warning", "error"),
     "docker_host": lambda text: engine_socket(text) if text else "",
+    "userns": userns_setting,
     "managed": lambda text: _word("0", "1")(text) == "1",
 }
 
@@ -176,6 +180,9 @@ def _check_managed(settings: Settings) -> None:
     for key, hint in reasons.items():
         if getattr(settings, key) != getattr(defaults, key):
             raise BadSetting(f"HOSTPREP_{key.upper()} is not for the managed plugin", hint=hint)
+    if settings.userns not in ("auto", "host") and ":" not in settings.userns:
+        what = "HOSTPREP_USERNS cannot be a name for the managed plugin, which does not see the host's /etc/subuid"
+        raise BadSetting(what, hint="give the ranges that stand there, such as 0:100000:65536")
     if settings.selinux is SELinux.FORCE:
         what = "HOSTPREP_SELINUX=force is not for the managed plugin, which has no CAP_SYS_ADMIN"
         raise BadSetting(what, hint="use auto, or make install")

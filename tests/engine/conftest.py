@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -81,6 +82,41 @@ def docker(engine: Engine, hostprep: Hostprep) -> Iterator[Docker]:
     # The shim of a container ends a moment after the client has its answer.
     wait_for(lambda: not running(engine) - processes, "the containers' last processes to end")
     assert Counter(engine.mounts()) - mounts == Counter()
+
+
+class Remapped:
+    """The engine, to be started with userns-remap. It reads ranges of its own, as does hostprep beside it."""
+
+    RANGES = "daemon:100000:65536\nbin:231072:1000\nbin:400000:64536\n"
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def start(self, which: str) -> None:
+        """Begin anew with a map of `one` range, or of `two`; and import busybox, which it does not have."""
+        self.engine.stop()
+        self.engine.start("--userns-remap", {"one": "daemon", "two": "bin"}[which])
+        Docker(self.engine)("import", "-", "busybox", stdin=busybox())
+        Docker(self.engine)("import", "-", "copyup", stdin=busybox(*COPY_UP))
+
+
+@pytest.fixture
+def remapped(docker: Docker, engine: Engine, tmp_path: Path) -> Iterator[Remapped]:
+    """The engine without a map yet; after the test `docker` starts it as it was."""
+    # A copy of all of /etc: who replaces a file there by rename takes away what is mounted on it, here too.
+    where = {"machine": engine.inside, "tree": engine.beside} if engine.tree else {"machine": engine.inside}
+    for name, within in where.items():
+        script = 'cp -a /etc "$0" && echo "$1" | tee "$0/subuid" > "$0/subgid" && mount --bind "$0" /etc'
+        command = within("sh", "-euc", script, str(tmp_path / name), Remapped.RANGES)
+        subprocess.run(command, check=True, timeout=60)
+    engine.home.chmod(0o711)
+    yield Remapped(engine)
+    docker.remove_everything()
+    engine.stop()
+    engine.home.chmod(0o700)
+    for within in where.values():
+        subprocess.run(within("umount", "/etc"), check=True, timeout=60)
+    engine.start()
 
 
 def running(engine: Engine) -> Counter[str]:

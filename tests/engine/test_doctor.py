@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from testbed.engine import TOP, Engine, Hostprep, environment, wait_for
-from testbed.images import busybox
 
 from .client import IDS, OPTIONS, WRITE, Docker
+from .conftest import Remapped
 from .probed import MADE, made
 
 pytestmark = pytest.mark.engine
@@ -324,8 +324,8 @@ def test_owner(doctor: Doctor, docker: Docker) -> None:
 def test_an_undeclared_group(doctor: Doctor, docker: Docker) -> None:
     """Where only a user is declared, the command declares no group, and the tree stays its group's."""
     data = docker.create("mongo", "-o", "uid=5")
-    docker.daemon("db", "mongo:/data")
-    doctor.mended("owner", "hostprep apply mongo -o uid=184")
+    docker.daemon("db", "mongo:/data", "-u", "184:5")
+    doctor.mended("owner", "hostprep apply mongo -o uid=184 -o gid=5")
     assert os.stat(data).st_gid == 0
 
 
@@ -496,38 +496,34 @@ def test_contents(doctor: Doctor, docker: Docker) -> None:
 # -- user namespaces -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def remapped(docker: Docker, engine: Engine, tmp_path: Path) -> Iterator[Engine]:
-    """The engine with userns-remap: 0 to 65535 in a container are 100000 and up on the host."""
-    (tmp_path / "sub").write_text("daemon:100000:65536\n")
-    missing = [Path(f"/etc/{name}") for name in ("subuid", "subgid") if not Path(f"/etc/{name}").exists()]
-    for path in missing:
-        path.touch()
-    for name in ("subuid", "subgid"):
-        engine.run("mount", "--bind", str(tmp_path / "sub"), f"/etc/{name}")
-    engine.home.chmod(0o711)
-    engine.stop()
-    engine.start("--userns-remap", "daemon")
-    docker("import", "-", "busybox", stdin=busybox())
-    yield engine
-    docker.remove_everything()
-    engine.home.chmod(0o700)
-    for name in ("subuid", "subgid"):
-        engine.run("umount", f"/etc/{name}")
-    for path in missing:
-        path.unlink()
-
-
-def test_user_namespace(doctor: Doctor, docker: Docker, remapped: Engine) -> None:
-    """With userns-remap the command gives the volume to the host's id of the container's 184."""
-    docker.create("mongo")
+def test_user_namespace(doctor: Doctor, docker: Docker, remapped: Remapped) -> None:
+    """With userns-remap it shows both numbers, and each command has those that the volume's `userns` means."""
+    remapped.start("one")
+    docker.create("mongo", *OPTIONS, "-o", "userns=host")
     docker.daemon("db", "mongo:/data")
-    assert doctor.finding("userns", "mongo", "--user", IDS)["fix"] == "hostprep apply mongo -o uid=100184 -o gid=100998"
+    finding = doctor.finding("userns", "mongo", "--user", IDS)
+    assert finding["what"].startswith("184:998 is 100184:100998 on this host (userns-remap)")
     doctor.mended("userns", "hostprep apply mongo -o uid=100184 -o gid=100998")
     docker.daemon("host", "mongo:/data", "--userns", "host")
-    assert (
-        doctor.finding("owner", "mongo", "--container", "host")["fix"] == "hostprep apply mongo -o uid=184 -o gid=998"
-    )
+    fix = doctor.finding("owner", "mongo", "--container", "host")["fix"]
+    assert fix == "hostprep apply mongo -o uid=184 -o gid=998"
+
+
+def test_mapped(doctor: Doctor, docker: Docker, remapped: Remapped) -> None:
+    """A volume that is mapped is well for the engine's containers, and says whose; --userns=host needs another."""
+    remapped.start("two")
+    docker.create("mongo", "-o", "uid=1500", "-o", "gid=998")
+    docker.daemon("db", "mongo:/data", "-u", "1500:998")
+    shown = {each["check"]: each["what"] for each in doctor.well("mongo", "--container", "db")["findings"]}
+    assert "400500:232070 on this host, 1500:998 in the container," in shown["directory"]
+    assert shown["userns"].startswith("1500:998 in container db, on this host 400500:232070 may")
+    assert "root in its containers is 231072:231072 on this host" in doctor().stdout
+    docker.daemon("host", "mongo:/data", "--userns", "host")
+    fix = doctor.finding("owner", "mongo", "--container", "host")["fix"]
+    assert fix == "hostprep apply mongo -o uid=184 -o gid=998 -o userns=host"
+    docker("rm", "-f", "db")
+    docker.daemon("db", "mongo:/data", "-u", "184:5")
+    doctor.mended("owner", "hostprep apply mongo -o uid=184 -o gid=5")
 
 
 # -- the file system -----------------------------------------------------------------------------------------------

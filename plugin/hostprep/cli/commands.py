@@ -26,6 +26,7 @@ _FLAGS: Final = {
     "require-marker": ("0|1", "1: refuse a root directory without hostprep.json."),
     "known-roots": ("DIR", "Directory in which the roots are remembered that this host has served."),
     "log-level": ("debug|info|warning|error", "What to log."),
+    "userns": ("WHOSE", "Whose uid and gid are, where userns is not given: auto, host, or a name in /etc/subuid."),
     "docker-host": ("URL", "Engine to ask about images and to tell of options, such as unix:///run/docker.sock."),
 }
 _COMMANDS: Final = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 import click
 
 from ..errors import Conflict, HostprepError, Invalid, NoSuchVolume, NotReady, printable
+from ..host.dockerd import of_running
 from ..host.looking import look
 from ..options import KNOWN
 from ..settings import Settings
@@ -18,6 +20,7 @@ from . import output
 from .shared import deadline, given_options, json_flag, make_ready, open_driver, pairs
 from .telling import tell_engine
 
+_of_running = functools.cache(of_running)
 COLUMNS: Final = ["VOLUME", "OWNER", "MODE", "LABEL", "STATE", "MOUNTPOINT"]
 
 
@@ -192,7 +195,7 @@ def _unknown(name: str, why: str) -> dict[str, Any]:
 
 
 def _one(driver: Driver, name: str) -> dict[str, Any]:
-    found = driver.get(name)
+    found = driver.get(name, _of_running)
     mountpoint, created_at = found["Mountpoint"], found["CreatedAt"]
     return {"name": name, "mountpoint": mountpoint, "created_at": created_at, "status": found["Status"]}
 
@@ -225,6 +228,10 @@ def lines(volume: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "mountpoint", volume["mountpoint"] or "-"
     yield "created", volume["created_at"] or "-"
     yield "owner", owner(status)
+    if "host_uid" in status:
+        yield "on host", f"{status['host_uid']}:{status['host_gid']}"
+    for key, value in status.get("userns", {}).items():
+        yield f"{key} map", value
     yield "mode", status["mode"] or "-"
     yield "label", status["label"] or "-"
     yield "options", " ".join(f"{key}={value}" for key, value in status["options"].items()) or "none"

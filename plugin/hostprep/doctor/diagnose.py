@@ -80,7 +80,9 @@ def _unknown(driver: Driver, name: str, exc: HostprepError, subjects: Sequence[S
         what += f": it was removed at {removed[0].removed_at} and is in the trash"
         command = ["hostprep", "restore", name]
     elif subjects:
-        command[-1:] = ["-o", f"uid={subjects[0].who.uid}", "-o", f"gid={subjects[0].who.gid}", name]
+        command[-1:] = ["-o", f"uid={subjects[0].inside[0]}", "-o", f"gid={subjects[0].inside[1]}", name]
+        if subjects[0].container and subjects[0].container.host_users:
+            command[-1:] = ["-o", "userns=host", name]
     for subject in subjects:
         if subject.container and (mounted := subject.container.mount_of(name)) and mounted.driver == "local":
             what += f"; container {subject.container.name} has a volume of that name, made by driver local"
@@ -133,7 +135,10 @@ def _check_volume(volume: InspectedVolume) -> Iterator[Finding]:
 def _directory(volume: InspectedVolume) -> str:
     label = f", {printable(volume.label)}" if volume.label else ""
     mounted = f", mounted at {volume.volume.mountpoint}" if volume.record.pinned else ""
-    return f"{volume.shown}: {volume.found.st_uid}:{volume.found.st_gid} {volume.mode}{label}{mounted}"
+    owner = volume.found.st_uid, volume.found.st_gid
+    inside = volume.record.declared.userns.seen(*owner)
+    seen = f" on this host, {inside[0]}:{inside[1]} in the container," if inside != owner else ""
+    return f"{volume.shown}: {owner[0]}:{owner[1]}{seen} {volume.mode}{label}{mounted}"
 
 
 # -- the mount in the container ------------------------------------------------------------------------------

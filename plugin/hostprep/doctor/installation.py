@@ -135,8 +135,12 @@ def _engine(engine: EngineInfo | NoEngine) -> Iterator[Finding]:
     if engine.rootless:
         yield Finding("engine", Verdict.NOTE, "it is rootless: the ids in its containers are not the host's")
     if engine.remap is not None:
-        what = "it has userns-remap: the ids in its containers are not the host's (hostprep doctor NAME shows both)"
+        uid, gid = engine.remap.root
+        what = f"it has userns-remap: root in its containers is {uid}:{gid} on this host, by the map {engine.remap}"
         yield Finding("engine", Verdict.NOTE, what)
+    elif engine.userns:
+        what = "it has userns-remap, and /etc/subuid and /etc/subgid do not tell its ids on this host"
+        yield Finding("engine", Verdict.WARNING, what, "userns=NAME for each volume, or HOSTPREP_USERNS")
     if kernel_has_selinux() and not engine.confines:
         what = "SELinux is on in the kernel, but the engine does not confine its containers with it"
         wanted = '"selinux-enabled": true in /etc/docker/daemon.json'

@@ -68,7 +68,9 @@ def _owner_remedy(volume: InspectedVolume, subject: Subject, granted: permission
         wider = Apply({"mode": str(Mode(declared | wanted << 3))}).command(volume.record.name)
         return f"{wider} && {command}"
     mode = volume.mode if volume.record.options.mode is None else volume.record.options.mode
-    if granted.group and volume.record.options.gid == volume.found.st_gid:  # it stays shared with that group
+    if (
+        granted.group and volume.record.declared.in_containers.gid == volume.found.st_gid
+    ):  # it stays shared with that group
         return Apply({"mode": str(Mode(mode | wanted << 3))})
     options = _owner_options(volume, who) if who.uid != volume.found.st_uid else {}
     if mode & wanted << 6 != wanted << 6:
@@ -105,6 +107,9 @@ def _contents(volume: InspectedVolume, subject: Subject, wanted: int) -> Iterato
 
 def _owner_options(volume: InspectedVolume, who: Who) -> dict[str, str]:
     """The options that declare *who* the owner, as far as they are not declared yet. An undeclared group stays so."""
-    declared = volume.record.options
-    options = {"uid": str(who.uid)} if declared.uid != who.uid else {}
-    return options | ({"gid": str(who.gid)} if declared.gid not in (None, who.gid) else {})
+    declared = volume.record.declared
+    inside = declared.userns.inside(who.uid, who.gid)
+    (uid, gid), on_disk = inside or (who.uid, who.gid), declared.in_containers
+    options = {"uid": str(uid)} if inside is None or on_disk.uid != who.uid else {}
+    options |= {"gid": str(gid)} if on_disk.gid is not None and (inside is None or on_disk.gid != who.gid) else {}
+    return options | ({} if inside else {"userns": "host"})

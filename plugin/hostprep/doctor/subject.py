@@ -12,7 +12,8 @@ from ..engine.containers import Container
 from ..engine.image import FILE_LIMIT, GROUPS, USERS, container_user
 from ..errors import Invalid, NoContainer, Unreadable, printable
 from ..host.acl import AccessList
-from ..host.process import Process, Remap, read_inside
+from ..host.process import Process, read_inside
+from ..host.userns import Remap
 from ..options import MAX_ID, check_name
 from ..volumes.driver import Driver
 from .permissions import Granted, Who, granted
@@ -83,8 +84,9 @@ def subjects(
     with contextlib.suppress(Unreadable):
         record = driver.store.find(name)
         if record is not None and record.options.uid is not None:
-            owner = record.options.uid, record.options.gid or 0
-            return [Subject(Who(*owner, overrides=owner[0] == 0), owner)]
+            owner, userns = (record.options.uid, record.options.gid or 0), record.declared.userns
+            remap = None if userns.identical else userns
+            return [Subject(_on_host(remap, owner, (), overrides=owner[0] == 0), owner, remap=remap)]
     return []
 
 

@@ -178,9 +178,9 @@ class Connection:
             # It packs a container's files as if all had one owner, whoever owns them in the image.
             hint = "podman save -o image.tar IMAGE; hostprep probe --archive image.tar; then give uid and gid"
             raise NoImage("Podman does not show who owns the files of an image", hint=hint)
-        if self.info.userns or self.info.rootless:
-            hint = "probe an archive (docker save), add the first number of /etc/subuid, and give uid and gid"
-            what = "the engine maps the ids in containers to other ids on the host (userns-remap or rootless)"
+        if (self.info.userns and self.info.remap is None) or self.info.rootless:
+            hint = "probe an archive (docker save), and give uid and gid"
+            what = "which ids the engine's containers have on this host is not known (userns-remap or rootless)"
             raise NoImage(what, hint=hint)
         config = Config.parse(described, image_id=str(described.get("Id")))
         with self._files(config) as files:
@@ -312,7 +312,13 @@ class _ContainerFiles:
             if (member := next(members, None)) is None:
                 return None
             filled = member.kind == "directory" and next(members, None) is not None
-            return ImageEntry(member.kind, Mode(member.mode), member.uid, member.gid, filled)
+            owner: tuple[int, int] | None = (member.uid, member.gid)
+            if (remap := self._connection.info.remap) is not None:  # with userns-remap it packs the host's ids
+                owner = remap.inside(member.uid, member.gid)
+            if owner is None:
+                shown = f"{printable(path[:200])} as {member.uid}:{member.gid}"
+                raise NoImage(f"the engine shows {shown}, which its user namespace {remap} does not have")
+            return ImageEntry(member.kind, Mode(member.mode), *owner, filled)
 
     def read(self, path: str) -> bytes | None:
         with self._packed(path) as (reader, members):

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..errors import NoContainer, NoEngine
-from ..host.process import Remap
+from ..host.userns import Remap, beginning_with
 
 _ROOT_SUFFIX: Final = re.compile(r"/([0-9]{1,10})\.([0-9]{1,10})$", re.ASCII)
-_RANGE: Final = 65536  # ids that /etc/subuid gives by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class EngineInfo:
     userns: bool
     """Whether its containers have ids of their own (userns-remap)."""
     remap: Remap | None
-    """The host's ids for these; None where there are none, or the engine does not tell them."""
+    """The host's ids for these; None where there are none, or the engine and /etc/subuid do not tell them."""
     confines: bool
     """Whether it gives containers an SELinux context of their own."""
 
@@ -42,9 +41,9 @@ class EngineInfo:
         rootless, userns, confines = (
             any(option.startswith(f"name={name}") for option in options) for name in ("rootless", "userns", "selinux")
         )
-        # userns-remap shows in the name of the data directory.
+        # The first ids show in the name of the data directory.
         ids = _ROOT_SUFFIX.search(str(found.get("DockerRootDir"))) if userns else None
-        remap = Remap(((0, int(ids[1]), _RANGE),), ((0, int(ids[2]), _RANGE),)) if ids else None
+        remap = beginning_with(int(ids[1]), int(ids[2])) if ids else None
         version = str(found.get("ServerVersion") or "unknown")
         return cls(version, "BuildahVersion" in found, rootless, userns, remap, confines)
 

@@ -53,8 +53,12 @@ class Exchange:
         """As what the id *number* on disk is seen."""
         return self._moved().get(number, number)
 
+    @property
+    def moves(self) -> bool:
+        return self.on_disk != self.seen
+
     def _moved(self) -> dict[int, int]:
-        if self.on_disk == self.seen:
+        if not self.moves:
             return {}
         if self.seen:
             return {self.on_disk: self.seen, self.seen: self.on_disk}

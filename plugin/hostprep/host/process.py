@@ -15,56 +15,10 @@ from typing import Final
 
 from .fds import closing
 from .linux import CAP_DAC_OVERRIDE, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, STORING, file_system, openat2
+from .userns import Remap
 
 _PACKAGE: Final = str(Path(__file__).resolve().parents[2])
 _NONE: Final = 3  # the exit status where there is no file
-
-
-@dataclass(frozen=True, slots=True)
-class Remap:
-    """A user namespace: ranges of ids (inside, outside, count) and the host's ids that stand for them."""
-
-    uids: tuple[tuple[int, int, int], ...]
-    gids: tuple[tuple[int, int, int], ...]
-
-    @classmethod
-    def read(cls, pid: int) -> Remap:
-        """The user namespace that a process is in."""
-        uids, gids = (_read_map(f"/proc/{pid}/{which}_map") for which in ("uid", "gid"))
-        return cls(uids, gids)
-
-    @property
-    def identical(self) -> bool:
-        return all(inside == outside for inside, outside, _ in (*self.uids, *self.gids))
-
-    def uid(self, inside: int) -> int | None:
-        """The host's id for the user *inside*, None where there is none."""
-        return _outside(self.uids, inside)
-
-    def gid(self, inside: int) -> int | None:
-        """The host's id for the group *inside*, None where there is none."""
-        return _outside(self.gids, inside)
-
-    def inside(self, uid: int, gid: int) -> tuple[int, int] | None:
-        """The ids inside for the host's *uid* and *gid*; None where one of them has none."""
-        user, group = (
-            next((i + number - o for i, o, count in ranges if o <= number < o + count), None)
-            for ranges, number in ((self.uids, uid), (self.gids, gid))
-        )
-        return None if user is None or group is None else (user, group)
-
-    def covers(self, uid: int, gid: int) -> bool:
-        """Whether a file of the host's *uid* and *gid* has an owner inside: root inside has power over those only."""
-        return self.inside(uid, gid) is not None
-
-
-def _read_map(path: str) -> tuple[tuple[int, int, int], ...]:
-    with open(path, encoding="ascii") as lines:
-        return tuple((int(inside), int(outside), int(count)) for inside, outside, count in map(str.split, lines))
-
-
-def _outside(ranges: tuple[tuple[int, int, int], ...], number: int) -> int | None:
-    return next((o + number - i for i, o, count in ranges if i <= number < i + count), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ Nor may it contain any of 2 or 3; nor be /, /home, /var or /var/lib. The FHS's p
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import NotAllowed, printable
-from . import fds
+from . import dockerd, fds
 from .mountinfo import mount_table
 from .paths import is_below, overlap
 from .places import Places, share
@@ -51,7 +50,6 @@ _CONFIGURED: Final = (
     ("/etc/containers/containers.conf", ("engine", "volume_path")),
 )
 _CONFIGURATION: Final = 1 << 20  # bytes of one of them
-_PROGRAMS: Final = frozenset({b"dockerd\n", b"containerd\n"})
 _FLAGS: Final = frozenset({"--data-root", "--graph", "-g", "--root"})
 # What each engine makes in its data at its first start.
 _INSIDE: Final = (
@@ -157,19 +155,12 @@ def _configured() -> Iterator[str]:
 
 
 def _running() -> Iterator[str]:
-    """Where engines that run here were told to keep their data, in their command line.
-
-    Only those in hostprep's own mount namespace count: a container could name itself an engine.
-    """
-    ours = os.readlink("/proc/self/ns/mnt")
-    for process in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):  # it has ended, or may not be looked at
-            about = Path("/proc", process)
-            if (about / "comm").read_bytes() in _PROGRAMS and os.readlink(about / "ns/mnt") == ours:
-                words = (about / "cmdline").read_bytes().replace(b"=", b"\0").split(b"\0")
-                for flag, value in itertools.pairwise(map(os.fsdecode, words)):
-                    if flag in _FLAGS and value.startswith("/") and not is_system(os.path.normpath(value)):
-                        yield os.path.normpath(value)
+    """Where engines that run here were told to keep their data, in their command line."""
+    for pid, _ in dockerd.running("dockerd", "containerd"):
+        with contextlib.suppress(OSError):  # it has ended
+            for flag, value in dockerd.command_line(pid):
+                if flag in _FLAGS and value.startswith("/") and not is_system(os.path.normpath(value)):
+                    yield os.path.normpath(value)
 
 
 def _parsed(file: str, text: str) -> Any:

@@ -22,6 +22,8 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from ..errors import Busy, Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, Unreadable, in_words, printable
+from ..host import dockerd
+from ..volumes.declaration import Asks
 from ..volumes.driver import Driver
 from ..volumes.listing import Listing
 from .listen import peer
@@ -60,19 +62,20 @@ def create_app(driver: Driver) -> Flask:
     serve = functools.partial(_serve, app, Waiting(driver.path))
 
     def create(body: Body, arrived: float) -> None:
-        driver.create(body["Name"], _options(body), arrived + short)
+        driver.create(body["Name"], _options(body), arrived + short, _asks())
 
     def unmount(body: Body, arrived: float) -> None:
         driver.unmount(body["Name"], arrived + short, mount=_id(body))
 
     def mount(body: Body, arrived: float) -> Body:
-        return {"Mountpoint": driver.mount(body["Name"], arrived + patience, mount=_id(body), engine=_engine())}
+        found = driver.mount(body["Name"], arrived + patience, mount=_id(body), engine=_engine(), asks=_asks())
+        return {"Mountpoint": found}
 
     info, long, brief = logging.INFO, max(patience, _LOOK), max(short, _LOOK)
     serve(HANDSHAKE, lambda *_: HANDSHAKE_ANSWER)
     serve("/VolumeDriver.Capabilities", lambda *_: scope)
     serve("/VolumeDriver.List", lambda *_: volumes.encode(driver.volumes()))
-    serve("/VolumeDriver.Get", lambda body, _: {"Volume": driver.get(body["Name"])}, within=_LOOK)
+    serve("/VolumeDriver.Get", lambda body, _: {"Volume": driver.get(body["Name"], _asks())}, within=_LOOK)
     serve("/VolumeDriver.Path", lambda body, _: {"Mountpoint": driver.path(body["Name"])}, within=_LOOK)
     serve("/VolumeDriver.Mount", mount, level=info, within=long)
     serve("/VolumeDriver.Unmount", unmount, level=info, within=brief)
@@ -217,6 +220,12 @@ def _engine() -> int:
     if connection is None:
         return os.getpid()  # asked within this process
     return peer(connection)
+
+
+def _asks() -> Asks:
+    """What tells the ids of the containers of who asks."""
+    connection = request.environ.get("gunicorn.socket")
+    return functools.partial(dockerd.of_peer, _engine(), dockerd.now() if connection is None else connection.accepted)
 
 
 def _name(body: Body) -> str:

@@ -27,6 +27,7 @@ import gunicorn.systemd
 import gunicorn.workers.base_async
 
 from ..errors import in_words, printable
+from ..host import dockerd
 from .protocol import failure, whole_answer
 
 log = logging.getLogger("hostprep")
@@ -61,6 +62,7 @@ class Connection(socket.socket):
     def __init__(self, accepted: socket.socket) -> None:
         super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
         self.since = time.monotonic()
+        self.accepted = dockerd.now()
         self._due: tuple[float, Callable[[], bytes]] | None = None
         self._turn = threading.Lock()  # either the thread answers, or it is given up
 

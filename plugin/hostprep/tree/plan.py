@@ -39,12 +39,13 @@ class Want:
                 label = str(options.label) if options.label.type else None
             elif not adopted:
                 label, type_only = labels.default, True
-        return cls(options.uid_on_disk, options.gid_on_disk, options.mode, label, type_only, options.recurses, narrowed)
+        return cls(options.uid, options.gid, options.mode, label, type_only, options.recurses, narrowed)
 
-    def first(self) -> Want:
-        """What a directory that hostprep creates gets: root's and 0755 where nothing else is declared."""
+    def first(self, root: tuple[int, int] = (0, 0)) -> Want:
+        """What a directory that hostprep creates gets: *root*'s and 0755 where nothing else is declared."""
         mode = Mode(0o755) if self.mode is None else self.mode
-        return Want(self.uid or 0, self.gid or 0, mode, self.label, self.type_only, self.recurse)
+        uid, gid = root[0] if self.uid is None else self.uid, root[1] if self.gid is None else self.gid
+        return Want(uid, gid, mode, self.label, self.type_only, self.recurse)
 
     def order(self, labels: Labels, *, guarded: bool, dry_run: bool = False) -> Order:
         """What every entry below the directory is to be."""

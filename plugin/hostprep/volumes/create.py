@@ -16,7 +16,7 @@ from ..options import Name, Options, path_key
 from ..settings import Settings
 from ..tree.plan import Plan
 from . import pins, trash
-from .declaration import Declaration, Resolver
+from .declaration import Asks, Declaration, Resolver
 from .readiness import Readiness
 from .record import WITHIN, Record, rfc3339
 from .store import LockedName, Store
@@ -32,6 +32,7 @@ def create(
     name: Name,
     given: Mapping[str, str],
     deadline: float,
+    asks: Asks,
 ) -> None:
     """See `Driver.create`."""
     store, labels, declared = readiness.store, readiness.labels, Declaration(given)
@@ -62,9 +63,9 @@ def create(
             before: Record | None = None
             made: Identity | None
             try:
-                before, made = _reuse(store, locked, declared, deadline)
+                before, made = _reuse(store, locked, declared, deadline, resolver, asks)
             except NoSuchVolume:
-                earlier = removed.newest(name)
+                declared, earlier = resolver.mapped(declared, asks), removed.newest(name)
                 made = _make(readiness, locked, declared, earlier, deadline)
                 for said in trash.earlier_data(store, name, earlier) if earlier else ():
                     log.warning("create of %s: %s", name, said)
@@ -96,7 +97,9 @@ def _confirm(store: Store, existing: Record, given: Mapping[str, str]) -> None:
     store.sync(existing.name)
 
 
-def _reuse(store: Store, locked: LockedName, declared: Declaration, deadline: float) -> tuple[Record, Identity]:
+def _reuse(
+    store: Store, locked: LockedName, declared: Declaration, deadline: float, resolver: Resolver, asks: Asks
+) -> tuple[Record, Identity]:
     """Make retained data a volume again, with *declared* over its own options. Returns its record as retained.
 
     Raises:
@@ -104,7 +107,7 @@ def _reuse(store: Store, locked: LockedName, declared: Declaration, deadline: fl
     """
     with locked.retained() as volume, contextlib.ExitStack() as claim:
         before = volume.record
-        record = before.changed(declared)
+        record = before.changed(resolver.mapped(declared, asks) if declared.options.userns else declared)
         with volume.open_data(as_mount=True) as data:  # or the engine would be told of what cannot be mounted
             if record.idmap is not None:
                 pins.check(data, record.idmap)
@@ -156,7 +159,7 @@ def _make(
                 new.publish()
             return new.identity
         with fds.closing(fds.make_dir(new.fd, DATA) if path is None else fds.make_dir(parent, last)) as data:
-            Plan.of(data, new.want(labels).first(), labels).apply()
+            Plan.of(data, new.want(labels).first(declared.userns.root), labels).apply()
             if path is None:  # the record last: on ext4 and XFS its sync brings all of it along, in one commit
                 new.write_record()
             os.fsync(data)  # on btrfs only this brings it along

@@ -5,35 +5,69 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Protocol
 
 from ..errors import Busy, Invalid, NotAllowed
+from ..host import dockerd
+from ..host.userns import HOST, Remap, named
 from ..options import ALIAS, Options, differences, path_key
+from ..settings import Settings
 
 log = logging.getLogger("hostprep")
 
 # Each makes the engine send parts of an image, and keeps one of the server's connections meanwhile.
 _ASKING: Final = 24  # requests that may ask an engine at once
+Asks = Callable[[], Remap | None]
+"""Tells which ids of this host the containers of the engine that asks have; None where no engine does.
+
+Raises Invalid where that cannot be told."""
+
+
+def no_engine() -> None:
+    """What the command line has in the place of an engine that asks."""
+
+
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """The options of a volume. Raises Invalid if they are malformed."""
+    """The options of a volume. Raises Invalid if they are malformed, or its ids are not in its user namespace."""
 
     given: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """The options as they were given."""
     resolved: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """`uid` and `gid` as the image says them; the same options win where they are given."""
+    userns: Remap = HOST
+    """Which ids of this host `uid` and `gid`, the container's, stand for. It was found out when they were declared."""
     options: Options = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         given, options = _parsed(tuple(self.given.items()), tuple(self.resolved.items()))
         object.__setattr__(self, "given", given)
         object.__setattr__(self, "options", options)
+        for key in ("uid", "gid"):
+            number = getattr(options, key)
+            if number is not None and getattr(self.in_containers, key) is None:
+                what = f"option {key}: the engine's containers have no {number} (they have {self.userns})"
+                raise Invalid(what, hint="choose another; or, if it is this host's number, add userns=host")
+
+    @property
+    def in_containers(self) -> Options:
+        """The options, with `uid` and `gid` as the ids of this host that stand for the container's."""
+        uid, gid = self.options.uid, self.options.gid
+        uid, gid = None if uid is None else self.userns.uid(uid), None if gid is None else self.userns.gid(gid)
+        return replace(self.options, uid=uid, gid=gid)
+
+    @property
+    def on_disk(self) -> Options:
+        """The options, with `uid` and `gid` as they are on disk."""
+        found = self.in_containers
+        uid = found.uid if found.host_uid is None else found.host_uid
+        return replace(found, uid=uid, gid=found.gid if found.host_gid is None else found.host_gid)
 
     def differences(self, given: Mapping[str, str]) -> list[str]:
         """One phrase for each option that has another value in *given*."""
@@ -52,7 +86,7 @@ class Declaration:
     def changed(self, asked: Declaration, unset: tuple[str, ...] = ()) -> Declaration:
         """This declaration with what is *asked* over it, and without the options *unset*.
 
-        An image that stays keeps what it said when it was given.
+        An image that stays keeps what it said when it was given, and so does the user namespace.
 
         Raises:
             Invalid: the result contradicts itself.
@@ -64,7 +98,8 @@ class Declaration:
             resolved = self.resolved if "image" in given else {}
             if given.get("at") != self.given.get("at") and "image" in given:
                 raise Invalid("at cannot be unset by itself", hint="give image again, without at")
-        return Declaration(given, dict(resolved))
+        userns = asked.userns if "userns" in {*asked.given, *unset} else self.userns
+        return Declaration(given, dict(resolved), userns)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -88,12 +123,39 @@ class Images(Protocol):
 
 
 class Resolver:
-    """Asks what the images say that options name. One object serves every thread."""
+    """Finds out what options leave open: what an image says, whose ids are meant. One object serves every thread."""
 
-    def __init__(self, images: Images | None, *, managed: bool) -> None:
+    def __init__(self, images: Images | None, settings: Settings) -> None:
         self.images = images
-        self._managed = managed
+        self._managed = settings.managed
+        self._userns = settings.userns
         self._asking = threading.BoundedSemaphore(_ASKING)
+
+    def whose(self, declared: Declaration) -> str:
+        """Whose numbers are declared, as the option `userns` or HOSTPREP_USERNS says it."""
+        return declared.options.userns or self._userns
+
+    def of_engine(self, asks: Asks) -> Remap | None:
+        """What *asks* tells; to the managed plugin it is its own directory that does."""
+        if self._managed:
+            return dockerd.of_plugin(Remap.parse(self._userns, self._userns) if ":" in self._userns else None)
+        return asks()
+
+    def mapped(self, declared: Declaration, asks: Asks = no_engine) -> Declaration:
+        """*declared* with the ids of this host that stand for its own.
+
+        Raises:
+            Invalid: they cannot be told, or it has others than these.
+        """
+        whose = self.whose(declared)
+        if whose == "host":
+            return declared
+        if self._managed and declared.options.userns not in (None, "auto"):
+            why = "the managed plugin does not see the host's /etc/subuid"
+            raise Invalid(f"option userns: {why}", hint="leave it out: HOSTPREP_USERNS has the ranges; or userns=host")
+        if whose == "auto" or self._managed:
+            return replace(declared, userns=self.of_engine(asks) or dockerd.of_host())
+        return replace(declared, userns=Remap.parse(whose, whose) if ":" in whose else named(whose))
 
     def resolve(self, declared: Declaration, deadline: float) -> Declaration:
         """*declared* with what its image says, where it names one.

@@ -22,7 +22,7 @@ from ..options import KNOWN, Name, check_name, from_podman
 from ..settings import Settings
 from ..tree.process import Progress
 from . import create, pins, status, trash
-from .declaration import Declaration, Images, Resolver
+from .declaration import Asks, Declaration, Images, Resolver, no_engine
 from .foreign import Foreign
 from .listing import Lister, Listing
 from .readiness import Readiness, Repaired
@@ -40,7 +40,7 @@ class Driver:
         self.settings = settings
         self.store = store
         self.labels = labels
-        self.resolver = Resolver(images, managed=settings.managed)
+        self.resolver = Resolver(images, settings)
         self.readiness = Readiness(store, labels)
         self.passes = self.readiness.passes
         self.removed = threading.Event()
@@ -66,16 +66,16 @@ class Driver:
 
     # -- what changes a volume -------------------------------------------------------------------------------------
 
-    def create(self, name: str, given: Mapping[str, str], deadline: float) -> None:
+    def create(self, name: str, given: Mapping[str, str], deadline: float, asks: Asks = no_engine) -> None:
         """Make the volume *name*. If it exists, confirm it where the options are equal or none are given.
 
         Raises:
-            Invalid: the name or an option is malformed. Nothing has been touched.
+            Invalid: the name or an option is malformed, or whose ids are meant cannot be told; nothing was touched.
             Conflict: it exists with other options, or its path is another volume's.
             NotAllowed: its path is not allowed, or unsafe; or nobody can be asked about images here.
             NoEngine, NoImage: the image is not there, or does not say its ids; or no engine answers.
         """
-        create.create(self.readiness, self.resolver, self._trash, check_name(name), from_podman(given), deadline)
+        create.create(self.readiness, self.resolver, self._trash, check_name(name), from_podman(given), deadline, asks)
         self.created.set()
 
     def apply(
@@ -108,6 +108,8 @@ class Driver:
                 pass
         create.check_managed(self.settings, asked.options)
         asked = self.resolver.resolve(asked, deadline)
+        if "userns" in {*given, *unset}:
+            asked = self.resolver.mapped(asked)
         with self.store.locked(name, deadline) as volume:
             changed = volume.record.changed(asked, unset)
             if changed.options.label is not None:
@@ -244,13 +246,16 @@ class Driver:
 
     # -- readiness ---------------------------------------------------------------------------------------------------
 
-    def mount(self, name: str, deadline: float, *, mount: str = "", engine: int | None = None) -> str:
+    def mount(
+        self, name: str, deadline: float, *, mount: str = "", engine: int | None = None, asks: Asks = no_engine
+    ) -> str:
         """Make the volume right, whatever was done to it, and return where it is.
 
         Args:
             mount: what the engine calls this Mount; empty where none asks.
             engine: the process that will open the answer; 0 if it cannot be seen from here; None if no process will,
                 and then no bind mount is made.
+            asks: as for `get`; what it says of another engine's volume goes to the log.
 
         Raises:
             NoSuchVolume, Unreadable, NotReady, NotAllowed: there is nothing to mount.
@@ -259,6 +264,10 @@ class Driver:
         name = check_name(name)
         if self.settings.managed:
             self._check_mounts(name)
+        with contextlib.suppress(Unreadable):
+            if record := self.store.find(name):
+                for line in status.of_another_engine(record, self.resolver, asks):
+                    log.warning("mount of %s: %s", name, line)
         return self.readiness.ensure(name, deadline, mount=mount, engine=engine)
 
     def repair(
@@ -331,8 +340,11 @@ class Driver:
         with self.store.open(check_name(name)) as volume:
             return volume.mountpoint
 
-    def get(self, name: str) -> dict[str, Any]:
+    def get(self, name: str, asks: Asks = no_engine) -> dict[str, Any]:
         """The volume *name* as Get answers it, Status included.
+
+        Args:
+            asks: tells of the engine for whose containers it is looked at.
 
         Raises:
             NoSuchVolume: there is definitely none. No volume has a malformed name.
@@ -344,6 +356,8 @@ class Driver:
             raise NoSuchVolume(exc.message, hint=exc.hint) from None
         try:
             with self.store.open(name) as volume:
-                return status.answer(volume, self.labels, self.passes, self._foreign)
+                answer = status.answer(volume, self.labels, self.passes, self._foreign)
+                answer["Status"]["warnings"] += status.of_another_engine(volume.record, self.resolver, asks)
+                return answer
         except OSError as exc:
             raise Unreadable(f"volume {name} cannot be looked at: {in_words(exc)}") from exc

@@ -189,13 +189,14 @@ def from_directory(
             declared = driver.resolver.resolve(declared, deadline)
             stack.enter_context(store.lock(f"create/{name}", deadline))
             locked = stack.enter_context(store.name_lock(name, deadline))
+        declared = driver.resolver.mapped(declared)
         begun = _begun(store, name, given)
         store.check_claim(directory, name)
         parent, last, data = _open(directory, stack)
         _check_movable(store, directory, parent, data)  # among others, that it is on the root's disk
         if not dry_run:
             stack.enter_context(store.claim(directory, name, deadline))
-        want = Want.of(declared.options, driver.labels, adopted=False)
+        want = Want.of(declared.on_disk, driver.labels, adopted=False)
         move = Move(directory, place, Plan.of(data, want, driver.labels).changes)
         if locked is None:
             return move

@@ -177,7 +177,7 @@ class Readiness:
             with self.store.locked(record.name, time.monotonic() + 60) as now:
                 # Where another volume has the name by now, or the options or the directory are others, the mark
                 # stays, and the next look at the volume begins anew.
-                if now.identity != identity or now.record.options != record.options:
+                if now.identity != identity or now.record.declared != record.declared:
                     return False
                 with now.open_data(as_mount=True) as found:
                     if not os.path.samestat(os.fstat(found), tree):

@@ -15,6 +15,7 @@ from typing import Final
 
 from ..errors import Conflict, Invalid, Unreadable
 from ..host.idmap import Exchange, IdMap
+from ..host.userns import HOST, Remap
 from ..options import Mode, Name, Options, check_name
 from .declaration import Declaration
 
@@ -83,13 +84,15 @@ class Record:
     @property
     def idmap(self) -> IdMap | None:
         """What containers see the files through; None where they see the host's numbers."""
-        found = self.options
-        uid, gid = (
-            Exchange(seen or 0, seen or 0) if on_disk is None or seen is None else Exchange(on_disk, seen)
-            for on_disk, seen in ((found.host_uid, found.uid), (found.host_gid, found.gid))
-        )
-        moves = uid.on_disk != uid.seen or gid.on_disk != gid.seen
-        return IdMap(uid, gid) if moves else None
+        seen, on_disk = self.declared.in_containers, self.declared.on_disk
+        uid, gid = Exchange(on_disk.uid or 0, seen.uid or 0), Exchange(on_disk.gid or 0, seen.gid or 0)
+        return IdMap(uid, gid) if uid.moves or gid.moves else None
+
+    def seen(self, uid: int, gid: int) -> tuple[int, int]:
+        """What containers see of a file that is *uid*'s and *gid*'s on disk."""
+        if (idmap := self.idmap) is not None:
+            uid, gid = idmap.uid.seen_of(uid), idmap.gid.seen_of(gid)
+        return self.declared.userns.seen(uid, gid)
 
     @property
     def mounted(self) -> bool:
@@ -103,8 +106,8 @@ class Record:
     def wants_as(self, other: Record) -> bool:
         """Whether both want the same directory, and want it to be the same on disk."""
         mine, others = (
-            (each.path, each.uid_on_disk, each.gid_on_disk, each.mode, each.label)
-            for each in (self.options, other.options)
+            (each.path, each.uid, each.gid, each.mode, each.label)
+            for each in (self.declared.on_disk, other.declared.on_disk)
         )
         return mine == others
 
@@ -155,6 +158,7 @@ class Record:
             "data": self.data,
             "replaces": self.replaces,
             "resolved": dict(self.declared.resolved),
+            "userns": {} if self.declared.userns == HOST else self.declared.userns.shown,
         }
         shown |= {key: value for key, value in optional.items() if value}
         return json.dumps(shown, indent=2).encode() + b"\n"
@@ -172,7 +176,7 @@ class Record:
                 raise ValueError("not an object")
             record = cls(
                 name=check_name(_text(found, "name")),
-                declared=Declaration(_texts(found, "options"), _texts(found, "resolved", {})),
+                declared=Declaration(_texts(found, "options"), _texts(found, "resolved", {}), _userns(found)),
                 created_at=sys.intern(_time(found, "created_at")),
                 made_path=_flag(found, "made"),
                 reused_at=_time(found, "taken_up") if "taken_up" in found else "",
@@ -227,6 +231,16 @@ def _texts(found: dict[str, object], key: str, default: object = None) -> dict[s
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise ValueError(f"{key} must be an object of strings")
     return value
+
+
+def _userns(found: dict[str, object]) -> Remap:
+    """None is the host's: so it was before there was any other."""
+    if "userns" not in found:
+        return HOST
+    maps = _texts(found, "userns")
+    if maps.keys() != {"uid", "gid"}:
+        raise ValueError("userns must have uid and gid")
+    return Remap.parse(maps["uid"], maps["gid"])
 
 
 def _time(found: dict[str, object], key: str) -> str:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
-from ..errors import NotAllowed, NotReady, printable
+from ..errors import HostprepError, NotAllowed, NotReady, printable
 from ..host import acl
 from ..host.filesystem import takes_writes
 from ..host.labels import Labels
 from ..host.mountinfo import mount_table
 from ..host.paths import is_below
+from ..host.userns import HOST
 from ..options import Recurse
-from ..tree.plan import Plan
+from ..tree.plan import Change, Plan
 from . import copying, trash
+from .declaration import Asks, Resolver
 from .foreign import Foreign
 from .passes import Passes
+from .record import Record
 from .volume import Volume
 
 _COPYING: Final = "an engine may still be copying an image's files into it; what comes after is made right then"
@@ -41,6 +45,8 @@ def _status(volume: Volume, labels: Labels, passes: Passes, foreign: Foreign) ->
     status |= {"options": dict(record.given), "ready": False, "drift": [], "warnings": [*_warnings(volume, labels)]}
     if record.declared.resolved:
         status["resolved"] = {key: int(value) for key, value in record.declared.resolved.items()}
+    if record.declared.userns != HOST:
+        status["userns"] = record.declared.userns.shown
     pending = volume.pending()
     if running := passes.running(volume.name):
         status["progress"] = asdict(running.progress)
@@ -51,11 +57,13 @@ def _status(volume: Volume, labels: Labels, passes: Passes, foreign: Foreign) ->
             plan = Plan.of(data, volume.want(labels), labels)
             want, found = plan.want, plan.found
             status |= {"uid": found.uid, "gid": found.gid, "mode": str(found.mode), "label": found.label}
-            status["drift"] = [f"{change.what} is {change.old}, declared {change.new}" for change in plan.changes]
-            if (idmap := record.idmap) is not None:
-                status |= {"uid": idmap.uid.seen_of(found.uid), "gid": idmap.gid.seen_of(found.gid)}
-                status |= {"host_uid": found.uid, "host_gid": found.gid, "idmapped": volume.is_pinned(data)}
+            inside = record.seen(found.uid, found.gid)
+            if inside != (found.uid, found.gid):
+                status |= {"uid": inside[0], "gid": inside[1], "host_uid": found.uid, "host_gid": found.gid}
+            if record.idmap is not None:
+                status["idmapped"] = volume.is_pinned(data)
                 status["warnings"] += _unmapped(volume.mountpoint)
+            status["drift"] = [_drift(change, record) for change in plan.changes]
             status["ready"] = not plan.changes and (pending is None or never)  # only a repair goes on then
             if not (writes := takes_writes(data)):
                 status["ready"] = False
@@ -77,6 +85,15 @@ def _status(volume: Volume, labels: Labels, passes: Passes, foreign: Foreign) ->
     return status
 
 
+def _drift(change: Change, record: Record) -> str:
+    sentence = f"{change.what} is {change.old}, declared {change.new}"
+    if change.what != "owner":
+        return sentence
+    on_disk = int(change.new.split(":")[0]), int(change.new.split(":")[1])
+    uid, gid = record.seen(*on_disk)
+    return sentence if (uid, gid) == on_disk else f"{sentence} (on this host; {uid}:{gid} in the container)"
+
+
 def _warnings(volume: Volume, labels: Labels) -> Iterator[str]:
     record = volume.record
     label = record.options.label
@@ -95,3 +112,21 @@ def _unmapped(mountpoint: str) -> Iterator[str]:
         if mount.point != mountpoint and is_below(mount.point, mountpoint) and not mount.idmapped:
             hint = "start all containers of the volume again after docker volume rm and create, or unmount it"
             yield f"{printable(mount.point)} was mounted later: in it, containers see the host's ids; {hint}"
+
+
+def of_another_engine(record: Record, resolver: Resolver, asks: Asks) -> Iterator[str]:
+    """What is wrong where the containers of the engine that asks have other ids than the volume was made for.
+
+    Of numbers that are this host's, as in a record from before there was a choice, nothing is where they have them.
+    """
+    declared = record.declared
+    engine = None
+    with contextlib.suppress(HostprepError):
+        engine = resolver.of_engine(asks)
+    if engine in (None, declared.userns) or resolver.whose(declared) == "host":
+        return
+    wanted, root = declared.in_containers, engine.root
+    uid, gid = root[0] if wanted.uid is None else wanted.uid, root[1] if wanted.gid is None else wanted.gid
+    if declared.userns != HOST or not engine.covers(uid, gid):
+        what = f"it is prepared for containers whose ids are {declared.userns}, and those of the engine are {engine}"
+        yield f"{what}; hostprep apply {record.name} -o userns=auto makes it theirs"

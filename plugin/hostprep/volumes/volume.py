@@ -80,7 +80,7 @@ class Volume:
     def want(self, labels: Labels) -> Want:
         """What the data directory is to be."""
         record = self.record
-        return Want.of(record.options, labels, adopted=record.adopted, narrowed=record.narrowed)
+        return Want.of(record.declared.on_disk, labels, adopted=record.adopted, narrowed=record.narrowed)
 
     def is_pinned(self, data: int) -> bool:
         """Whether the open directory *data* is what is mounted where an engine is told; see pins.leads_to."""

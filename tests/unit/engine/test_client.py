@@ -22,6 +22,7 @@ import pytest
 from hostprep.engine import client, connection
 from hostprep.engine.client import Engine
 from hostprep.errors import NoEngine, NoImage
+from hostprep.host import userns
 from tests.support.host import PYTHON, REPOSITORY, Host, soon
 
 Answer = tuple[int, bytes, dict[str, str]]
@@ -187,9 +188,22 @@ def test_absent_image(engine: Fake) -> None:
 
 @pytest.mark.parametrize("option", ["name=userns", "name=rootless"])
 def test_mapped_ids(engine: Fake, option: str) -> None:
-    """An engine that maps ids is not asked for an owner: it shows the container's ids."""
+    """An engine that maps ids is not asked for an owner where the map is not known: it shows the host's ids."""
     engine.changed["GET", "info"] = lambda *_: Fake.json({"SecurityOptions": [option]})
     assert "userns-remap" in refused(engine)
+
+
+def test_userns_remap(engine: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's ids that it packs are taken back to the container's; one that the map lacks is refused in words."""
+    (tmp_path / "ranges").write_text("lab:100000:6\nlab:400000:1000\n")
+    monkeypatch.setattr(userns, "SUBUID", str(tmp_path / "ranges"))
+    monkeypatch.setattr(userns, "SUBGID", str(tmp_path / "ranges"))
+    info = {"SecurityOptions": ["name=userns"], "DockerRootDir": "/var/lib/docker/100000.100000"}
+    engine.changed["GET", "info"] = lambda *_: Fake.json(info)
+    engine.files["/data"] = tar("data", type=tarfile.DIRTYPE, uid=100005, gid=400001, mode=0o750)
+    assert owner(engine) == {"uid": "5", "gid": "7"}
+    engine.files["/data"] = tar("data", type=tarfile.DIRTYPE, uid=100005, gid=7, mode=0o750)
+    assert "/data as 100005:7, which its user namespace 0:100000:6,6:400000:1000 does not have" in refused(engine)
 
 
 @pytest.mark.parametrize("step", STEPS, ids=" ".join)

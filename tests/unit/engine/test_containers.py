@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hostprep.engine.containers import Container, EngineInfo
 from hostprep.errors import NoContainer, NoEngine
+from hostprep.host import userns
 
 INSPECTED: dict[str, Any] = {
     "Id": "ab12",
@@ -82,15 +84,25 @@ def test_malformed_inspect(answer: Any) -> None:
     ("info", "uid"),
     [
         ({"SecurityOptions": ["name=seccomp"], "DockerRootDir": "/var/lib/docker/1.2"}, None),
-        ({"SecurityOptions": ["name=userns"], "DockerRootDir": "/var/lib/docker/100000.200000"}, 100184),
+        ({"SecurityOptions": ["name=userns"], "DockerRootDir": "/var/lib/docker/100000.200000"}, 400000),
+        ({"SecurityOptions": ["name=userns"], "DockerRootDir": "/var/lib/docker/300000.300000"}, None),
+        ({"SecurityOptions": ["name=userns"], "DockerRootDir": "/var/lib/docker/500000.500000"}, None),
         ({"SecurityOptions": ["name=userns"], "DockerRootDir": "/var/lib/docker"}, None),
         ({"SecurityOptions": None}, None),
     ],
 )
-def test_userns_remap(info: dict[str, Any], uid: int | None) -> None:
-    """The host's ids of an engine with userns-remap are in the name of its data directory."""
+def test_userns_remap(info: dict[str, Any], uid: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first ids of an engine with userns-remap are in the name of its data directory, the rest in /etc/subuid.
+
+    Where nobody's ranges begin with them, or those of two who have others, it cannot be told.
+    """
+    two = "one:500000:10\none:700000:10\ntwo:500000:20\n"
+    (tmp_path / "subuid").write_text(f"lab:100000:1000\nlab:400000:1000\n{two}")
+    (tmp_path / "subgid").write_text(f"lab:200000:65536\n{two}")
+    for which in ("subuid", "subgid"):
+        monkeypatch.setattr(userns, which.upper(), str(tmp_path / which))
     remap = EngineInfo.parse(info).remap
-    assert (remap and remap.uid(184)) == uid
+    assert (remap and remap.uid(1000)) == uid
 
 
 @pytest.mark.parametrize("answer", [None, [], "x"], ids=str)

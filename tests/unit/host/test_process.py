@@ -11,18 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hostprep.host.process import Process, Remap, open_inside, raise_open_files, read_inside
+from hostprep.host.process import Process, open_inside, raise_open_files, read_inside
 from tests.support.disks import unanswered
-
-
-def test_remap() -> None:
-    """Numbers go both ways, and those without another have none."""
-    remap = Remap(((0, 100000, 1000), (5000, 7, 1)), ((0, 200000, 1000),))
-    assert (remap.uid(184), remap.uid(5000), remap.uid(1000), remap.gid(998)) == (100184, 7, None, 200998)
-    assert remap.inside(100184, 200998) == (184, 998)
-    assert remap.inside(184, 998) is None
-    assert remap.covers(7, 200000)
-    assert not remap.covers(8, 200000)
 
 
 @pytest.mark.root
