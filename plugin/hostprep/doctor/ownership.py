@@ -109,7 +109,7 @@ def _owner_options(volume: InspectedVolume, who: Who) -> dict[str, str]:
     """The options that declare *who* the owner, as far as they are not declared yet. An undeclared group stays so."""
     declared = volume.record.declared
     inside = declared.userns.inside(who.uid, who.gid)
-    (uid, gid), on_disk = inside or (who.uid, who.gid), declared.in_containers
-    options = {"uid": str(uid)} if inside is None or on_disk.uid != who.uid else {}
-    options |= {"gid": str(gid)} if on_disk.gid is not None and (inside is None or on_disk.gid != who.gid) else {}
+    (uid, gid), known = inside or (who.uid, who.gid), declared.in_containers
+    options = {"uid": str(uid)} if inside is None or known.uid != who.uid else {}
+    options |= {"gid": str(gid)} if known.gid is not None and (inside is None or known.gid != who.gid) else {}
     return options | ({} if inside else {"userns": "host"})
