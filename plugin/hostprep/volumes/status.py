@@ -19,6 +19,9 @@ from .passes import Passes
 from .record import Record
 from .volume import Volume
 
+_INTO = (
+    "an image's files were copied into {}, with another owner; it is made right when that Mount is over, or at the next"
+)
 _COPYING: Final = "an engine may still be copying an image's files into it; what comes after is made right then"
 _READ_ONLY: Final = "it is mounted read-only, or its file system has stopped after an error, which dmesg shows"
 _LOOKED_AT: Final = 100  # direct entries of an adopted directory
@@ -61,6 +64,9 @@ def _status(volume: Volume, labels: Labels, passes: Passes) -> dict[str, Any]:
                 status["warnings"].append(refusal)
             if pending is not None and copying.under_way(volume):
                 status["warnings"].append(_COPYING)
+            if copied := copying.copied_into(volume, data, want, labels):
+                status["ready"] = False
+                status["warnings"] += [_INTO.format(printable(path)) for path in copied]
             status["warnings"] += acl.warnings(data, found.access)
             if record.options.path is not None and want.recurse is Recurse.NEVER:
                 status["warnings"] += _foreign(data, want)
