@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.engine import Hostprep
+from testbed.engine import Hostprep, wait_for
 from testbed.images import Entry, busybox
 from tests.support.users import listed, may
 
@@ -165,3 +165,102 @@ def test_label(docker: Docker, hostprep: Hostprep) -> None:
     for path in (mountpoint, mountpoint / "seed", mountpoint / "conf" / "main"):
         assert os.getxattr(path, "security.selinux").rstrip(b"\0") == label.encode()
     assert docker.inspect("mongo")["Status"]["label"] == label
+
+
+@pytest.fixture
+def prepared(docker: Docker) -> str | None:
+    """The mount point of a volume with directories for several containers; None on an engine without volume-subpath."""
+    if docker("version", "--format", "{{.Server.Version}}").startswith("20.10."):
+        assert "volume-subpath" in docker.fails("create", "--mount", part("sub"), "busybox")
+        return None
+    mountpoint = docker.create("mongo")
+    docker.run("mongo:/v", "mkdir -p /v/mine /v/a/b /v/app1 /v/app2")
+    docker.run("mongo:/v", "mkdir /v/roots /v/www; echo page > /v/www/page; chown -R 33:33 /v/www", user="0")
+    return mountpoint
+
+
+def part(path: str) -> str:
+    """A directory of the volume mongo, for --mount."""
+    return f"type=volume,src=mongo,dst=/data,volume-subpath={path}"
+
+
+def foreign(mountpoint: str, path: str) -> list[str]:
+    """What in a directory of a volume, itself included, is not 184:998's."""
+    found = [(each, *(f"{each}/{name}" for name in names)) for each, _, names in os.walk(f"{mountpoint}/{path}")]
+    return [each for some in found for each in some if owner(each) != (184, 998)]
+
+
+@pytest.fixture
+def small(docker: Docker) -> str:
+    """An image with files of 33:33 in /data."""
+    files = (Entry("data/conf", 0o700, 33, 33), Entry("data/conf/main", 0o600, 33, 33, b"from the image"))
+    docker("import", "-", "small", stdin=busybox(Entry("data", 0o700, 33, 33), *files))
+    return "small"
+
+
+def test_subpath(docker: Docker, prepared: str | None, small: str) -> None:
+    """A container that has a directory of a volume can write there at once, and owns what the image brought."""
+    if not prepared:
+        return
+    for path in ("mine", "a/b", "roots"):
+        script = "echo written > /data/file; cat /data/file /data/conf/main"
+        flags = ("--rm", "-u", IDS, "--mount", part(path))
+        assert docker("run", *flags, small, "sh", "-euc", script) == "written\nfrom the image"
+        assert (foreign(prepared, path), mode(f"{prepared}/{path}")) == ([], "0700")
+    assert docker("run", *flags, small, "cat", "/data/file") == "written"
+    assert owner(prepared) == (184, 998)
+    assert {owner(f"{prepared}/www{name}") for name in ("", "/page")} == {(33, 33)}
+    status = docker.inspect("mongo")["Status"]
+    assert (status["ready"], status["warnings"]) == (True, [])
+
+
+def test_subpath_several_at_once(docker: Docker, hostprep: Hostprep, prepared: str | None, large: str) -> None:
+    """Several containers made at once on one directory of a volume leave no file with the image's owner."""
+    if not prepared:
+        return
+    names = [f"c{number}" for number in range(5)]
+    creating = [docker.begin("create", "--name", name, "--mount", part("mine"), large, "true") for name in names]
+    for process in creating:
+        _, said = process.communicate(timeout=180)
+        assert process.returncode == 0, said
+
+    status = docker.inspect("mongo")["Status"]
+    assert (status["ready"], status["warnings"], foreign(prepared, "mine")) == (True, [], [])
+    assert not (hostprep.root / "volumes/mongo/copying.json").exists()
+
+
+def test_subpath_one_after_the_other(docker: Docker, prepared: str | None, small: str) -> None:
+    """Where containers run on a volume already, a copy-up into another directory of it is right, and Status ready."""
+    if not prepared:
+        return
+    for name in ("app1", "app2"):
+        flags = ("--name", name, "-u", IDS, "--stop-signal", "KILL", "--mount", part(name))
+        docker("run", "-d", *flags, small, "sleep", "600")
+        status = docker.inspect("mongo")["Status"]
+        assert (status["ready"], status["warnings"], foreign(prepared, name)) == (True, [], [])
+    assert docker.exec("app1", "echo written > /data/file; cat /data/file") == "written"
+
+
+def test_subpath_that_a_container_prepares(docker: Docker, prepared: str | None) -> None:
+    """A container that gives its own directory to its user, and fills it, keeps it."""
+    if not prepared:
+        return
+    script = "mkdir /data/x; echo written > /data/x/file; echo more > /data/file; chown -R 33:33 /data"
+    docker("run", "--rm", "--mount", part("mine"), "busybox", "sh", "-euc", script)
+    docker("run", "--rm", "--mount", part("a/b"), "-u", "33:33", "busybox", "true")
+    assert {owner(f"{prepared}/mine/{name}") for name in (".", "x", "x/file", "file")} == {(33, 33)}
+
+
+def test_subpath_without_its_unmount(docker: Docker, hostprep: Hostprep, prepared: str | None, large: str) -> None:
+    """A copy-up that ends while hostprep is away is made right at the next Mount; Status is not ready before."""
+    if not prepared:
+        return
+    copying = docker.begin("create", "--name", "first", "-u", IDS, "--mount", part("mine"), large, "cat", "/data/0/0")
+    wait_for(lambda: owner(f"{prepared}/mine") == (33, 33), "the copy-up to begin")
+    hostprep.kill()
+    copying.communicate(timeout=180)
+    hostprep.start()
+    status = docker.inspect("mongo")["Status"]
+    assert (status["ready"], len(status["warnings"])) == (False, 1)
+    assert docker("run", "--rm", "-u", IDS, "--mount", part("mine"), large, "cat", "/data/0/0") == "x" * 4096
+    assert foreign(prepared, "mine") == []

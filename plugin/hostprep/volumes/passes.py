@@ -40,15 +40,17 @@ Finish = Callable[[Outcome], bool | None]
 class Pass:
     """One pass. Whoever needs it waits for `over`, and then looks at the volume again."""
 
-    def __init__(self, volume: Volume) -> None:
+    def __init__(self, volume: Volume, below: str = "") -> None:
         self.name = volume.name
+        self.below = below
+        """The directory that it is over, by its path from the volume's root; empty for the whole volume."""
         self.identity = volume.identity
         self.progress = Progress()
         self.over = threading.Event()
         self.failure = ""
         """Why it failed; empty while it runs, and when it ended or was cancelled."""
-        self.root_stays = False
-        """Whether its end found a root that cannot be made right, but is usable."""
+        self.stays = False
+        """Whether its end found a root that cannot be made right, but is usable, or another directory that cannot."""
         self.cancelled = threading.Event()
         self.ahead = 0
         """How many passes it waits for, before it begins to work."""
@@ -143,8 +145,11 @@ class Passes:
         with self._guard:
             return self._running.get(name)
 
-    def start(self, volume: LockedVolume, data: int, order: Order, finish: Finish) -> Pass:
-        """Begin a pass over the tree *data*, or join the one that runs. The mark is on disk.
+    def start(self, volume: LockedVolume, data: int, order: Order, finish: Finish, *, below: str = "") -> Pass:
+        """Begin a pass over the tree *data*, or join the one that runs, whatever that is over. The mark is on disk.
+
+        Args:
+            below: where *data* is, if it is not the root. The mark, which is the whole volume's, is not written then.
 
         Raises:
             Busy: the server is stopping, or no thread can be started.
@@ -156,7 +161,7 @@ class Passes:
                 return found
             if self._stopped:
                 raise Busy("hostprep is stopping", hint="the pass goes on when it is back; start again then")
-            begun = self._running[name] = Pass(volume)
+            begun = self._running[name] = Pass(volume, below)
         try:
             with contextlib.ExitStack() as undo:
                 copy = Volume(volume.root, os.dup(volume.fd), volume.record)
@@ -204,10 +209,10 @@ class Passes:
             begun.go_on(progress)
             if time.monotonic() - written >= _WRITTEN_EVERY:
                 written = time.monotonic()
-                if self._is_current(volume):
-                    write_progress(volume, progress)
-                else:
+                if not self._is_current(volume):
                     begun.cancel()
+                elif not begun.below:
+                    write_progress(volume, progress)
 
         try:
             with (
@@ -226,7 +231,7 @@ class Passes:
                         # It keeps the lock's descriptor, too: should it outlive the server, no second one is begun.
                         outcome = begun.work(data, order, held, report) if self._has_turn(begun, volume) else None
                     if outcome is not None:
-                        begun.root_stays = bool(finish(outcome))
+                        begun.stays = bool(finish(outcome))
         except NoSuchVolume:
             log.info("pass over %s: it was removed meanwhile", begun.name)  # whoever waits will see that it is gone
         except Exception as exc:  # else whoever waits would take it for an end, and begin the next pass

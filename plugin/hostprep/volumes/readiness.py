@@ -2,11 +2,13 @@
 
 The order is what an interruption can rely on: the mark on disk, the contents, the root, the mark removed. So if the
 root is right and there is no mark, the contents are right. While a copy-up may be under way (copying.py), a pass comes
-too early for what is copied after it: then the mark stays.
+too early for what is copied after it: then the mark stays. Of a directory below the root that was copied into, the
+order is the same, and what is noted of it in copying.json is the mark.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -16,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ..errors import Busy, Conflict, NotReady
+from ..errors import Busy, Conflict, NotReady, printable
 from ..host.labels import Labels
 from ..options import Name, Recurse
 from ..tree.plan import Change, Plan, Want
@@ -32,6 +34,7 @@ log = logging.getLogger("hostprep")
 # Requests that may wait for passes at once; others are told to come back. Each keeps one of the server's 1,000
 # connections and a thread: most must stay for the volumes that are ready.
 _WAITING: Final = 200
+_TOLD: Final = 20  # of the sentences about entries left alone, where several passes below a root add to them
 _UNSEEN: Final = 600.0  # seconds for which a pass that its Mount did not wait for counts for the next Mount
 _SHOWN_EVERY: Final = 0.25  # seconds between two looks at how far a repair is
 
@@ -70,27 +73,32 @@ class Readiness:
             unmount: begin no pass only because of `recurse=always`.
         """
         waited: Pass | None = None
+        seen_through, through, stays = False, set[str](), set[str]()
         while True:
             with self.store.locked(name, deadline) as volume, volume.open_data(as_mount=True) as data:
-                if unmount:
-                    copying.end(volume, mount)
                 if waited is None or waited.identity != volume.identity:
-                    seen_through, root_stays = unmount or self._was_given_up(volume), False
+                    seen_through, through, stays = unmount or self._was_given_up(volume), set(), set()
                 else:
-                    seen_through, root_stays = True, waited.root_stays
-                early = waited is not None and seen_through and bool(copying.under_way(volume))
-                # Where the root stays, to try again would only begin another pass.
-                running = None if root_stays else self._repair(volume, data, seen_through=seen_through, early=early)
+                    through |= {waited.below}
+                    stays |= {waited.below} if waited.stays else set()
+                want = self._want(volume)
+                copied = copying.look(volume, data, want, self.labels, over=mount if unmount else "")
+                # Where it stays as it is, to try again would only begin another pass.
+                running = None
+                if "" not in stays:
+                    running = self._repair(volume, data, seen_through=seen_through, through=through)
+                if running is None:
+                    running = self._repair_below(volume, data, [p for p in copied if p not in stays], through=through)
                 if running is None:
                     if not unmount:
-                        copying.begin(volume, mount, data)
+                        copying.begin(volume, mount, data, want, self.labels, engine=engine or 0)
                     if engine is not None:
                         volume.pin(data, engine=engine)
                     return volume.mountpoint
             try:
                 self._wait(running, deadline)
             except Busy:
-                if not unmount:
+                if not unmount and not running.below:
                     self._given_up[running.identity] = time.monotonic()
                 raise
             waited = running
@@ -118,7 +126,7 @@ class Readiness:
                 self.store.locked(name, time.monotonic() + self.store.settings.patience) as volume,
                 volume.open_data(as_mount=True) as data,
             ):
-                running = self._begin(volume, data, self._order(volume), done.append)
+                running = self._begin(volume, data, self._order(volume), done=done.append)
             while not running.over.wait(_SHOWN_EVERY):
                 report(running.progress)
             _check(running)
@@ -141,18 +149,21 @@ class Readiness:
         """Whether a Mount gave up waiting for a pass lately; told once."""
         return bool(self._given_up) and time.monotonic() - self._given_up.pop(volume.identity, -_UNSEEN) < _UNSEEN
 
-    def _repair(self, volume: LockedVolume, data: int, *, seen_through: bool, early: bool = False) -> Pass | None:
+    def _repair(self, volume: LockedVolume, data: int, *, seen_through: bool, through: set[str]) -> Pass | None:
         """Repair the root *data*; where the contents have to follow, begin the pass which then does that at its end.
 
         Args:
-            seen_through: a pass was waited for, so `recurse=always` asks for no other.
-            early: the pass that was waited for has left its mark, for a copy-up that is still under way.
+            seen_through: `recurse=always` asks for no pass.
+            through: what passes were waited for; see `Pass.below`. `recurse=always` asks for no other, and a mark that
+                one has left is for a copy-up that is still under way.
         """
         want = self._want(volume)
         plan = Plan.of(data, want, self.labels)
         # With recurse=never the mark is that of a repair: it stays for the next one.
         marked = want.recurse is not Recurse.NEVER and volume.pending() is not None
-        if (marked and not early) or plan.contents_follow or (want.recurse is Recurse.ALWAYS and not seen_through):
+        early = "" in through and copying.under_way(volume)
+        always = want.recurse is Recurse.ALWAYS and not seen_through and "" not in through
+        if (marked and not early) or plan.contents_follow or always:
             return self._begin(volume, data, want.order(self.labels, guarded=volume.record.guarded))
         self._repair_root(volume, plan)
         if want.label is not None and volume.record.options.label is None:
@@ -160,33 +171,54 @@ class Readiness:
                 (self._empty.discard if any(entries) else self._empty.add)(volume.identity)
         return None
 
+    def _repair_below(self, volume: LockedVolume, data: int, copied: list[str], *, through: set[str]) -> Pass | None:
+        """Begin the pass over the first of the directories *copied* that needs one; see `_repair`."""
+        order = copying.below(self._want(volume)).order(self.labels, guarded=volume.record.guarded)
+        for path in copied:
+            with contextlib.suppress(FileNotFoundError), copying.opened(data, path) as top:
+                if path not in through or not copying.under_way(volume, path, top):
+                    return self._begin(volume, top, order, below=path)
+        return None
+
     def _begin(
-        self, volume: LockedVolume, data: int, order: Order, done: Callable[[Repaired], None] = lambda repaired: None
+        self,
+        volume: LockedVolume,
+        top: int,
+        order: Order,
+        *,
+        below: str = "",
+        done: Callable[[Repaired], None] = lambda repaired: None,
     ) -> Pass:
-        """Begin a pass over *data*, or join the one that runs.
+        """Begin a pass over what is in the directory *top*, which is then made right itself; or join the one that runs.
 
         Args:
+            below: where *top* is, if it is not the root.
             done: called when this pass, and no other, has made everything right.
         """
-        if volume.pending() is None:
+        if not below and volume.pending() is None:
             volume.write_mark()
-        record, identity, tree = volume.record, volume.identity, os.fstat(data)
-        early = bool(copying.under_way(volume))  # what is copied behind it, it does not see
+        record, identity, tree = volume.record, volume.identity, os.fstat(top)
+        early = copying.under_way(volume, below, top)  # what is copied behind it, it does not see
 
         def finish(outcome: Outcome) -> bool:
-            with self.store.locked(record.name, time.monotonic() + 60) as now:
+            changes: list[Change] | None = None
+            with (
+                self.store.locked(record.name, time.monotonic() + 60) as now,
+                contextlib.suppress(FileNotFoundError),
+            ):
                 # Where another volume has the name by now, or the options or the directory are others, the mark
                 # stays, and the next look at the volume begins anew.
                 if now.identity != identity or now.record.declared != record.declared:
                     return False
-                with now.open_data(as_mount=True) as found:
+                with now.open_data(as_mount=True) as data, copying.opened(data, below) as found:
                     if not os.path.samestat(os.fstat(found), tree):
                         return False
-                    changes = self._finish(now, found, outcome, early=early)
-            done(Repaired(changes or [], outcome))
-            return changes is None
+                    changes = self._finish(now, found, outcome, below, early=early)
+                    done(Repaired(changes or [], outcome))
+                    return changes is None
+            return False
 
-        return self.passes.start(volume, data, order, finish)
+        return self.passes.start(volume, top, order, finish, below=below)
 
     def _want(self, volume: Volume) -> Want:
         want = volume.want(self.labels)
@@ -198,43 +230,54 @@ class Readiness:
         Where it cannot be changed (a read-only file system, an NFS server that does not heed root), it stays if the
         declared owner can use it so.
         """
-        changes: list[Change] | None
         # Where another volume with the directory has just closed it, there is no mode to give back.
         opened = plan.found.mode & 0o777
         if opened and plan.closes and plan.narrowed is None and (plan.mode is None or plan.access is not None):
             volume.write(replace(volume.record, narrowed=plan.found.mode))
             plan = replace(plan, want=replace(plan.want, narrowed=plan.found.mode))
-        try:
-            changes = plan.apply()
-            for change in changes:
-                log.info("repaired %s: %s", volume.name, change)
-        except OSError as exc:
-            read_only = exc.errno == errno.EROFS
-            now = Plan.of(plan.fd, plan.want, self.labels)
-            if not (read_only or exc.errno == errno.EPERM) or not now.usable(read_only=read_only):
-                raise
-            changes = None
-            log.warning("%s stays as it is: %s", volume.name, exc.strerror)
+        changes, failure = _apply(plan, volume.name)
+        if failure:
+            if not Plan.of(plan.fd, plan.want, self.labels).usable(read_only=failure.errno == errno.EROFS):
+                raise failure
+            log.warning("%s stays as it is: %s", volume.name, failure.strerror)
         if volume.record.narrowed is not None:
             os.fsync(plan.fd)
             volume.write(replace(volume.record, narrowed=None))
-        return changes
+        return None if failure else changes
 
-    def _finish(self, volume: LockedVolume, data: int, outcome: Outcome, *, early: bool) -> list[Change] | None:
-        """The contents are right: now the root, last of all, and then the mark. Returns what `_repair_root` does.
+    def _finish(
+        self, volume: LockedVolume, top: int, outcome: Outcome, below: str, *, early: bool
+    ) -> list[Change] | None:
+        """The contents are right: now the directory *top*, last of all, and then the mark.
+
+        Returns what was changed of *top*; None where that was not possible, so that another pass would end like this.
 
         Args:
             early: a copy-up was under way when the pass began, so the mark stays.
         """
-        changes = self._repair_root(volume, Plan.of(data, self._want(volume), self.labels))
-        os.fsync(data)
-        if outcome.sentences() != volume.record.entries_left_alone:
-            volume.write(replace(volume.record, entries_left_alone=outcome.sentences()))
-        if not early and not copying.under_way(volume):
-            volume.remove_mark()
+        want, left, name = self._want(volume), outcome.sentences(), volume.name
+        changes: list[Change] | None
+        if below:
+            name = Name(f"{name}/{printable(below)}")
+            changes, failure = _apply(Plan.of(top, copying.below(want), self.labels), name)
+            if failure:
+                log.warning("%s stays as it is: %s", name, failure.strerror)
+                return None
+            found = [f"{printable(below)}/{each}" for each in left]
+            left = tuple(dict.fromkeys((*volume.record.entries_left_alone, *found)))[-_TOLD:]
+        else:
+            changes = self._repair_root(volume, Plan.of(top, want, self.labels))
+        os.fsync(top)
+        if left != volume.record.entries_left_alone:
+            volume.write(replace(volume.record, entries_left_alone=left))
+        if not early and not copying.under_way(volume, below, top):
+            if not below:
+                volume.remove_mark()
+            elif not copying.done(volume, below):
+                changes = None
         os.fsync(volume.fd)
         counts = outcome.done, outcome.changed, outcome.left
-        log.info("pass over %s: %d entries, %d changed, %d left alone", volume.name, *counts)
+        log.info("pass over %s: %d entries, %d changed, %d left alone", name, *counts)
         return changes
 
     def _wait(self, running: Pass, deadline: float) -> None:
@@ -263,3 +306,17 @@ def _check(ended: Pass) -> None:
     """Raise NotReady for a pass that failed."""
     if ended.failure:
         raise NotReady(f"volume {ended.name} could not be prepared: {ended.failure}")
+
+
+def _apply(plan: Plan, name: str) -> tuple[list[Change], OSError | None]:
+    """Carry out *plan*, and return what was changed, or what prevented it: a read-only disk, or a server that does not
+    heed root."""
+    try:
+        changes = plan.apply()
+    except OSError as exc:
+        if exc.errno not in (errno.EROFS, errno.EPERM):
+            raise
+        return [], exc
+    for change in changes:
+        log.info("repaired %s: %s", name, change)
+    return changes, None

@@ -23,6 +23,9 @@ from .passes import Passes
 from .record import Record
 from .volume import Volume
 
+_INTO = (
+    "an image's files were copied into {}, with another owner; it is made right when that Mount is over, or at the next"
+)
 _COPYING: Final = "an engine may still be copying an image's files into it; what comes after is made right then"
 _UNENDED: Final = "a pass over its contents has not ended, so some may have another owner or label still"
 _READ_ONLY: Final = "it is mounted read-only, or its file system has stopped after an error, which dmesg shows"
@@ -76,6 +79,9 @@ def _status(volume: Volume, labels: Labels, passes: Passes, foreign: Foreign) ->
                 status["warnings"].append(f"{_UNENDED}; to complete it: {repair}")
             elif pending is not None and not never and copying.under_way(volume):
                 status["warnings"].append(_COPYING)
+            if copied := copying.copied_into(volume, data, want, labels):
+                status["ready"] = False
+                status["warnings"] += [_INTO.format(printable(path)) for path in copied]
             status["warnings"] += acl.warnings(data, found.access)
             stays = pending is None and writes and not plan.contents_follow
             if stays and (others := foreign.sentence(volume, data, want)):

@@ -136,11 +136,11 @@ def _puts_files_behind(readiness: Readiness, file: Path, monkeypatch: pytest.Mon
     finish = readiness._finish
     given: list[Path] = []
 
-    def then(volume: LockedVolume, data: int, outcome: Outcome, *, early: bool) -> object:
+    def then(volume: LockedVolume, data: int, outcome: Outcome, below: str, *, early: bool) -> object:
         if not given:
             os.chown(file, 0, 0)
             given.append(file)
-        return finish(volume, data, outcome, early=early)
+        return finish(volume, data, outcome, below, early=early)
 
     monkeypatch.setattr(readiness, "_finish", then)
 
