@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ..errors import NoContainer, NoEngine
 from ..host.process import Remap
+from ..host.rootless import inside
 
 _ROOT_SUFFIX: Final = re.compile(r"/([0-9]{1,10})\.([0-9]{1,10})$", re.ASCII)
 _RANGE: Final = 65536  # ids that /etc/subuid gives by default
@@ -20,6 +21,7 @@ class EngineInfo:
     version: str
     podman: bool
     rootless: bool
+    """Whether it is a user's, and hostprep is not: then its containers have other ids than hostprep."""
     userns: bool
     """Whether its containers have ids of their own (userns-remap)."""
     remap: Remap | None
@@ -40,6 +42,7 @@ class EngineInfo:
         rootless, userns, confines = (
             any(option.startswith(f"name={name}") for option in options) for name in ("rootless", "userns", "selinux")
         )
+        rootless = rootless and not inside()
         # userns-remap shows in the name of the data directory.
         ids = _ROOT_SUFFIX.search(str(found.get("DockerRootDir"))) if userns else None
         remap = Remap(((0, int(ids[1]), _RANGE),), ((0, int(ids[2]), _RANGE),)) if ids else None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..errors import Busy, Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
-from ..host import fds, filesystem
+from ..host import fds, filesystem, rootless
 from ..host.system import check_no_engine
 from ..options import Name, path_key
 from ..tree.plan import Plan
@@ -39,6 +39,7 @@ def create(readiness: Readiness, resolver: Resolver, name: Name, given: Mapping[
         # A volume that is there keeps what its image said when it was made.
         if options.image is not None and store.find(name) is None:
             declared = resolver.resolve(declared, deadline)
+        rootless.check_ids(declared.options.uid, declared.options.gid)
         with store.name_lock(name, deadline) as locked:
             if (existing := store.find(name)) is not None:
                 _confirm(store, existing, given)

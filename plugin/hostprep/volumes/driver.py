@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import Busy, HostprepError, Invalid, NoSuchVolume, NotAllowed, Unreadable, in_words, printable
-from ..host import fds, mountinfo
+from ..host import fds, mountinfo, rootless
 from ..host.labels import Labels
 from ..host.paths import is_below, overlap
 from ..host.uses import uses
@@ -104,6 +104,7 @@ class Driver:
         asked = self.resolver.resolve(asked, deadline)
         with self.store.locked(name, deadline) as volume:
             changed = volume.record.changed(asked, unset)
+            rootless.check_ids(changed.options.uid, changed.options.gid)
             if changed.options.label is not None:
                 self.labels.check(changed.options.label)
             if accept_data:
