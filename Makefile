@@ -12,7 +12,8 @@ SIDE_BY_SIDE = $(PYTEST) -n auto
 
 # COMMAND=PACKAGE of Debian's; a command that is there is left alone. Newer releases have the client apart.
 ENGINE := dockerd=docker.io docker=docker-cli busybox=busybox-static
-TOOLS := $(ENGINE) systemd-analyze=systemd docker-compose=docker-compose docker-registry=docker-registry \
+TOOLS := $(ENGINE) rootlesskit=rootlesskit slirp4netns=slirp4netns newuidmap=uidmap \
+	systemd-analyze=systemd docker-compose=docker-compose docker-registry=docker-registry \
 	zsh=zsh fish=fish bash-completion man=man-db mandoc=mandoc \
 	mmdebstrap=mmdebstrap ip=iproute2 setfacl=acl mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs
 
@@ -22,7 +23,7 @@ PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then testbed/packages $(TOO
 GUEST_PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then \
 	testbed/packages $(ENGINE) qemu-system-x86_64=qemu-system-x86 mmdebstrap=mmdebstrap mke2fs=e2fsprogs; fi
 
-.PHONY: help check lock audit install uninstall plugin plugin-push test test-all test-unit test-engine test-newest
+.PHONY: help check lock audit install uninstall install-user uninstall-user plugin plugin-push test test-all test-unit test-engine test-newest
 .PHONY: test-engines test-selinux crash soak bench bench-tree demo screens clean
 
 help:
@@ -75,7 +76,7 @@ crash: $(STAMP)
 
 # The engines of other releases of Debian, each in a tree that is built once. The oldest may be this machine's own.
 CORE := $(addprefix tests/engine/,test_lifecycle.py test_copy_up.py test_sharing.py test_homes.py test_crashes.py \
-	test_telling.py test_recreating.py podman)
+	test_telling.py test_recreating.py podman rootless)
 OLDEST = $$(dockerd --version 2>/dev/null | grep -q ' 20[.]10[.]' || echo bookworm)
 OTHERS = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then testbed/packages $(filter-out dockerd=% docker=%,$(TOOLS)); fi
 
@@ -90,6 +91,10 @@ test-engines: $(STAMP)
 # Under systemd; again to upgrade. systemd/setup lists the variables (PREFIX, DESTDIR, SYSTEM_PACKAGES ...).
 install uninstall:
 	@systemd/setup $@
+
+# For the rootless engines of the user who runs it.
+install-user uninstall-user:
+	@systemd/setup $(@:-user=) --user
 
 # Docker's managed plugin, on the engine that `docker` reaches. managed/build lists the variables (PLUGIN_NAME ...).
 plugin:

@@ -6,20 +6,28 @@ import os
 import sys
 
 from .errors import HostprepError, in_words, printable
+from .host import rootless
 
 
 def main(settings_file: str = "") -> None:
     """Run the command line; an error is one line and exit 1, a wrong flag or a missing argument exit 2.
 
     What the environment does not say the *settings_file* says. The service has the same settings from systemd already.
+    A user who has a hostprep of his own has a file of his own, too.
     """
     # For what libraries and later code make: modes that others need are set by hostprep itself.
     os.umask(0o077)
     try:
+        defaults = {}
+        if own := rootless.settings_file():
+            settings_file, defaults = own, rootless.defaults()
+            rootless.enter()
+        else:
+            rootless.inherit()
         if settings_file:
             from .settings import read_settings_file
 
-            os.environ |= {**read_settings_file(settings_file), **os.environ}
+            os.environ |= {**defaults, **read_settings_file(settings_file), **os.environ}
         if sys.argv[1:] == ["serve"]:
             # Without click, whose import takes its time: an engine may be waiting for the first answer.
             from .serve.server import serve

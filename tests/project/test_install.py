@@ -290,6 +290,88 @@ def test_uninstall(staged: Path, tmp_path: Path) -> None:
     assert left == {"etc/hostprep/hostprep.env", "var/lib/hostprep/volumes/mongo", *empty}
 
 
+USER = {"HOME": "/home/anna", "XDG_RUNTIME_DIR": "/run/user/1000", "XDG_CONFIG_HOME": "", "XDG_DATA_HOME": ""}
+SPEC = "home/anna/.local/lib/docker/plugins/hostprep.spec"
+PODMAN = "home/anna/.config/containers/containers.conf.d/hostprep.conf"
+
+
+@pytest.fixture(scope="module")
+def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The installation of a user with a rootless engine."""
+    destdir = tmp_path_factory.mktemp("user")
+    done = make("install-user", destdir, within=(), **USER)
+    assert done.returncode == 0, done.stderr
+    return destdir
+
+
+def test_users_files(users: Path) -> None:
+    """`make install-user` writes into the home alone, and tells both engines where the units listen."""
+    lib = "home/anna/.local/lib/hostprep"
+    found = {str(path.relative_to(users)) for path in users.rglob("*") if f"{lib}/" not in str(path)}
+    units = {f"home/anna/.config/systemd/user/hostprep.{kind}" for kind in ("service", "socket")}
+    assert {path for path in found if not (users / path).is_dir() or (users / path).is_symlink()} == {
+        *units, SPEC, PODMAN, "home/anna/.local/bin/hostprep", "home/anna/.config/hostprep/hostprep.env",
+    }  # fmt: skip
+
+    socket = "/run/user/1000/hostprep.sock"
+    assert (users / SPEC).read_text() == f"unix://{socket}\n"
+    host = tomllib.loads((TOP / "docs/podman.conf").read_text())
+    host["engine"]["volume_plugins"]["hostprep"] = socket
+    assert tomllib.loads((users / PODMAN).read_text()) == host
+    assert "ListenStream=%t/hostprep.sock\n" in (users / "home/anna/.config/systemd/user/hostprep.socket").read_text()
+    unit = (users / "home/anna/.config/systemd/user/hostprep.service").read_text()
+    assert f"ExecStart={sys.executable} -I /{lib}/current/bin/hostprep serve\n" in unit
+
+
+def test_users_verify(users: Path, tmp_path: Path) -> None:
+    """systemd has nothing to object to in the user's units."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not here; the guest has it")
+    for unit in (users / "home/anna/.config/systemd/user").iterdir():
+        (tmp_path / unit.name).write_text(unit.read_text().replace("/home/anna", str(users / "home/anna")))
+    done = subprocess.run(
+        ["systemd-analyze", "--user", "verify", *map(str, tmp_path.iterdir())],
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, [line for line in done.stderr.splitlines() if "hostprep" in line]) == (0, [])
+
+
+def test_users_own_files(users: Path, tmp_path: Path) -> None:
+    """What a user wrote where the engines look stays, at an installation and at its end; so do the settings."""
+    destdir = copy(users, tmp_path / "copy")
+    (destdir / SPEC).write_text("unix:///run/user/1000/mine.sock\n")
+    settings = destdir / "home/anna/.config/hostprep/hostprep.env"
+    settings.write_text("HOSTPREP_TRASH_KEEP=1h\n")
+
+    done = make("install-user", destdir, within=(), **USER)
+
+    assert done.returncode == 0, done.stderr
+    assert "hostprep.spec is there already, and stays as it is; hostprep listens at /run/user/1000/" in done.stdout
+    assert "hostprep.conf is there already" not in done.stdout
+    assert (destdir / SPEC).read_text() == "unix:///run/user/1000/mine.sock\n"
+    (destdir / "home/anna/.local/share/hostprep/volumes/mongo").mkdir(parents=True)
+
+    done = make("uninstall-user", destdir, within=(), **USER)
+
+    assert done.returncode == 0, done.stderr
+    assert "/home/anna/.local/share/hostprep" in done.stdout
+    left = {str(path.relative_to(destdir)) for path in destdir.rglob("*") if not path.is_dir()}
+    assert left == {SPEC, "home/anna/.config/hostprep/hostprep.env"}
+    assert settings.read_text() == "HOSTPREP_TRASH_KEEP=1h\n"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("what", ["install", "uninstall"])
+def test_users_not_by_root(what: str, tmp_path: Path) -> None:
+    """Root is told to run it as the user, and nothing is made or removed."""
+    environ = {**os.environ, **USER, "HOME": str(tmp_path), "DESTDIR": ""}
+    setup = [str(TOP / "systemd/setup"), what, "--user"]
+    done = subprocess.run(setup, env=environ, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (1, "hostprep: run this as the user whose engine is rootless\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.root
 @pytest.mark.skipif(os.environ.get("CI") != "true", reason="downloads packages: only where CI=true")
 def test_own_packages(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "doctor": ("errors", "options", "host", "settings", "engine", "volumes"),
     "serve": ("errors", "options", "host", "settings", "engine", "volumes"),
     "cli": ("errors", "options", "host", "settings", "tree", "engine", "volumes", "doctor", "serve"),
-    "__main__": ("errors", "settings", "serve", "cli"),
+    "__main__": ("errors", "host", "settings", "serve", "cli"),
 }
 """The packages, and the modules beside them, from the lowest to the highest."""
 

@@ -7,7 +7,7 @@ import os
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-ONE_GO = ("tests/managed/", "tests/engine/podman/")
+ONE_GO = ("tests/managed/", "tests/engine/podman/", "tests/engine/rootless/")
 """Folders whose tests share an engine that takes long to prepare: one worker runs all of them."""
 APART = ("test_attacks.py", "test_crash.py", "test_faults.py", "test_power_loss.py")
 """Modules that take long, and whose tests share nothing: any worker may run any of their tests."""
@@ -17,6 +17,7 @@ FIRST = (
     "tests/engine/test_doctor.py",
     "tests/engine/test_damage.py",
     "tests/engine/podman/",
+    "tests/engine/rootless/",
     "tests/campaigns/",
     "tests/project/test_install.py",
     "tests/project/test_wheel.py",

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ..engine.containers import EngineInfo
 from ..errors import BadSetting, HostprepError, NoEngine, printable
-from ..host import fds, linux
+from ..host import fds, linux, rootless
 from ..host.labels import Labels
 from ..host.policy import kernel_has_selinux
 from ..settings import Settings
@@ -44,7 +44,7 @@ def check_installation(
     try:
         driver = Driver.open(settings, create=False)
     except BadSetting as exc:
-        command = "systemctl start hostprep.service" if _systemd() else ""
+        command = f"{_systemctl_of()} start hostprep.service" if _systemd() else ""
         yield Finding("root", Verdict.BAD, exc.message, exc.hint, command)
     else:
         yield Finding("root", Verdict.OK, f"{settings.root} is hostprep's, and only root has access")
@@ -61,7 +61,7 @@ def check_installation(
 
 def _socket(path: str) -> Finding:
     shown = printable(path)
-    remedy = "systemctl restart hostprep.socket hostprep.service" if _systemd() else "hostprep serve"
+    remedy = f"{_systemctl_of()} restart hostprep.socket hostprep.service" if _systemd() else "hostprep serve"
     try:
         with socket.socket(socket.AF_UNIX) as asked:
             asked.settimeout(_SECONDS)
@@ -88,19 +88,20 @@ def _start_order() -> Iterator[Finding]:
         what = "this host does not use systemd: see to it that hostprep serve starts before the engine"
         yield Finding("start order", Verdict.NOTE, what)
         return
-    enable = f"systemctl enable --now {' '.join(_UNITS)}"
+    install = "make install-user" if rootless.inside() else "make install"
+    enable = f"{_systemctl_of()} enable --now {' '.join(_UNITS)}"
     for unit in _UNITS:
         if (state := _systemctl("is-enabled", unit)) not in ("enabled", "enabled-runtime", "alias"):
             absent = state in ("", "not-found")
             what = f"{unit} is {'not installed' if absent else state}, so it does not start at boot"
-            remedy = "make install" if absent else enable
+            remedy = install if absent else enable
             yield Finding("start order", Verdict.BAD, what, "enabled, and before the engine", remedy)
             return
     before = _systemctl("show", "--property=Before", "--value", _UNITS[0]).split()
     after = [engine for engine in _ENGINES if engine not in before and _systemctl("is-enabled", engine) == "enabled"]
     if after:
         what = f"{_UNITS[0]} may start after {' and '.join(after)}, which then waits 15 seconds for each volume"
-        yield Finding("start order", Verdict.BAD, what, f"Before={' '.join(after)}", "make install")
+        yield Finding("start order", Verdict.BAD, what, f"Before={' '.join(after)}", install)
         return
     yield Finding("start order", Verdict.OK, f"{' and '.join(_UNITS)} are enabled, and start before the engine")
 
@@ -110,10 +111,15 @@ def _systemd() -> bool:
     return os.path.isdir("/run/systemd/system")
 
 
+def _systemctl_of() -> str:
+    """The command that asks the systemd in which hostprep runs: the host's, or the user's."""
+    return "systemctl --user" if rootless.inside() else "systemctl"
+
+
 def _systemctl(*arguments: str) -> str:
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         done = subprocess.run(
-            ["systemctl", *arguments],
+            [*_systemctl_of().split(), *arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             timeout=_SECONDS, check=False,
         )  # fmt: skip
@@ -128,7 +134,7 @@ def _engine(engine: EngineInfo | NoEngine) -> Iterator[Finding]:
     if isinstance(engine, NoEngine):
         states = _systemctl("show", "--property=LoadState,ActiveState", "--value", _ENGINES[0]).split()
         stopped = "loaded" in states and "active" not in states  # or it runs, and something else is wrong
-        remedy = f"systemctl start {_ENGINES[0]}" if stopped else ""
+        remedy = f"{_systemctl_of()} start {_ENGINES[0]}" if stopped else ""
         yield Finding("engine", Verdict.WARNING, engine.message, engine.hint, remedy)
         return
     yield Finding("engine", Verdict.OK, f"version {printable(engine.version)} answers")
@@ -175,7 +181,8 @@ def _kernel() -> Iterator[Finding]:
 
         without = "hostprep compares mount ids instead, and doctor cannot look into containers"
         yield _kernel_feature("openat2", "5.6", without, open_beneath)
-        without = "a pass takes longer, and a path below a user's home is refused"
+        whose = "that others could redirect" if rootless.inside() else "below a user's home"
+        without = f"a pass takes longer, and a path {whose} is refused"
         yield _kernel_feature("open_tree and mount_setattr", "5.12", without, mount)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ..errors import NoContainer, NoEngine
+from ..host.rootless import inside
 from ..host.userns import Remap, beginning_with
 
 _ROOT_SUFFIX: Final = re.compile(r"/([0-9]{1,10})\.([0-9]{1,10})$", re.ASCII)
@@ -21,6 +22,7 @@ class EngineInfo:
     version: str
     podman: bool
     rootless: bool
+    """Whether it is a user's, and hostprep is not: then its containers have other ids than hostprep."""
     userns: bool
     """Whether its containers have ids of their own (userns-remap)."""
     remap: Remap | None
@@ -41,6 +43,7 @@ class EngineInfo:
         rootless, userns, confines = (
             any(option.startswith(f"name={name}") for option in options) for name in ("rootless", "userns", "selinux")
         )
+        rootless = rootless and not inside()
         # The first ids show in the name of the data directory.
         ids = _ROOT_SUFFIX.search(str(found.get("DockerRootDir"))) if userns else None
         remap = beginning_with(int(ids[1]), int(ids[2])) if ids else None

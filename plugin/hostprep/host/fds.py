@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 
 from ..errors import NotAllowed, Unreadable, printable
-from . import acl, linux
+from . import acl, linux, rootless
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PINNED = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -26,6 +26,7 @@ HELD = os.O_ACCMODE | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 # The entry is gone, or has become something else: no error, since its owner may do that at any time.
 CHANGED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 TEMPORARY = "."  # begins the names that an interrupted step leaves; no volume or trash entry begins with it
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _LINKS = 40  # as many as the kernel follows (path_resolution(7))
 _TEMPORARY_NAME = re.compile(r"\.new-[0-9a-f]{16}", re.ASCII)
 
@@ -156,13 +157,11 @@ def walk_and_tell(path: str) -> tuple[int, str]:
     shown = replaceable = ""
     try:
         for name in filter(None, path.split("/")):
-            above = os.fstat(fd)
             shown += "/" + name
-            below = open_step(fd, name, shown)
-            os.close(fd)
-            fd = below
-            if not replaceable and not _roots_alone(above, os.fstat(fd)):
-                replaceable = shown
+            above, fd = fd, open_step(fd, name, shown)
+            with closing(above):
+                if not replaceable and not _roots_alone(above, fd):
+                    replaceable = shown
     except BaseException:
         os.close(fd)
         raise
@@ -200,7 +199,7 @@ def make_way(path: str, *, mode: int) -> None:
     except FileNotFoundError:
         make_way(above, mode=0o755)
         with closing(walk(above, trusted=True)) as fd:
-            if not _roots_alone(os.fstat(fd), os.fstat(fd)):  # as what is made there will be root's, too
+            if not _roots_alone(fd, fd):  # as what is made there will be root's, too
                 raise redirectable(path) from None
             with contextlib.suppress(FileExistsError):  # another process has made it meanwhile
                 os.mkdir(component(name), 0o700, dir_fd=fd)
@@ -232,10 +231,10 @@ def resolve(path: str) -> str:
             continue
         here = f"{done.rstrip('/')}/{name}"
         try:
-            above, entry = os.lstat(done or "/"), os.lstat(here)
+            entry = os.lstat(here)
+            safe = safe and _roots_alone(done or "/", here)
         except OSError:  # of any kind: a user who spoils his home, by a broken mount, must not keep root from starting
             return os.path.normpath("/".join([here, *reversed(left)]))
-        safe = safe and _roots_alone(above, entry)
         if not stat.S_ISLNK(entry.st_mode):
             done = here
             continue
@@ -272,27 +271,44 @@ def open_step(dirfd: int, name: str, shown: str) -> int:
 def only_root_writes(path: str) -> bool:
     """Whether nobody but root can change what the directory *path* leads to, or what is in it."""
     with contextlib.suppress(NotAllowed), closing(walk(path, trusted=True)) as fd:
-        st = os.fstat(fd)
-        return st.st_uid == 0 and not st.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return only_root_writes_in(fd)
     return False
+
+
+def only_root_writes_in(directory: int) -> bool:
+    """Whether nobody but root can change what is in the open *directory*."""
+    return _is_roots(directory) and not os.fstat(directory).st_mode & _OTHERS_WRITE
 
 
 def redirectable(path: str) -> NotAllowed:
     """The refusal of a path that the engine could be made to open elsewhere."""
     parent = printable(os.path.dirname(path))
+    whose = (
+        "root's or yours, and writable by nobody else" if rootless.inside() else "root's, and writable by root alone"
+    )
+    hint = f"the directories above it must be {whose}: see ls -ld {parent}"
+    if os.stat("/").st_uid != 0 and not rootless.inside():
+        hint = "who owns what cannot be told in this user namespace: start hostprep outside of it (docs/rootless.md)"
     return NotAllowed(
-        f"somebody other than root could put another directory in the place of {printable(path)}",
-        hint=f"the directories above it must be root's, and writable by root alone: see ls -ld {parent}",
+        f"somebody other than root could put another directory in the place of {printable(path)}", hint=hint
     )
 
 
-def _roots_alone(directory: os.stat_result, entry: os.stat_result) -> bool:
+def _roots_alone(directory: int | str, entry: int | str) -> bool:
+    """Whether nobody but root can put something else in the place of *entry*. Both are descriptors, or paths."""
     # An ACL that lets others write shows in the group bits, which then are its mask (acl(5)).
-    if directory.st_uid != 0:
-        return False
-    if not directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    mode = os.stat(directory).st_mode
+    return _is_roots(directory) and (not mode & _OTHERS_WRITE or (bool(mode & stat.S_ISVTX) and _is_roots(entry)))
+
+
+def _is_roots(what: int | str) -> bool:
+    """Whether *what*, a descriptor or a path whose last component is not followed, belongs to root."""
+    if (os.fstat(what) if isinstance(what, int) else os.lstat(what)).st_uid == 0:
         return True
-    return bool(directory.st_mode & stat.S_ISVTX) and entry.st_uid == 0
+    if not rootless.inside():
+        return False
+    with closing(os.dup(what) if isinstance(what, int) else os.open(what, PINNED)) as fd:
+        return rootless.is_real_root(fd)
 
 
 def kind(dirfd: int, name: str) -> str:

@@ -29,6 +29,7 @@ MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
+CLONE_NEWUSER = 0x10000000
 EXT4_SUPER_MAGIC = 0xEF53  # of ext2 and ext3, too
 XFS_SUPER_MAGIC = 0x58465342
 BTRFS_SUPER_MAGIC = 0x9123683E
@@ -102,6 +103,11 @@ def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
 def die_with_parent() -> None:
     """prctl(2), PR_SET_PDEATHSIG: SIGKILL for this process when the one that forked it ends; not if it has already."""
     _checked(_libc.prctl(ctypes.c_int(PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL)))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _checked(_libc.unshare(ctypes.c_int(flags)))
 
 
 def fchown(fd: int, uid: int, gid: int) -> None:

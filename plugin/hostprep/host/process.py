@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from . import rootless
 from .fds import closing
 from .linux import CAP_DAC_OVERRIDE, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, STORING, file_system, openat2
 from .userns import Remap
@@ -61,7 +62,7 @@ def open_inside(pid: int, path: str, flags: int = os.O_PATH) -> int:
     Raises:
         OSError: ENOSYS before Linux 5.6, and whatever open(2) raises.
     """
-    with closing(os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)) as root:
+    with closing(rootless.open_root_of(pid)) as root:
         return openat2(root, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 
 
@@ -75,9 +76,11 @@ def read_inside(pid: int, path: str, *, limit: int, seconds: float = 5.0) -> byt
         OSError: it cannot be read, is no regular file of a file system that stores files, has more than *limit* bytes,
             or gave no answer in time.
     """
+    also, kept = rootless.heritage()
     child = subprocess.Popen(
         [sys.executable, "-P", "-S", "-m", "hostprep.host.process", str(pid), path, str(limit)],
-        env={"PYTHONPATH": _PACKAGE},
+        env={"PYTHONPATH": _PACKAGE, **also},
+        pass_fds=kept,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -105,8 +108,9 @@ def read_inside(pid: int, path: str, *, limit: int, seconds: float = 5.0) -> byt
 def main(arguments: list[str]) -> int:
     """Print the file at *arguments[1]*, as the process *arguments[0]* finds it, of at most *arguments[2]* bytes."""
     pid, path, limit = int(arguments[0]), arguments[1], int(arguments[2])
+    rootless.inherit()
     try:
-        os.stat(f"/proc/{pid}/root")  # it has not ended
+        os.close(rootless.open_root_of(pid))  # it has not ended
         try:
             pinned = open_inside(pid, path)
         except (FileNotFoundError, NotADirectoryError):

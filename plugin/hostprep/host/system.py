@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import NotAllowed, printable
-from . import dockerd, fds
+from . import dockerd, fds, rootless
 from .mountinfo import mount_table
 from .paths import is_below, overlap
 from .places import Places, share
@@ -138,7 +138,7 @@ def _in_rpm(path: str, above: list[str]) -> str | None:
 
 def engines() -> tuple[str, ...]:
     """Where engines keep their data: by default, and as their configuration files say; and where these lead to."""
-    named = dict.fromkeys((*_ENGINES, *_configured()))
+    named = dict.fromkeys((*_ENGINES, *rootless.engines(), *_configured()))
     return tuple(dict.fromkeys((*named, *map(os.path.realpath, named))))
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Final
 
+from . import rootless
 from .fds import DIRECTORY, closing
 from .mountinfo import Mount, mount_of, mount_table, parsed, place_in_file_system, unescaped
 from .paths import is_below
@@ -73,7 +75,7 @@ def uses(directory: int, path: str, formerly: Iterable[tuple[str, str]] = ()) ->
     if mount is None:
         return Uses((), "hostprep runs in a chroot and does not see the mount that the directory is on")
     here, known = place_in_file_system(mount, path), [(path, ""), *formerly]
-    tables, doubt = _tables()
+    tables, doubt = _asked_outside() if rootless.inside() else _tables()
     ours, found = mount_table(), []
     our_ids, our_root = {each.id for each in ours}, _root(ours)
     for process, table in tables:
@@ -116,6 +118,21 @@ def _layers(mount: Mount) -> Iterator[str]:
             for layer in re.split(r"(?<!\\):", unescaped(value)):
                 if layer:
                     yield os.path.normpath(re.sub(r"\\(.)", r"\1", layer))
+
+
+def tables_as_json() -> bytes:
+    """What `_tables` finds, for `_asked_outside`."""
+    found, doubt = _tables()
+    return json.dumps([[(who, [astuple(each) for each in table]) for who, table in found], doubt]).encode()
+
+
+def _asked_outside() -> tuple[list[tuple[str, list[Mount]]], str]:
+    """`_tables`, as the user's process outside of the namespace sees it."""
+    try:
+        found, doubt = json.loads(rootless.tables())
+    except ValueError:
+        return [], "hostprep's process that looks into other namespaces gives no answer"
+    return [(who, [Mount(*each) for each in table]) for who, table in found], doubt
 
 
 def _tables() -> tuple[list[tuple[str, list[Mount]]], str]:
@@ -163,8 +180,9 @@ def _tables() -> tuple[list[tuple[str, list[Mount]]], str]:
         process, table = chrooted[namespace]
         all_of_it = _enter(process) if number < _ENTERED else None
         if all_of_it is None:
-            why = "so hostprep cannot see all that its namespace has mounted; root can, with hostprep purge"
-            doubt = doubt or f"process {process} is in a chroot, or may be, {why}"
+            why = "so hostprep cannot see all that its namespace has mounted"
+            remedy = "" if os.geteuid() else "; root can, with hostprep purge"
+            doubt = doubt or f"process {process} is in a chroot, or may be, {why}{remedy}"
         found.append((process, all_of_it or table))
     return found, doubt
 
@@ -193,7 +211,9 @@ def _view(task: str) -> tuple[str, bool]:
     try:
         return os.readlink(f"/proc/{task}/ns/mnt"), os.readlink(f"/proc/{task}/root") == "/"
     except PermissionError:  # without CAP_SYS_PTRACE only mountinfo may be read, and it does not tell what is above
-        return f"that of process {task.partition('/')[0]}", False
+        # Of a user's own hostprep that namespace is root's, or another user's (user_namespaces(7)): no engine of this
+        # user's mounts there, and nobody but root can mount a volume of this user's.
+        return f"that of process {task.partition('/')[0]}", os.geteuid() != 0
 
 
 def _hidden() -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from ..errors import HostprepError, NoSuchVolume, NotAllowed, Unreadable, in_words, printable
-from ..host import fds
+from ..host import fds, rootless
 from ..host.process import raise_open_files
 from ..options import is_name
 from ..settings import Settings
@@ -172,6 +172,8 @@ class Purges:
             "HOSTPREP_MANAGED": "1" if settings.managed else "0",
             "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
         }
+        also, kept = rootless.heritage()
         # -P, -s: nothing that is not root's is imported, whatever the working directory and HOME are.
         command = [sys.executable, "-P", "-s", "-m", "hostprep", "purge"]
-        subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+        null = subprocess.DEVNULL
+        subprocess.run(command, env=environ | also, pass_fds=kept, stdin=null, stdout=null, check=False)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import Invalid, NotAllowed, NotReady, printable
-from ..host import acl, fds
+from ..host import acl, fds, rootless
 from ..host.labels import Labels
 from ..host.system import engine_data, system_directory
 from ..options import Mode, Options, Recurse, parse_path
@@ -64,6 +64,7 @@ def prepare(
             wrong = f'option "{printable(key)}" has no meaning for prepare'
             raise Invalid(wrong, hint=f"prepare takes {', '.join(ACCEPTED)}")
     options = Options.parse(given)
+    rootless.check_ids(options.uid, options.gid)
     if options.label is not None:
         labels.check(options.label)
         if options.label.type and (refusal := labels.refusal(str(options.label))):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..errors import Busy, Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, NotReady, Unreadable, printable
-from ..host import fds, filesystem
+from ..host import fds, filesystem, rootless
 from ..host.system import check_no_engine
 from ..options import Name, Options, path_key
 from ..settings import Settings
@@ -40,7 +40,7 @@ def create(
     if options.path is not None and store.settings.managed:
         why = f"option {path_key(given)}: the managed plugin reaches no directory of the host but its own"
         raise NotAllowed(why, hint="leave it out; or install hostprep on the host: make install")
-    check_managed(store.settings, options)
+    check_host_ids(store.settings, options)
     if options.label is not None:
         labels.check(options.label)
     # An equal Create waits until the first knows whether the volume stays: it may have to be withdrawn.
@@ -49,6 +49,7 @@ def create(
         # A volume that is there keeps what its image said when it was made.
         if options.image is not None and store.find(name) is None:
             declared = resolver.resolve(declared, deadline)
+        rootless.check_ids(declared.options.uid, declared.options.gid)
         with store.name_lock(name, deadline) as locked:
             if (existing := store.find(name)) is not None:
                 _confirm(store, existing, given)
@@ -80,11 +81,16 @@ def create(
             raise
 
 
-def check_managed(settings: Settings, options: Options) -> None:
-    """Refuse what the managed plugin cannot do."""
-    if settings.managed and not (options.host_uid is None and options.host_gid is None):
+def check_host_ids(settings: Settings, options: Options) -> None:
+    """Refuse host_uid and host_gid where no engine would see the mount that they take."""
+    if options.host_uid is None and options.host_gid is None:
+        return
+    if settings.managed:
         why = "options host_uid and host_gid: the engine would not see a mount that the managed plugin makes"
         raise NotAllowed(why, hint="leave them out; or install hostprep on the host: make install")
+    if rootless.inside():
+        why = "options host_uid and host_gid: a user's hostprep makes no mounts"
+        raise NotAllowed(why, hint="leave them out; uid=0 is you (docs/rootless.md)")
 
 
 def _confirm(store: Store, existing: Record, given: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 from ..errors import Busy, Invalid, NotAllowed
-from ..host import dockerd
+from ..host import dockerd, rootless
 from ..host.userns import HOST, Remap, named
 from ..options import ALIAS, Options, differences, path_key
 from ..settings import Settings
@@ -139,7 +139,7 @@ class Resolver:
         """What *asks* tells; to the managed plugin it is its own directory that does."""
         if self._managed:
             return dockerd.of_plugin(Remap.parse(self._userns, self._userns) if ":" in self._userns else None)
-        return asks()
+        return HOST if rootless.inside() else asks()
 
     def mapped(self, declared: Declaration, asks: Asks = no_engine) -> Declaration:
         """*declared* with the ids of this host that stand for its own.
@@ -148,7 +148,10 @@ class Resolver:
             Invalid: they cannot be told, or it has others than these.
         """
         whose = self.whose(declared)
-        if whose == "host":
+        if rootless.inside() and declared.options.userns not in (None, "auto", "host"):
+            why = "option userns: containers of a user's engine have the ids of the user's own namespace"
+            raise Invalid(why, hint="leave it out")
+        if whose == "host" or rootless.inside():
             return declared
         if self._managed and declared.options.userns not in (None, "auto"):
             why = "the managed plugin does not see the host's /etc/subuid"

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import Busy, HostprepError, Invalid, NoSuchVolume, NotAllowed, Unreadable, in_words, printable
-from ..host import fds, mountinfo
+from ..host import fds, mountinfo, rootless
 from ..host.labels import Labels
 from ..host.paths import is_below, overlap
 from ..host.uses import uses
@@ -106,12 +106,13 @@ class Driver:
         if asked.options.image is not None:
             with self.store.open(name):  # no engine is asked for a volume that is not there
                 pass
-        create.check_managed(self.settings, asked.options)
+        create.check_host_ids(self.settings, asked.options)
         asked = self.resolver.resolve(asked, deadline)
         if "userns" in {*given, *unset}:
             asked = self.resolver.mapped(asked)
         with self.store.locked(name, deadline) as volume:
             changed = volume.record.changed(asked, unset)
+            rootless.check_ids(changed.options.uid, changed.options.gid)
             if changed.options.label is not None:
                 self.labels.check(changed.options.label)
             if changed.idmap is not None and changed.idmap != volume.record.idmap:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..errors import Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, NotReady, in_words, printable
-from ..host import fds
+from ..host import fds, rootless
 from ..host.paths import overlap
 from ..host.system import check_no_engine, engine_data, is_engine_volume, system_directory
 from ..host.uses import uses
@@ -190,6 +190,7 @@ def from_directory(
             stack.enter_context(store.lock(f"create/{name}", deadline))
             locked = stack.enter_context(store.name_lock(name, deadline))
         declared = driver.resolver.mapped(declared)
+        rootless.check_ids(declared.options.uid, declared.options.gid)
         begun = _begun(store, name, given)
         store.check_claim(directory, name)
         parent, last, data = _open(directory, stack)

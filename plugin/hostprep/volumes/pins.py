@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ..errors import NotAllowed, NotReady
-from ..host import fds, linux
+from ..host import fds, linux, rootless
 from ..host.idmap import Exchange, IdMap, refused
 from ..host.mountinfo import mount_table
 
@@ -220,5 +220,5 @@ def _refused_in_words(idmap: IdMap | None) -> Iterator[None]:
         raise NotAllowed(
             "somebody other than root could put another directory in the volume's place, and hostprep cannot hold it "
             f"with a mount: {exc.strerror}",
-            hint=_REASONS[exc.errno],
+            hint=f"a user's hostprep mounts nothing: {_ELSEWHERE}" if rootless.inside() else _REASONS[exc.errno],
         ) from None

@@ -50,7 +50,8 @@ class Root:
         """
         root = settings.root
         if os.geteuid() != 0:
-            raise BadSetting("hostprep needs to be root", hint="it gives directories to other users; use sudo")
+            why = "it gives directories to other users; use sudo, or for a rootless engine see docs/rootless.md"
+            raise BadSetting("hostprep needs to be root", hint=why)
         served = known.find(settings)
         make = create and not settings.require_marker and served is None
         try:

@@ -329,9 +329,8 @@ def open_parent(settings: Settings, path: str) -> Iterator[tuple[int, str, str]]
     parent, last = os.path.split(path)
     fd, replaceable = fds.walk_and_tell(parent)
     with fds.closing(fd):
-        st = os.fstat(fd)
         # The last component may be missing still, so a sticky bit is no help.
-        if not replaceable and (st.st_uid != 0 or st.st_mode & 0o022):
+        if not replaceable and not fds.only_root_writes_in(fd):
             replaceable = path
         yield fd, last, replaceable
 
