@@ -144,7 +144,8 @@ class Users(Hostprep):
         return ["nsenter", "--target", str(self.engine.pid), "--pid", "--", *self.user.hostprep(*args, **variables)]
 
     def start(self, *, within: Sequence[str] = (), drop_ins: Sequence[str] = (), **settings: str) -> None:
-        assert not (within or drop_ins)
+        assert not within
+        assert not drop_ins
         self.changed = bool(settings)
         argv = self._command(["serve"], settings)
         server = self._process = self.engine._spawn(argv, argv, log=self.log)
