@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from ..errors import Busy, Invalid, NotAllowed
 from ..host import dockerd, rootless
+from ..host.idmap import Exchange, IdMap
 from ..host.userns import HOST, Remap, named
 from ..options import ALIAS, Options, differences, path_key
 from ..settings import Settings
@@ -68,6 +69,13 @@ class Declaration:
         found = self.in_containers
         uid = found.uid if found.host_uid is None else found.host_uid
         return replace(found, uid=uid, gid=found.gid if found.host_gid is None else found.host_gid)
+
+    @property
+    def idmap(self) -> IdMap | None:
+        """The map that makes ids on disk the containers' ids of this host; None where they are the same."""
+        seen, on_disk = self.in_containers, self.on_disk
+        uid, gid = Exchange(on_disk.uid or 0, seen.uid or 0), Exchange(on_disk.gid or 0, seen.gid or 0)
+        return IdMap(uid, gid) if uid.moves or gid.moves else None
 
     def differences(self, given: Mapping[str, str]) -> list[str]:
         """One phrase for each option that has another value in *given*."""

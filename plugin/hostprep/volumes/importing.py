@@ -20,6 +20,8 @@ from ..host.system import check_no_engine, engine_data, is_engine_volume, system
 from ..host.uses import uses
 from ..options import ALIAS, Name, check_name, parse_path
 from ..tree.plan import Change, Plan, Want
+from . import pins
+from .create import check_host_ids
 from .declaration import Declaration
 from .driver import Driver
 from .record import WITHIN, Record, no_repeats, rfc3339
@@ -199,6 +201,8 @@ def from_directory(
             stack.enter_context(store.claim(directory, name, deadline))
         want = Want.of(declared.on_disk, driver.labels, adopted=False)
         move = Move(directory, place, Plan.of(data, want, driver.labels).changes)
+        if declared.idmap is not None:
+            pins.check(data, declared.idmap)
         if locked is None:
             return move
         if not begun:
@@ -229,6 +233,7 @@ def _declare(driver: Driver, given: Mapping[str, str]) -> Declaration:
         if key in given:
             raise Invalid(f"option {key} is what import finds out itself", hint=f"leave {key} out")
     declared = Declaration(given)
+    check_host_ids(driver.settings, declared.options)
     if declared.options.label is not None:
         driver.labels.check(declared.options.label)
     return declared

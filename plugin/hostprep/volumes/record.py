@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ..errors import Conflict, Invalid, Unreadable
-from ..host.idmap import Exchange, IdMap
+from ..host.idmap import IdMap
 from ..host.userns import HOST, Remap
 from ..options import Mode, Name, Options, check_name
 from .declaration import Declaration
@@ -84,9 +84,7 @@ class Record:
     @property
     def idmap(self) -> IdMap | None:
         """What containers see the files through; None where they see the host's numbers."""
-        seen, on_disk = self.declared.in_containers, self.declared.on_disk
-        uid, gid = Exchange(on_disk.uid or 0, seen.uid or 0), Exchange(on_disk.gid or 0, seen.gid or 0)
-        return IdMap(uid, gid) if uid.moves or gid.moves else None
+        return self.declared.idmap
 
     def seen(self, uid: int, gid: int) -> tuple[int, int]:
         """What containers see of a file that is *uid*'s and *gid*'s on disk."""

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from hostprep.errors import Conflict, Invalid, NotAllowed
+from hostprep.host import linux
 from hostprep.host.mountinfo import mount_table
 from hostprep.settings import Settings
 from hostprep.volumes.driver import Driver
+from hostprep.volumes.importing import from_directory
 from tests.support.host import Docker, Host, mode, mounted, owner, soon
 from tests.support.trees import make_tree
 
@@ -177,6 +179,25 @@ class TestRefused:
         ):
             with pytest.raises(NotAllowed, match="the engine would not see a mount"):
                 refused()
+
+
+class TestImport:
+    def test_moved_here(self, docker: Docker, driver: Driver, home: Path, host: Host) -> None:
+        """A directory that import moves here is the host's user's on disk, and the container's in its mount."""
+        make_tree(host.srv.parent, "dir old 0:0", "dir old/db 33:33", "file old/db/a 33:33")
+        from_directory(driver, "mongo", f"{host.srv.parent}/old/db", MINE, soon(), dry_run=False)
+        place = docker.mounted("mongo")
+        assert (owner(place / "a"), owner(host.data("mongo") / "a")) == ((184, 998), (1000, 1001))
+
+    def test_where_it_cannot_be(self, driver: Driver, home: Path, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where no mount can be made, import leaves the directory where it is, and a dry run says so, too."""
+        make_tree(host.srv.parent, "dir old 0:0", "dir old/db 33:33")
+        monkeypatch.setattr(linux, "SYS_MOUNT_SETATTR", 9999)
+        for dry_run in (True, False):
+            with pytest.raises(NotAllowed, match="Linux 5.12"):
+                from_directory(driver, "mongo", f"{host.srv.parent}/old/db", MINE, soon(), dry_run=dry_run)
+        assert owner(host.srv.parent / "old" / "db") == (33, 33)
+        assert host.left_in_volumes() == []
 
 
 class TestApply:
