@@ -100,7 +100,7 @@ def release(mounts: int, name: str) -> None:
 def _leads_to(mounts: int, name: str, data: int) -> bool:
     """Whether *name* is a mount of the directory *data*: it is that directory, and only a mount can make it so.
 
-    It has been made read-only if the mount of the path was, and a remount of that does not reach it.
+    It has been made read-only or noexec if the mount of the path was, and a remount of that does not reach it.
     """
     try:
         place = os.open(fds.component(name), _PLACE, dir_fd=mounts)
@@ -110,7 +110,7 @@ def _leads_to(mounts: int, name: str, data: int) -> bool:
         return False
     with fds.closing(place):
         same = os.path.samestat(os.fstat(place), os.fstat(data))
-        return same and not (os.fstatvfs(place).f_flag ^ os.fstatvfs(data).f_flag) & os.ST_RDONLY
+        return same and not (os.fstatvfs(place).f_flag ^ os.fstatvfs(data).f_flag) & (os.ST_RDONLY | os.ST_NOEXEC)
 
 
 @contextlib.contextmanager
