@@ -20,14 +20,33 @@ class Verdict(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """A remedy for the administrator: a command line for a shell."""
+
+    code: str
+    """Its name. Each place in the source that makes a remedy has one of its own."""
+    line: str
+
+    def command(self, name: str) -> str:
+        """The command line for a shell."""
+        return self.line
+
+
+@dataclass(frozen=True, slots=True)
 class Apply:
     """A remedy that hostprep can carry out itself: `hostprep apply` with these options."""
 
+    code: str
     options: Mapping[str, str] = field(default_factory=dict)
     contents: bool = False
     """Whether a pass over the contents is needed although the volume's root is right."""
     recurse: str | None = None
     """The declared `recurse`, which is restored after that pass."""
+
+    @property
+    def restores(self) -> bool:
+        """Whether it only restores the declared state, as the next start of a container does."""
+        return not self.options and not self.contents
 
     def steps(self) -> list[tuple[dict[str, str], tuple[str, ...]]]:
         """The options to set and those to unset, for one `apply` after the other."""
@@ -40,10 +59,29 @@ class Apply:
         """The command line for a shell."""
         commands = []
         for given, unset in self.steps():
-            options = [word for key, value in given.items() for word in ("-o", f"{key}={value}")]
-            options += [word for key in unset for word in ("--unset", key)]
-            commands.append(shlex.join(["hostprep", "apply", name, *options]))
+            words = [*_words(given), *(word for key in unset for word in ("--unset", key))]
+            commands.append(shlex.join(["hostprep", "apply", name, *words]))
         return " && ".join(commands)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """A remedy that hostprep can carry out itself: `hostprep prepare` of a sub-directory of the volume, and no more."""
+
+    code: str
+    path: str
+    options: Mapping[str, str]
+
+    def command(self, name: str) -> str:
+        """The command line for a shell."""
+        return shlex.join(["hostprep", "prepare", self.path, *_words(self.options)])
+
+
+Remedy = Command | Apply | Prepare
+
+
+def _words(options: Mapping[str, str]) -> list[str]:
+    return [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +95,14 @@ class Finding:
     """What was found, as a sentence."""
     wanted: str = ""
     """What would be right."""
-    remedy: Apply | str = ""
-    """hostprep's own remedy, or a command line for the administrator; empty where no single command repairs it."""
+    remedy: Remedy | None = None
+    """None where no single command repairs it."""
+    contested: bool = False
+    """Whether what mends it takes the directory from another user, so that somebody has to say whom it is for."""
 
     def fix(self, name: str) -> str:
         """The command line that repairs it, for the volume *name*; empty where there is none."""
-        return self.remedy if isinstance(self.remedy, str) else self.remedy.command(name)
+        return self.remedy.command(name) if self.remedy else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,26 +124,30 @@ class Diagnosis:
         return max((finding.verdict for finding in self.findings), key=list(Verdict).index, default=Verdict.OK)
 
 
-def combined_remedy(findings: Sequence[Finding]) -> Apply | None:
-    """hostprep's own remedies for *findings*, combined into one; None where there are none.
+def own_remedies(findings: Sequence[Finding]) -> list[Apply | Prepare]:
+    """hostprep's own remedies for *findings*: one for the volume, and one for each sub-directory that is used alone.
 
     From warnings it takes only what restores the declared state: the rest may be intended.
 
     Raises:
-        Conflict: two remedies set an option to different values, as for containers of different users.
+        Conflict: it is for a person to say which of several users the volume is for.
     """
-    remedies = [
-        finding.remedy
-        for finding in findings
-        if isinstance(finding.remedy, Apply) and (finding.verdict is Verdict.BAD or finding.remedy == Apply())
-    ]
-    if not remedies:
-        return None
-    options: dict[str, str] = {}
-    for remedy in remedies:
+    applied: list[Apply] = []
+    options: dict[str, dict[str, str]] = {}
+    for finding in findings:
+        remedy = finding.remedy
+        if finding.contested:
+            raise Conflict(finding.what, hint="choose with --container or --user whom it is for")
+        if isinstance(remedy, Apply) and (finding.verdict is Verdict.BAD or remedy.restores):
+            applied.append(remedy)
+        elif not isinstance(remedy, Prepare) or finding.verdict is not Verdict.BAD:
+            continue
+        where = options.setdefault(remedy.path if isinstance(remedy, Prepare) else "", {})
         for key, value in remedy.options.items():
-            if options.setdefault(key, value) != value:
+            if where.setdefault(key, value) != value:
                 hint = "choose with --container or --user whom the volume is for"
-                raise Conflict(f"{key} would have to be both {options[key]} and {value}", hint=hint)
-    passes = [remedy for remedy in remedies if remedy.contents]
-    return Apply(options, bool(passes), passes[0].recurse if passes else None)
+                raise Conflict(f"{key} would have to be both {where[key]} and {value}", hint=hint)
+    whole = options.pop("", {})
+    passes = [remedy for remedy in applied if remedy.contents]
+    apply = Apply("", whole, bool(passes), passes[0].recurse if passes else None)
+    return [*([apply] if applied else []), *(Prepare("", path, given) for path, given in options.items())]
