@@ -77,12 +77,13 @@ crash: $(STAMP)
 # The engines of other releases of Debian, each in a tree that is built once. The oldest may be this machine's own.
 CORE := $(addprefix tests/engine/,test_lifecycle.py test_copy_up.py test_sharing.py test_homes.py test_crashes.py \
 	test_telling.py test_recreating.py podman rootless)
+SUBPATHS = $$(test $$release = bookworm || echo tests/engine/test_subpaths.py)
 OLDEST = $$(dockerd --version 2>/dev/null | grep -q ' 20[.]10[.]' || echo bookworm)
 OTHERS = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then testbed/packages $(filter-out dockerd=% docker=%,$(TOOLS)); fi
 
 test-newest: $(STAMP)
 	@$(OTHERS)
-	set -e; for release in $(OLDEST) forky; do HOSTPREP_TEST_ENGINE=$$release $(SIDE_BY_SIDE) $(CORE); done
+	set -e; for release in $(OLDEST) forky; do HOSTPREP_TEST_ENGINE=$$release $(SIDE_BY_SIDE) $(CORE) $(SUBPATHS); done
 
 test-engines: $(STAMP)
 	@$(OTHERS)

@@ -5,9 +5,11 @@ Both stay for the next test, which is why a test has to leave nothing.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -15,13 +17,16 @@ from pathlib import Path
 import pytest
 
 from testbed import releases
-from testbed.engine import Engine, Hostprep, Unavailable, wait_for
+from testbed.engine import TOP, Engine, Hostprep, Unavailable, wait_for
 from testbed.images import Entry, busybox
 
 from .client import Docker
+from .doctor import Disk, Doctor, Situation
 
-# Podman comes with a release; this machine may have none.
+# Podman comes with a release; this machine may have none. A container can have a sub-directory since Docker 26.
 collect_ignore = [] if releases.RELEASE else ["podman"]
+if releases.RELEASE in (None, "bookworm"):
+    collect_ignore.append("test_subpaths.py")
 
 COPY_UP = [
     Entry("data", 0o755),
@@ -117,6 +122,39 @@ def remapped(docker: Docker, engine: Engine, tmp_path: Path) -> Iterator[Remappe
     for within in where.values():
         subprocess.run(within("umount", "/etc"), check=True, timeout=60)
     engine.start()
+
+
+@pytest.fixture
+def doctor(docker: Docker, hostprep: Hostprep, engine: Engine) -> Doctor:
+    """The command; and on the path of what is pasted."""
+    command = engine.home / "bin" / "hostprep"
+    if not command.exists():
+        command.parent.mkdir()
+        command.write_text(f'#!/bin/sh\nPYTHONPATH={TOP}/plugin exec {sys.executable} -m hostprep "$@"\n')
+        command.chmod(0o755)
+    hostprep.command("purge", "--all")  # what other tests removed would be found
+    return Doctor(docker, hostprep)
+
+
+@pytest.fixture
+def disk(docker: Docker, engine: Engine, allowed: Path, tmp_path: Path) -> Iterator[Disk]:
+    """A small disk with 64 inodes. It goes when the containers that use it have."""
+    disk = Disk(engine, tmp_path / "disk.img", allowed / "disk")
+    disk.make()
+    disk.mount()
+    yield disk
+    docker.remove_everything()
+    with contextlib.suppress(subprocess.CalledProcessError):
+        disk.umount()
+    disk.point.rmdir()
+
+
+@pytest.fixture
+def situation(doctor: Doctor, docker: Docker, allowed: Path, tmp_path: Path) -> Iterator[Situation]:
+    with contextlib.ExitStack() as undo:
+        undo.callback(lambda: [shutil.rmtree(left) for left in allowed.iterdir()])
+        undo.callback(docker.remove_everything)
+        yield Situation(doctor, allowed, tmp_path, undo)
 
 
 def running(engine: Engine) -> Counter[str]:

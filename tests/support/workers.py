@@ -14,6 +14,7 @@ APART = ("test_attacks.py", "test_crash.py", "test_faults.py", "test_power_loss.
 FIRST = (
     "tests/managed/",
     "tests/engine/test_swarm.py",
+    "tests/engine/test_remedies.py",
     "tests/engine/test_doctor.py",
     "tests/engine/test_damage.py",
     "tests/engine/podman/",

@@ -10,13 +10,14 @@ from typing import Any, Final
 import click
 
 from ..doctor.diagnose import diagnose
-from ..doctor.finding import Apply, Diagnosis, Finding, Verdict, combined_remedy
+from ..doctor.finding import Apply, Diagnosis, Finding, Prepare, Verdict, own_remedies
 from ..doctor.installation import check_installation
 from ..doctor.subject import subjects
 from ..engine.client import Engine
 from ..engine.containers import EngineInfo
 from ..errors import NoEngine, printable
 from ..settings import Settings
+from ..tree.directory import prepare
 from ..volumes.driver import Driver
 from . import output
 from .shared import ENGINE_SECONDS, deadline, engine_address, json_flag, make_ready, require_root, sigterm_raises
@@ -47,11 +48,12 @@ def doctor(
     else:
         with sigterm_raises():
             found = _diagnose(settings, name, container, user)
-            if fix and (remedy := combined_remedy(found.findings)) is not None:
+            if fix and (remedies := own_remedies(found.findings)):
                 if not as_json:
                     _show(found)
-                    print(f"\n# {remedy.command(name)}\n", flush=True)
-                _fix(settings, name, remedy)
+                    print("", *(f"# {remedy.command(name)}" for remedy in remedies), "", sep="\n", flush=True)
+                for remedy in remedies:
+                    _fix(settings, name, remedy)
                 found = _diagnose(settings, name, container, user)
     if as_json:
         output.as_json(_in_json(found))
@@ -91,8 +93,12 @@ def _diagnose(settings: Settings, name: str, container: str | None, user: str | 
     return replace(found, findings=(*found.findings, note))
 
 
-def _fix(settings: Settings, name: str, remedy: Apply) -> None:
+def _fix(settings: Settings, name: str, remedy: Apply | Prepare) -> None:
     driver = Driver.open(settings, create=False)
+    if isinstance(remedy, Prepare):
+        with output.pass_bar(f"preparing {remedy.path}") as update:
+            prepare(remedy.path, remedy.options, driver.labels, root=settings.root, dry_run=False, report=update)
+        return
     if remedy.applies:
         driver.apply(name, remedy.options, (), deadline(settings))
         make_ready(driver, name)
@@ -131,7 +137,8 @@ def _in_json(found: Diagnosis) -> dict[str, Any]:
                 "what": each.what,
                 "wanted": each.wanted,
                 "fix": each.fix(found.name),
-                "by_hostprep": isinstance(each.remedy, Apply),
+                "remedy": each.remedy.code if each.remedy else None,
+                "by_hostprep": isinstance(each.remedy, Apply | Prepare),
             }
             for each in found.findings
         ],

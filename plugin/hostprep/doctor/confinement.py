@@ -8,7 +8,7 @@ from typing import Final
 from ..errors import printable
 from ..options import Recurse
 from . import denials
-from .finding import Apply, Finding, Verdict
+from .finding import Finding, Remedy, Verdict
 from .inspection import InspectedVolume
 from .permissions import Who
 
@@ -22,9 +22,7 @@ def check_labels(volume: InspectedVolume) -> Iterator[Finding]:
         yield Finding("label", Verdict.OK, f"{why}, so no label denies access")
         return
     if volume.label is None:
-        remedy = Apply(_label_options(volume))
-        verdict, what = volume.severity(remedy, volume.subjects), "the directory has no label"
-        yield Finding("label", verdict, what, "a label that containers can use", remedy)
+        yield Finding("label", Verdict.NOTE, "the directory has no label: its file system stores none")
     else:
         for process in dict.fromkeys(subject.label for subject in volume.subjects) or {None: None}:
             yield from _label_for(volume, process)
@@ -44,10 +42,11 @@ def _label_for(volume: InspectedVolume, process: str | None) -> Iterator[Finding
             what = f"{printable(label)}: the container runs with {_categories(context)}, not with {_categories(label)}"
             level = f"--security-opt label=level:{denials.fields(label)[3]}"
             wanted = f"a label for all containers; or a container made with {level}"
-            yield Finding("categories", Verdict.BAD, what, wanted, _label_remedy(volume, shared=True))
+            for_all = volume.own_remedy("categories", _label_options(volume, shared=True))
+            yield Finding("categories", Verdict.BAD, what, wanted, _where_kept(volume, for_all))
             return
         what = f"{printable(label)}: SELinux forbids {who} to {may_not} it"
-        remedy = _label_remedy(volume, shared=False)
+        remedy = _where_kept(volume, volume.own_remedy("label", _label_options(volume)))
         verdict = volume.severity(remedy, volume.subjects)
         yield Finding("label", verdict, what, volume.labels.usable(label), remedy)
         return
@@ -55,17 +54,22 @@ def _label_for(volume: InspectedVolume, process: str | None) -> Iterator[Finding
     yield from _labels_inside(volume, context)
 
 
-def _label_remedy(volume: InspectedVolume, *, shared: bool) -> Apply | str:
-    """What gives the directory a label that this container can use, or with *shared* every container."""
-    if not volume.file_system.keeps_labels:
-        who = volume.subjects[0].who if volume.subjects else Who(volume.found.st_uid, volume.found.st_gid)
-        return volume.given_at_mount(who).fix(volume.record.name)
-    return Apply(_label_options(volume, shared=shared))
+def _where_kept(volume: InspectedVolume, remedy: Remedy) -> Remedy | None:
+    """*remedy*; or where the file system stores no labels, what gives the directory one."""
+    if volume.file_system.keeps_labels:
+        return remedy
+    who = volume.subjects[0].who if volume.subjects else Who(volume.found.st_uid, volume.found.st_gid)
+    return volume.given_at_mount(who).remedy
 
 
 def _label_options(volume: InspectedVolume, *, shared: bool = False) -> dict[str, str]:
-    """The options that declare a label that containers can use, as far as they are not declared yet."""
+    """The options that declare a label that this container can use, or with *shared* every container.
+
+    As far as they are not declared yet. Of a sub-directory nothing is declared.
+    """
     default, declared = volume.labels.default or "", volume.record.options.label
+    if volume.subpath:
+        return {"label": _type_and_level(default)}
     if declared is None and not volume.record.adopted and not shared:
         return {}  # hostprep keeps the default label
     if declared is not None and declared.type and not shared:
@@ -95,7 +99,9 @@ def _labels_inside(volume: InspectedVolume, context: str) -> Iterator[Finding]:
     if wrong:
         what = f"SELinux forbids {_domain(context)} to use {wrong} of the first {looked} entries: {example}"
         wanted = f"all contents labelled {printable(volume.label or '')}"
-        yield Finding("contents", Verdict.BAD, what, wanted, _relabelling(volume))
+        yield Finding(
+            "contents", Verdict.BAD, what, wanted, volume.own_remedy("labels", _relabel(volume), contents=True)
+        )
 
 
 # -- what was denied -----------------------------------------------------------------------------------------
@@ -127,13 +133,13 @@ def _denial(volume: InspectedVolume, denial: denials.Denial) -> Finding:
     if "/" not in denial.path or wrong_root or not volume.file_system.keeps_labels:
         return Finding("denials", Verdict.NOTE, what)
     wanted = f"{printable(volume.label or '')}, the volume's own label"
-    return Finding("denials", Verdict.BAD, what, wanted, _relabelling(volume))
+    return Finding("denials", Verdict.BAD, what, wanted, volume.own_remedy("denied", _relabel(volume), contents=True))
 
 
-def _relabelling(volume: InspectedVolume) -> Apply:
-    """What gives the contents of the volume the label of its directory."""
-    options = {} if volume.record.options.label else {"label": _type_and_level(volume.label or "")}
-    return Apply(options, contents=True)
+def _relabel(volume: InspectedVolume) -> dict[str, str]:
+    """The options with which a pass gives the contents the label of the directory."""
+    declared = volume.record.options.label is not None and not volume.subpath
+    return {} if declared else {"label": _type_and_level(volume.label or "")}
 
 
 def _domain(context: str) -> str:

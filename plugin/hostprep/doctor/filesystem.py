@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from ..engine.containers import Container
 from ..host import linux
 from ..host.filesystem import takes_writes
 from ..host.mountinfo import Mount, place_in_file_system
-from .finding import Finding, Verdict
+from .finding import Command, Finding, Verdict
 from .permissions import Who
 
 _NO_OWNERS: Final = frozenset({"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "hfsplus", "iso9660", "udf"})
@@ -74,14 +75,16 @@ class FileSystem:
         return f"umount {self.point} && {shlex.join(mount)}"
 
 
-def check_file_system(where: FileSystem, whom: list[Who], *, running: list[str], trash: bool) -> Iterator[Finding]:
+def check_file_system(
+    where: FileSystem, whom: list[Who], *, keep: Mapping[str, Sequence[str]], trash: bool
+) -> Iterator[Finding]:
     """What is wrong with a file system, or one finding that nothing is.
 
     Args:
-        running: the containers that run now; each keeps the mount flags of its start.
+        keep: by mount flag, the commands that restart the containers whose own mount has it, from their start.
         trash: whether emptying hostprep's trash would free space there.
     """
-    found = [*_flags(where, running), *_space(where, trash=trash), *_quotas(where, whom)]
+    found = [*_flags(where, keep), *_space(where, trash=trash), *_quotas(where, whom)]
     if where.squashed:
         name = where.mount.source if where.mount else where.kind
         what = f"{name} denies root's rights (NFS with root_squash): hostprep cannot change owners and modes there"
@@ -94,19 +97,20 @@ def check_file_system(where: FileSystem, whom: list[Who], *, running: list[str],
     yield from found
 
 
-def _flags(where: FileSystem, running: list[str]) -> Iterator[Finding]:
+def _flags(where: FileSystem, keep: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
     flags = os.fstatvfs(where.data).f_flag
     if flags & os.ST_RDONLY:
         what = f"the file system at {where.point} is mounted read-only"
-        yield Finding("read-only", Verdict.BAD, what, "read and write", f"mount -o remount,rw {where.point}")
+        remedy = " && ".join([f"mount -o remount,rw {where.point}", *keep.get("ro", ())])
+        yield Finding("read-only", Verdict.BAD, what, "read and write", Command("remount rw", remedy))
     elif where.read_only:
         what = f"the file system at {where.point} takes no writes: it has stopped after an error, which dmesg shows"
         yield Finding("read-only", Verdict.BAD, what, "to be unmounted, checked (fsck) and mounted again")
     if flags & os.ST_NOEXEC:
         what = f"the file system at {where.point} is mounted noexec: no program in the volume can run"
-        remedy = [f"mount -o remount,exec {where.point}", *(f"docker restart {name}" for name in running)]
+        remedy = " && ".join([f"mount -o remount,exec {where.point}", *keep.get("noexec", ())])
         wanted = "exec, if the volume contains programs"
-        yield Finding("noexec", Verdict.WARNING, what, wanted, " && ".join(remedy))
+        yield Finding("noexec", Verdict.WARNING, what, wanted, Command("remount exec", remedy))
 
 
 def _space(where: FileSystem, *, trash: bool) -> Iterator[Finding]:
@@ -119,18 +123,19 @@ def _space(where: FileSystem, *, trash: bool) -> Iterator[Finding]:
             continue
         full = left < needed
         how_much = "no" if full else f"only {100 * left / size:.1f} % of its"
-        remedy = "hostprep purge --all" if trash else _larger(where, st, check)
+        remedy = Command("purge", "hostprep purge --all") if trash else _larger(where, st, check)
         how = "this deletes for good what is in the trash" if trash else "delete files or enlarge the file system"
         verdict = Verdict.BAD if full else Verdict.WARNING
         what = f"the file system at {where.point} has {how_much} {unit} left"
         yield Finding(check, verdict, what, f"more {unit}: {how}", remedy)
 
 
-def _larger(where: FileSystem, st: os.statvfs_result, check: str) -> str:
+def _larger(where: FileSystem, st: os.statvfs_result, check: str) -> Command | None:
     if where.kind != "tmpfs":
-        return ""
-    option = f"size={st.f_blocks * st.f_frsize * 2}" if check == "space" else f"nr_inodes={st.f_files * 2}"
-    return f"mount -o remount,{option} {where.point}"
+        return None
+    if check == "space":
+        return Command("larger tmpfs", f"mount -o remount,size={st.f_blocks * st.f_frsize * 2} {where.point}")
+    return Command("more inodes", f"mount -o remount,nr_inodes={st.f_files * 2} {where.point}")
 
 
 def _quotas(where: FileSystem, whom: list[Who]) -> Iterator[Finding]:
@@ -147,17 +152,23 @@ def _quotas(where: FileSystem, whom: list[Who]) -> Iterator[Finding]:
         who, flag = ("user", "-u") if kind == linux.USRQUOTA else ("group", "-g")
         counts = f"{used:,} of {most:,} bytes, {files} of {files_most} files (0: no limit)"
         what = f"{who} {number} has used up its quota at {where.point}: {counts}"
-        remedy = f"setquota {flag} {number} 0 {most // 512} 0 {files_most * 2} {where.point}"
+        # What was used before the quota was set may be more than it.
+        larger = [max(used, most) // 512 if most else 0, max(files, files_most) * 2 if files_most else 0]
+        remedy = Command("quota", f"setquota {flag} {number} 0 {larger[0]} 0 {larger[1]} {where.point}")
         yield Finding("quota", Verdict.BAD, what, "a larger quota, or fewer files", remedy)
 
 
-def given_at_mount(where: FileSystem, who: Who, label: str | None) -> Finding:
-    """The finding that a file system stores no owners, or no labels: *who* and any *label* are set by mounting it."""
+def given_at_mount(where: FileSystem, who: Who, label: str | None, running: Sequence[Container]) -> Finding:
+    """The finding that a file system stores no owners, or no labels: *who* and any *label* are set by mounting it.
+
+    It is not mounted anew as long as a container of *running* has it.
+    """
     kept = [option for option in (where.mount.options if where.mount else ()) if option.startswith(_MASKS)]
     owner = [] if where.keeps_owners else [f"uid={who.uid}", f"gid={who.gid}"]
     context = [] if label is None or where.keeps_labels else [f'context="{label}"']
     lacks = " and ".join([*(["owners"] if owner else []), *(["labels"] if context else [])])
     what = f"{where.kind} at {where.point} stores no {lacks}: the mount options set them for all files"
-    wanted = "mount options that set them, in /etc/fstab too; stop its containers before"
-    remedy = where.mounted_with(*owner, *context, *kept)
+    wanted = "mount options that set them, in /etc/fstab too; stop all containers that use it before"
+    stop, start = ([each.command(verb) for each in running] for verb in ("stop", "start"))
+    remedy = Command("mount options", " && ".join([*stop, where.mounted_with(*owner, *context, *kept), *start]))
     return Finding(f"no {'labels' if context else 'owners'}", Verdict.BAD, what, wanted, remedy)

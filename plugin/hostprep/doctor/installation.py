@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import shutil
 import socket
 import stat
@@ -18,10 +19,12 @@ from ..errors import BadSetting, HostprepError, NoEngine, printable
 from ..host import fds, linux, rootless
 from ..host.labels import Labels
 from ..host.policy import kernel_has_selinux
+from ..options import check_name
 from ..settings import Settings
+from ..volumes import copying
 from ..volumes.driver import Driver
 from .diagnose import shadowed
-from .finding import Finding, Verdict
+from .finding import Apply, Command, Finding, Verdict
 
 _SECONDS: Final = 5.0  # for each answer of the server or of systemd
 _MAX_ANSWER: Final = 1 << 16  # bytes
@@ -44,8 +47,10 @@ def check_installation(
     try:
         driver = Driver.open(settings, create=False)
     except BadSetting as exc:
-        command = f"{_systemctl_of()} start hostprep.service" if _systemd() else ""
-        yield Finding("root", Verdict.BAD, exc.message, exc.hint, command)
+        # A start makes the first root, and mends none: what does is the hint.
+        makes = _systemd() and "makes it" in exc.hint
+        remedy = Command("root", f"{_systemctl_of()} start hostprep.service") if makes else None
+        yield Finding("root", Verdict.BAD, exc.message, exc.hint, remedy)
     else:
         yield Finding("root", Verdict.OK, f"{settings.root} is hostprep's, and only root has access")
     yield _socket(settings.socket)
@@ -61,7 +66,9 @@ def check_installation(
 
 def _socket(path: str) -> Finding:
     shown = printable(path)
-    remedy = f"{_systemctl_of()} restart hostprep.socket hostprep.service" if _systemd() else "hostprep serve"
+    remedy = Command("serve", "hostprep serve")
+    if _systemd():
+        remedy = Command("socket", f"{_systemctl_of()} restart hostprep.socket hostprep.service")
     try:
         with socket.socket(socket.AF_UNIX) as asked:
             asked.settimeout(_SECONDS)
@@ -79,7 +86,7 @@ def _socket(path: str) -> Finding:
     mode = stat.S_IMODE(os.stat(path).st_mode)
     if mode & 0o077:
         what = f"{shown}: other users than root may connect (mode 0{mode:03o})"
-        return Finding("socket", Verdict.BAD, what, "0600", f"chmod 0600 {shown}")
+        return Finding("socket", Verdict.BAD, what, "0600", Command("open socket", f"chmod 0600 {shlex.quote(path)}"))
     return Finding("socket", Verdict.OK, f"{shown}: a volume driver answers, and only root may connect")
 
 
@@ -89,19 +96,19 @@ def _start_order() -> Iterator[Finding]:
         yield Finding("start order", Verdict.NOTE, what)
         return
     install = "make install-user" if rootless.inside() else "make install"
-    enable = f"{_systemctl_of()} enable --now {' '.join(_UNITS)}"
     for unit in _UNITS:
         if (state := _systemctl("is-enabled", unit)) not in ("enabled", "enabled-runtime", "alias"):
             absent = state in ("", "not-found")
             what = f"{unit} is {'not installed' if absent else state}, so it does not start at boot"
-            remedy = install if absent else enable
+            enable = Command("disabled", f"{_systemctl_of()} enable --now {' '.join(_UNITS)}")
+            remedy = Command("not installed", install) if absent else enable
             yield Finding("start order", Verdict.BAD, what, "enabled, and before the engine", remedy)
             return
     before = _systemctl("show", "--property=Before", "--value", _UNITS[0]).split()
     after = [engine for engine in _ENGINES if engine not in before and _systemctl("is-enabled", engine) == "enabled"]
     if after:
         what = f"{_UNITS[0]} may start after {' and '.join(after)}, which then waits 15 seconds for each volume"
-        yield Finding("start order", Verdict.BAD, what, f"Before={' '.join(after)}", install)
+        yield Finding("start order", Verdict.BAD, what, f"Before={' '.join(after)}", Command("late", install))
         return
     yield Finding("start order", Verdict.OK, f"{' and '.join(_UNITS)} are enabled, and start before the engine")
 
@@ -134,7 +141,7 @@ def _engine(engine: EngineInfo | NoEngine) -> Iterator[Finding]:
     if isinstance(engine, NoEngine):
         states = _systemctl("show", "--property=LoadState,ActiveState", "--value", _ENGINES[0]).split()
         stopped = "loaded" in states and "active" not in states  # or it runs, and something else is wrong
-        remedy = f"{_systemctl_of()} start {_ENGINES[0]}" if stopped else ""
+        remedy = Command("engine", f"{_systemctl_of()} start {_ENGINES[0]}") if stopped else None
         yield Finding("engine", Verdict.WARNING, engine.message, engine.hint, remedy)
         return
     yield Finding("engine", Verdict.OK, f"version {printable(engine.version)} answers")
@@ -161,10 +168,10 @@ def _selinux(settings: Settings) -> Finding:
     try:
         Labels.open(settings.selinux, managed=settings.managed)
     except BadSetting as exc:
-        remedy = ""
+        remedy = None
         if "binding" in exc.message:
             apt, dnf = "apt-get install python3-selinux", "dnf install python3-libselinux"
-            remedy = apt if shutil.which("apt-get") else dnf
+            remedy = Command("no binding", apt if shutil.which("apt-get") else dnf)
         return Finding("selinux", Verdict.BAD, exc.message, exc.hint, remedy)
     return Finding("selinux", Verdict.OK, what)
 
@@ -216,6 +223,11 @@ def _volumes(driver: Driver, local: Collection[str]) -> Iterator[Finding]:
         if status["ready"]:
             yield Finding("volume", Verdict.OK, printable(state))
         else:
-            why = "; ".join(status["drift"]) or "a pass over its contents is not finished"
-            what = printable(f"{state}: {why}")
-            yield Finding("volume", Verdict.WARNING, what, "as declared", f"hostprep apply {name}")
+            with driver.store.open(check_name(name)) as volume:
+                unfinished = volume.pending() is not None and not copying.under_way(volume)
+            if status["drift"] or unfinished:
+                why = "; ".join(status["drift"]) or "a pass over its contents is not finished"
+                remedy = Command("volume", Apply("").command(name))
+                yield Finding("volume", Verdict.WARNING, printable(f"{state}: {why}"), "as declared", remedy)
+            else:  # its file system takes no writes, or an engine may still be copying into it
+                yield Finding("volume", Verdict.WARNING, printable(f"{state}: {'; '.join(status['warnings'])}"))

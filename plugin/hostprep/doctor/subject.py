@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from ..engine.containers import Container
+from ..engine.containers import Container, ContainerMount
 from ..engine.image import FILE_LIMIT, GROUPS, USERS, container_user
 from ..errors import Invalid, NoContainer, Unreadable, printable
 from ..host.acl import AccessList
@@ -40,6 +40,10 @@ class Subject:
     """Whether the container's processes can be seen from here."""
     asked: bool = True
     """Whether the administrator named the container; otherwise it was found to have the volume."""
+    mounted: ContainerMount | None = None
+    """The container's mount of the volume; of several, this one is looked at."""
+    reads: bool = False
+    """Whether reading is enough: nobody asked about a container that has it with :ro, or it may write elsewhere."""
 
     def __str__(self) -> str:
         where = f" in container {self.container.name}" if self.container else ""
@@ -69,7 +73,7 @@ def subjects(
     if container is not None:
         if engine is None:
             raise NoContainer("without an engine nothing is known about containers")
-        return [_in_container(engine, engine.inspect(container), user, asked=True)]
+        return _in_container(engine, engine.inspect(container), user, name, asked=True)
     if user is not None:
         numbers = _NUMBERS.fullmatch(user)
         if numbers is None or any(int(each or 0) > MAX_ID for each in numbers.groups()):
@@ -80,7 +84,7 @@ def subjects(
         # Root in a container keeps CAP_DAC_OVERRIDE unless it is dropped.
         return [Subject(_on_host(remap, inside, (), overrides=inside[0] == 0), inside, remap=remap)]
     if engine is not None and (found := engine.using(name)):
-        return [_in_container(engine, each, None, asked=False) for each in found]
+        return [subject for each in found for subject in _in_container(engine, each, None, name, asked=False)]
     with contextlib.suppress(Unreadable):
         record = driver.store.find(name)
         if record is not None and record.options.uid is not None:
@@ -90,8 +94,19 @@ def subjects(
     return []
 
 
-def _in_container(engine: Connection, container: Container, user: str | None, *, asked: bool) -> Subject:
-    """The *user* in a container, by default the one that it runs as."""
+def _in_container(
+    engine: Connection, container: Container, user: str | None, volume: str, *, asked: bool
+) -> list[Subject]:
+    """The *user* in a container, by default the one that it runs as; once for each of its mounts of *volume*."""
+    subject = replace(_user_in(engine, container, user), asked=asked)
+    mounts = container.mounts_of(volume)
+    writes = any(each.writable for each in mounts)
+    return [replace(subject, mounted=each, reads=not each.writable and (writes or not asked)) for each in mounts] or [
+        subject
+    ]
+
+
+def _user_in(engine: Connection, container: Container, user: str | None) -> Subject:
     process = None
     with contextlib.suppress(OSError):  # it ended meanwhile
         process = Process.read(container.pid) if container.seen_from_here() else None
@@ -106,13 +121,13 @@ def _in_container(engine: Connection, container: Container, user: str | None, *,
         if user is None:
             who = Who(process.uid, process.gid, process.groups, process.overrides)
             inside = (remap.inside(who.uid, who.gid) if remap else None) or (who.uid, who.gid)
-            return Subject(who, inside, container, remap, label, seen=True, asked=asked)
+            return Subject(who, inside, container, remap, label, seen=True)
     wanted, said_by = (container.user, "USER") if user is None else (user, "--user")
     found = container_user(wanted, container.groups, _user_files(engine, container, wanted, process), said_by=said_by)
     power = found.uid == 0 and container.overrides
     who = _on_host(remap, (found.uid, found.gid), found.groups, overrides=power)
     seen = process is not None
-    return Subject(who, (found.uid, found.gid), container, remap, label, seen=seen, asked=asked)
+    return Subject(who, (found.uid, found.gid), container, remap, label, seen=seen)
 
 
 def _user_files(

@@ -94,7 +94,15 @@ class Connection:
             NoContainer: there is none.
         """
         try:
-            return Container.parse(self._ask(self._client.inspect_container, name))
+            found = self._ask(self._client.inspect_container, name)
+            container = Container.parse(found)
+            if not self.info.podman:
+                return container
+            # Only in its own API does Podman tell which sub-directory of a volume is mounted.
+            where = f"{self._client.base_url}/v4.0.0/libpod/containers/{container.id}/json"
+            own = self._client.get(where, timeout=_seconds_to(self._deadline))
+            own.raise_for_status()
+            return Container.parse(found | {"Mounts": own.json().get("Mounts")}, program="podman")
         except NotFound:
             hint = "docker ps -a shows them"
             raise NoContainer(f"the engine has no container {printable(name)}", hint=hint) from None
@@ -109,7 +117,7 @@ class Connection:
         for each in listed[:_MAX_CONTAINERS]:
             with contextlib.suppress(NoContainer):  # it was removed meanwhile
                 container = self.inspect(str(each.get("Id")))
-                if container.mount_of(volume) and (container.active or (container.failed and not ended)):
+                if container.mounts_of(volume) and (container.active or (container.failed and not ended)):
                     ended = ended or not container.active
                     found.append(container)
         return found[::-1]

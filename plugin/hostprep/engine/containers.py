@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -61,7 +63,7 @@ class ContainerMount:
     at: str
     writable: bool
     subpath: str = ""
-    """The subdirectory of the volume that is mounted (volume-subpath); empty for the whole volume."""
+    """The sub-directory of the volume that is mounted, relative to it; empty for the whole volume."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,12 @@ class Container:
     label: str
     """The context of its processes; empty where the engine does not confine it."""
     mounts: tuple[ContainerMount, ...]
+    program: str = "docker"
+    """The engine's command line."""
 
     @classmethod
-    def parse(cls, found: Any) -> Container:
-        """Read the engine's answer to an inspect.
+    def parse(cls, found: Any, *, program: str = "docker") -> Container:
+        """Read the engine's answer to an inspect. Docker tells a subpath in HostConfig, Podman with the mount.
 
         Raises:
             NoContainer: it has another shape.
@@ -120,17 +124,22 @@ class Container:
                         str(each.get("Driver") or ""),
                         str(each["Destination"]),
                         bool(each.get("RW")),
-                        subpaths.get(str(each["Destination"]), ""),
+                        _relative(str(each.get("SubPath") or subpaths.get(str(each["Destination"]), ""))),
                     )
                     for each in found.get("Mounts") or ()
                 ),
+                program=program,
             )
         except (KeyError, TypeError, AttributeError, ValueError):
             raise NoContainer("the engine does not describe the container") from None
 
-    def mount_of(self, volume: str) -> ContainerMount | None:
-        """Its mount of *volume*, whatever the driver; of several, a writable one."""
-        return max((each for each in self.mounts if each.volume == volume), key=lambda e: e.writable, default=None)
+    def mounts_of(self, volume: str) -> list[ContainerMount]:
+        """Its mounts of *volume*, whatever the driver; those that it may write to first."""
+        return sorted((each for each in self.mounts if each.volume == volume), key=lambda each: not each.writable)
+
+    def command(self, verb: str) -> str:
+        """The command line that restarts it, or what *verb* says."""
+        return shlex.join([self.program, verb, self.name])
 
     def seen_from_here(self) -> bool:
         """Whether *pid* is this container's process here, too: the engine may be in another pid namespace."""
@@ -175,6 +184,11 @@ class EngineVolume:
         """Whether its driver is hostprep: named as its *socket*, or a plugin with a registry and a tag."""
         name = self.driver.rpartition("/")[2].partition(":")[0]
         return name in ("hostprep", os.path.basename(socket).removesuffix(".sock"))
+
+
+def _relative(subpath: str) -> str:
+    """*subpath* from the volume, as engines clean it: Podman allows a slash before it."""
+    return "" if subpath == "" else posixpath.normpath(f"/{subpath}").lstrip("/")
 
 
 def _names(capabilities: Any) -> set[str]:

@@ -30,7 +30,8 @@ class Mount:
     source: str
     options: tuple[str, ...]
     """Those of the file system, not of this mount of it."""
-    idmapped: bool = False
+    flags: tuple[str, ...] = ()
+    """Those of this mount of it."""
 
 
 def mount_of(fd: int) -> Mount | None:
@@ -57,15 +58,15 @@ def parsed(table: bytes) -> list[Mount]:
 
 def _mount(line: str) -> Mount:
     # id, parent, device, root, mount point, options, then any number of optional fields up to a hyphen.
-    number, parent, device, root, point, own, *rest = line.split(" ")
+    number, parent, device, root, point, flags, *rest = line.split(" ")
     optional, (kind, source, options) = rest[: rest.index("-")], rest[rest.index("-") + 1 :]
     shared = any(field.startswith("shared:") for field in optional)
     slave = any(field.startswith("master:") for field in optional)
     point, root, source = map(unescaped, (point, root, source))
     if kind in ("nfs", "nfs4") and ":/" in source:  # root is "/" whatever is mounted (nfs_show_path, fs/nfs/super.c)
         root = os.path.normpath("/" + source.partition(":/")[2])
-    where = int(number), int(parent), point, shared, slave
-    return Mount(*where, device, root, kind, source, tuple(options.split(",")), "idmapped" in own.split(","))
+    own, of_all = (tuple(each.split(",")) for each in (flags, options))
+    return Mount(int(number), int(parent), point, shared, slave, device, root, kind, source, of_all, own)
 
 
 def unescaped(text: str) -> str:

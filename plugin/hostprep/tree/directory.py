@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from .process import Progress
 log = logging.getLogger("hostprep")
 
 ACCEPTED = ("uid", "gid", "mode", "label", "recurse")
+_WITHIN_A_VOLUME = re.compile("/volumes/[^/]+/_data/.+", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -49,7 +51,7 @@ def prepare(
     The contents come first and the directory itself last: where the directory is right, the contents are.
 
     Args:
-        root: hostprep's own root, which is refused as system directories are.
+        root: hostprep's own root, which is refused as system directories are, but for what is in a volume.
         dry_run: change nothing.
         report: called some times a second during the pass over the contents.
 
@@ -70,7 +72,8 @@ def prepare(
         if options.label.type and (refusal := labels.refusal(str(options.label))):
             log.warning("%s", refusal)
     path = parse_path(path)
-    if touched := system_directory(path, root) or engine_data(path, root):
+    touched = system_directory(path, root) or engine_data(path, root)
+    if touched and not (path.startswith(root) and _WITHIN_A_VOLUME.fullmatch(path.removeprefix(root))):
         where = f"{printable(path)} is, contains or lies in {printable(touched)}"
         raise NotAllowed(where, hint="choose a directory for data only")
     prepared = Prepared(path)

@@ -106,7 +106,7 @@ def leads_to(mounts: int, name: str, data: int, idmap: IdMap | None = None) -> b
 
     Its owner is seen through *idmap* there.
 
-    It has been made read-only if the mount of the path was, and a remount of that does not reach it.
+    It has been made read-only or noexec if the mount of the path was, and a remount of that does not reach it.
     """
     try:
         place = os.open(fds.component(name), _PLACE, dir_fd=mounts)
@@ -117,7 +117,7 @@ def leads_to(mounts: int, name: str, data: int, idmap: IdMap | None = None) -> b
     with fds.closing(place):
         found, wanted = os.fstat(place), os.fstat(data)
         same = os.path.samestat(found, wanted) and (idmap or _UNMAPPED).shows(wanted, found)
-        return same and not (os.fstatvfs(place).f_flag ^ os.fstatvfs(data).f_flag) & os.ST_RDONLY
+        return same and not (os.fstatvfs(place).f_flag ^ os.fstatvfs(data).f_flag) & (os.ST_RDONLY | os.ST_NOEXEC)
 
 
 @contextlib.contextmanager

@@ -115,7 +115,7 @@ def _warnings(volume: Volume, labels: Labels) -> Iterator[str]:
 def _unmapped(mountpoint: str) -> Iterator[str]:
     """A warning for each mount in the volume that came after its own: what is in it is seen with the host's ids."""
     for mount in mount_table():
-        if mount.point != mountpoint and is_below(mount.point, mountpoint) and not mount.idmapped:
+        if mount.point != mountpoint and is_below(mount.point, mountpoint) and "idmapped" not in mount.flags:
             hint = "start all containers of the volume again after docker volume rm and create, or unmount it"
             yield f"{printable(mount.point)} was mounted later: in it, containers see the host's ids; {hint}"
 

@@ -156,6 +156,19 @@ def test_readable_contents(doctor: Doctor, host: Host) -> None:
     assert (host.data("mongo") / "file").stat().st_uid == 0
 
 
+def test_prepare_in_a_volume(doctor: Doctor, host: Host) -> None:
+    """prepare takes a directory in a volume, as doctor prints it, and nothing else of hostprep's root."""
+    doctor.hostprep("create", "mongo", *MONGO)
+    data = host.data("mongo")
+    (data / "logs").mkdir()
+    (data / "link").symlink_to("logs")
+    for path in (data, data.parent, host.root / "volumes", host.root / "trash", host.root, data / "link"):
+        done = doctor.hostprep("prepare", str(path), "-o", "uid=7")
+        assert (done.code, done.out) == (1, ""), path
+    assert doctor.hostprep("prepare", str(data / "logs"), "-o", "uid=7").code == 0
+    assert [(data / "logs").stat().st_uid, data.stat().st_uid] == [7, 184]
+
+
 def test_hostile_names(doctor: Doctor, host: Host) -> None:
     """Control characters in a file's name are escaped."""
     doctor.hostprep("create", "mongo", *MONGO)

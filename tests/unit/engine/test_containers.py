@@ -32,20 +32,27 @@ def test_inspected_container() -> None:
     """An inspect tells name, process, user, groups, capabilities and mounts."""
     found = Container.parse(INSPECTED)
     assert (found.name, found.pid, found.user, found.groups, found.overrides) == ("web", 42, "app", ("44",), False)
-    mounted = found.mount_of("mongo")
-    assert mounted is not None
-    assert (mounted.at, mounted.writable) == ("/data", False)
-    assert found.mount_of("other") is None
+    assert [(each.at, each.writable) for each in found.mounts_of("mongo")] == [("/data", False)]
+    assert found.mounts_of("other") == []
 
 
 def test_volume_mounted_twice() -> None:
-    """Of two mounts of a volume the writable one counts; its subpath is known."""
+    """Of two mounts of a volume the writable one comes first; its subpath is known."""
     first = INSPECTED["Mounts"][0]
     host = {"Mounts": [{"Target": "/all", "VolumeOptions": {"Subpath": "a/b"}}, {"Target": "/data"}]}
     mounts = [first, {**first, "Destination": "/all", "RW": True}]
-    mounted = Container.parse(changed(Mounts=mounts, HostConfig=host)).mount_of("mongo")
-    assert mounted is not None
-    assert (mounted.at, mounted.subpath) == ("/all", "a/b")
+    found = Container.parse(changed(Mounts=mounts, HostConfig=host)).mounts_of("mongo")
+    assert [(each.at, each.subpath) for each in found] == [("/all", "a/b"), ("/data", "")]
+
+
+@pytest.mark.parametrize(
+    ("given", "subpath"), [("a/b/", "a/b"), ("/a", "a"), ("a/../b", "b"), ("./a", "a"), ("/", ""), ("../a", "a")]
+)
+def test_subpath(given: str, subpath: str) -> None:
+    """A subpath is what engines make of it, and never leads out; Podman tells it with the mount."""
+    mounts = [{**INSPECTED["Mounts"][0], "SubPath": given}]
+    (found,) = Container.parse(changed(Mounts=mounts)).mounts_of("mongo")
+    assert found.subpath == subpath
 
 
 @pytest.mark.parametrize(

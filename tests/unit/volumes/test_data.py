@@ -211,7 +211,7 @@ class TestPath:
         (host.srv / "db").rename(host.srv / "moved")
         make_tree(host.srv, "dir db")
         (finding,) = diagnose(driver, "mongo", []).findings
-        assert (finding.check, finding.remedy) == ("directory", "")
+        assert (finding.check, finding.remedy) == ("directory", None)
         assert "is another directory than before" in finding.what
         assert "--accept-data" in finding.wanted
 
