@@ -264,7 +264,9 @@ def unfinished_repair(here: Situation) -> None:
 
 @brings_out("foreign", ALL, denied=False)
 def foreign(here: Situation) -> None:
-    (here.volume() / "readable").touch(mode=0o666)
+    file = here.volume() / "readable"
+    file.touch()
+    file.chmod(0o666)
 
 
 # -- the file system -----------------------------------------------------------------------------------------------

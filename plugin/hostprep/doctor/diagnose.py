@@ -380,11 +380,12 @@ def _drift(driver: Driver, volume: Volume, *, whole: bool) -> Iterator[Finding]:
 
 
 def _foreign(volume: InspectedVolume) -> Iterator[Finding]:
-    """A finding if some of the first entries belong to others than the declared owner, whoever may use them."""
+    """A finding if some of the first entries belong to others than the declared owner and the users of the volume."""
     want = volume.volume.want(volume.labels)
     if volume.subpath or not volume.file_system.keeps_owners or volume.file_system.squashed:
         return
-    if what := foreign(volume.volume, volume.data, want, MAX_ENTRIES):
+    users = {subject.who.uid for each in volume.everyone.values() for subject in each} - {0}
+    if what := foreign(volume.volume, volume.data, want, MAX_ENTRIES, users):
         wanted = f"if that is not meant: all contents owned by {owner(want)}"
         yield Finding("contents", Verdict.WARNING, what, wanted, Apply("foreign", contents=True))
 

@@ -270,7 +270,8 @@ class Readiness:
         os.fsync(top)
         if left != volume.record.entries_left_alone:
             volume.write(replace(volume.record, entries_left_alone=left))
-        if not early and not copying.under_way(volume, below, top):
+        # With recurse=never nobody comes back for what is copied in meanwhile.
+        if want.recurse is Recurse.NEVER or not (early or copying.under_way(volume, below, top)):
             if not below:
                 volume.remove_mark()
             elif not copying.done(volume, below):
