@@ -61,6 +61,7 @@ class Guest:
         for name, ids in {"mine": (184, 998), "theirs": (7, 8)}.items():
             (data / name).mkdir()
             os.chown(data / name, *ids)
+            set_label(data / name, CONTAINER_FILE)
         mount = "type=volume,src=mongo,dst=/data,volume-subpath=mine"
         self.run(
             "run", "-d", "--name", "db", "-u", IDS, "--mount", mount, "--stop-signal=KILL", "busybox", "sleep", "600"

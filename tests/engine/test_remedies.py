@@ -152,7 +152,7 @@ def an_undeclared_mode(here: Situation) -> None:
     here.volume().chmod(0o055)
 
 
-@brings_out("owner", "hostprep apply mongo -o uid=184 -o gid=998")
+@brings_out("owner", "hostprep apply mongo -o uid=184 -o gid=998 -o mode=0755")
 def what_the_user_is_declared_no_longer(here: Situation) -> None:
     """By hand somebody gave it to the user, and closed it: the next start would give it to the declared one."""
     data = here.volume("-o", "uid=5", "-o", "gid=6")
