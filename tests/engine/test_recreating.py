@@ -97,6 +97,7 @@ def test_compose(compose: Compose, docker: Docker) -> None:
     assert docker.volumes() == []
 
 
+@pytest.mark.thorough
 def test_compose_without_apply(compose: Compose, docker: Docker) -> None:
     """Without it 1.29 refuses, 2.26 keeps the old options, and 2.40 makes the volume anew, of which Status tells."""
     succeeds(compose.up(184))
@@ -121,6 +122,7 @@ def test_compose_without_apply(compose: Compose, docker: Docker) -> None:
         assert docker.volumes() == []
 
 
+@pytest.mark.thorough
 def test_compose_with_retain(compose: Compose, docker: Docker) -> None:
     """With on_remove=retain the volume that is made anew has the data, and the options of the changed file."""
     succeeds(compose.up(184, more=RETAIN))
@@ -134,6 +136,7 @@ def test_compose_with_retain(compose: Compose, docker: Docker) -> None:
     compose.hostprep("apply", "shop_db", "--unset", "on_remove")
 
 
+@pytest.mark.thorough
 def test_compose_after_a_restore(compose: Compose, docker: Docker) -> None:
     """With the labels that the page names, what was restored after `down -v` is the project's again."""
     succeeds(compose.up(184))
@@ -148,6 +151,7 @@ def test_compose_after_a_restore(compose: Compose, docker: Docker) -> None:
     assert docker.volumes() == []
 
 
+@pytest.mark.thorough
 def test_an_image_that_is_built(compose: Compose, docker: Docker, hostprep: Hostprep, tmp_path: Path) -> None:
     """Compose 1.29 makes a volume with `image` before it builds that image: after a build the first up succeeds."""
     if compose.version >= (2, 0):
@@ -208,6 +212,7 @@ def test_ansible(docker: Docker, hostprep: Hostprep, api: sdk.APIClient) -> None
     assert docker.inspect("mongo")["Options"] == {"uid": "201"}
 
 
+@pytest.mark.thorough
 def test_numbers_are_strings(docker: Docker, api: sdk.APIClient) -> None:
     """A number that is not a string is refused by the engine: docker-py and Ansible do not make it one."""
     with pytest.raises(sdk.errors.APIError, match="cannot unmarshal number"):

@@ -94,6 +94,7 @@ def test_labels_that_the_server_noted(
         assert telling.recorded("mongo") == (DECLARED, {**LABELS, **hash_})
 
 
+@pytest.mark.thorough
 def test_restore_behind_the_engine(docker: Docker, telling: Telling) -> None:
     """hostprep rm and restore leave dockerd's record as it was, and its labels in it."""
     docker.create("mongo", *OPTIONS, *LABELLED)
@@ -161,6 +162,7 @@ def test_apply_to_what_is_inspected_already(docker: Docker, telling: Telling, ho
     assert telling.recorded("mongo") == (DECLARED, {})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("state", ["running", "stopped"])
 def test_apply_to_what_is_used(docker: Docker, telling: Telling, hostprep: Hostprep, state: str) -> None:
     """While a container has the volume, dockerd keeps its record; apply says so, and what to do, which then works."""
@@ -178,6 +180,7 @@ def test_apply_to_what_is_used(docker: Docker, telling: Telling, hostprep: Hostp
     assert telling.recorded("mongo") == ({"uid": "200", "gid": "998"}, LABELS)
 
 
+@pytest.mark.thorough
 def test_apply_to_what_another_has(docker: Docker, telling: Telling, engine: Engine) -> None:
     """The engine is not asked to remove what somebody else has mounted, of whom it knows nothing."""
     mountpoint = docker.create("mongo")
@@ -196,6 +199,7 @@ def test_apply_to_what_another_has(docker: Docker, telling: Telling, engine: Eng
     assert telling.recorded("mongo") == ({"uid": "200", "gid": "998"}, {})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [OPTIONS, (*OPTIONS, "-o", "on_remove=retain")], ids=["to the trash", "retained"])
 def test_no_engine(docker: Docker, telling: Telling, options: tuple[str, ...]) -> None:
     """Where no engine can be asked, what is printed does the same by hand."""
@@ -227,6 +231,7 @@ def test_quoted(docker: Docker, telling: Telling, allowed: Path) -> None:
     assert telling.recorded("mongo") == ({"path": str(path)}, {})
 
 
+@pytest.mark.thorough
 def test_the_engine_of_another_root(docker: Docker, telling: Telling, hostprep: Hostprep) -> None:
     """An engine that has another hostprep is told nothing: its hostprep would make a volume of its own."""
     other = Hostprep(docker.engine)

@@ -36,6 +36,7 @@ def test_run(
     assert (status["uid"], status["host_uid"], status["ready"], status["warnings"]) == (int(uid), there[0], True, [])
 
 
+@pytest.mark.thorough
 def test_nothing_declared(docker: Docker, remapped: Remapped) -> None:
     """A volume without options is the container's root's; an image's directory gives it that one's owner."""
     remapped.start("one")
@@ -56,6 +57,7 @@ def test_copy_up(docker: Docker, remapped: Remapped) -> None:
     assert {owner(path) for path in there} == {(231256, 232070)}
 
 
+@pytest.mark.thorough
 def test_restart(docker: Docker, remapped: Remapped, engine: Engine, hostprep: Hostprep) -> None:
     """Engine and hostprep are restarted, the owner is spoilt meanwhile: the container that restarts writes again."""
     remapped.start("one")
@@ -70,6 +72,7 @@ def test_restart(docker: Docker, remapped: Remapped, engine: Engine, hostprep: H
     assert owner(mountpoint) == (100184, 100998)
 
 
+@pytest.mark.thorough
 def test_userns_host(docker: Docker, remapped: Remapped) -> None:
     """For containers with the host's ids the volume says userns=host; without it they do not get in."""
     remapped.start("one")
@@ -82,6 +85,7 @@ def test_userns_host(docker: Docker, remapped: Remapped) -> None:
     assert "denied" in docker.fails("run", "--rm", *mount, "busybox", "touch", "/data/file")
 
 
+@pytest.mark.thorough
 def test_another_map(docker: Docker, remapped: Remapped, hostprep: Hostprep) -> None:
     """After the engine was given another map, Status and log warn, no owner changes, and apply makes it right."""
     remapped.start("one")
@@ -106,6 +110,7 @@ def test_refused(docker: Docker, remapped: Remapped, hostprep: Hostprep) -> None
     assert os.listdir(hostprep.root / "volumes") == []
 
 
+@pytest.mark.thorough
 def test_by_path(docker: Docker, remapped: Remapped, allowed: Path) -> None:
     """A directory of the host by path."""
     remapped.start("one")
@@ -114,6 +119,7 @@ def test_by_path(docker: Docker, remapped: Remapped, allowed: Path) -> None:
     assert owner(allowed / "remapped") == (100184, 100998)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ranges", ["one", "two"])
 def test_image(docker: Docker, remapped: Remapped, hostprep: Hostprep, engine: Engine, ranges: str) -> None:
     """image= and probe give the container's numbers, where the engine itself shows the host's."""

@@ -66,6 +66,7 @@ def test_what_is_not_done(hostprep: Command, staged: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.skipif(os.environ.get("CI") != "true", reason="downloads packages: only where CI=true")
+@pytest.mark.thorough
 class TestInstalled:
     """By real tools, with real packages."""
 

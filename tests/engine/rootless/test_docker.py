@@ -31,6 +31,7 @@ def test_run(docker: Docker, hostprep: Users) -> None:
     assert (status["uid"], status["gid"], status["ready"], status["warnings"]) == (184, 998, True, [])
 
 
+@pytest.mark.thorough
 def test_copy_up(docker: Docker) -> None:
     """What Docker copies from the image is the declared owner's, in the container and on disk."""
     mountpoint = docker.create("mongo")
@@ -43,6 +44,7 @@ def test_copy_up(docker: Docker) -> None:
     }
 
 
+@pytest.mark.thorough
 def test_repair(docker: Docker) -> None:
     """A start repairs what the user changed meanwhile, with the whole tree."""
     mountpoint = docker.create("mongo")
@@ -53,6 +55,7 @@ def test_repair(docker: Docker) -> None:
     assert docker.run("mongo:/data", "echo more >> /data/file; stat -c %u:%g /data /data/file") == "184:998\n184:998"
 
 
+@pytest.mark.thorough
 def test_compose(docker: Docker, engine: Rootless) -> None:
     """Compose makes the volume from driver_opts, uses it at the next up, and removes it with down -v."""
     if not engine.has("docker-compose"):
@@ -75,6 +78,7 @@ def test_compose(docker: Docker, engine: Rootless) -> None:
     assert docker.volumes() == []
 
 
+@pytest.mark.thorough
 def test_restarts(docker: Docker, engine: Rootless, hostprep: Users) -> None:
     """With hostprep started before it, the engine has its containers up again; and hostprep may restart below them."""
     docker.create("mongo")
@@ -92,6 +96,7 @@ def test_restarts(docker: Docker, engine: Rootless, hostprep: Users) -> None:
     assert docker.volumes("--filter", "driver=hostprep") == ["mongo"]
 
 
+@pytest.mark.thorough
 def test_trash(docker: Docker, hostprep: Users) -> None:
     """What was removed is brought back with its data."""
     mountpoint = docker.create("mongo")
@@ -104,6 +109,7 @@ def test_trash(docker: Docker, hostprep: Users) -> None:
     assert docker.run("mongo:/data", "cat /data/file; stat -c %u:%g /data/file") == "written\n184:998"
 
 
+@pytest.mark.thorough
 def test_purge(docker: Docker, hostprep: Users) -> None:
     """Nothing is purged that a container of the user's has mounted; afterwards it is, whatever it is root's to see."""
     docker.create("mongo")
@@ -120,6 +126,7 @@ def test_purge(docker: Docker, hostprep: Users) -> None:
     assert os.listdir(hostprep.root / "trash") == []
 
 
+@pytest.mark.thorough
 def test_path(docker: Docker, engine: Rootless, hostprep: Users) -> None:
     """A directory in the home becomes a volume where it is, without a mount: nobody but the user could redirect it."""
     data = engine.user.home / "data"
@@ -145,6 +152,7 @@ def test_numbers_that_no_container_has(docker: Docker, option: str) -> None:
     docker.create("mongo", "-o", f"{option}={COUNT}")
 
 
+@pytest.mark.thorough
 def test_doctor(docker: Docker, hostprep: Users) -> None:
     """doctor speaks in the container's numbers, and finds the engine, its container and what keeps that out."""
     docker.create("mongo", "-o", "uid=184", "-o", "gid=998", "-o", "mode=0700")
@@ -162,6 +170,7 @@ def test_doctor(docker: Docker, hostprep: Users) -> None:
     assert installation.returncode == 0, installation.stdout
 
 
+@pytest.mark.thorough
 def test_image(docker: Docker, engine: Rootless, hostprep: Users) -> None:
     """The numbers of an image are the container's, and the user's hostprep takes them as they are."""
     docker("import", "--change", "VOLUME /data", "-", "app", stdin=busybox(Entry("data", 0o750, 999, 998)))
