@@ -232,7 +232,7 @@ def _open_below(root: int, subpath: str) -> int:
 def _lost_subpath(volume: Volume, root: int, subject: Subject, exc: OSError) -> Finding:
     """The finding that the sub-directory cannot be opened that a container is to have."""
     assert subject.container is not None  # noqa: S101  # only a container has one
-    assert subject.mounted is not None  # noqa: S101
+    assert subject.mounted is not None  # noqa: S101  # so it has the volume mounted
     subpath, container = subject.mounted.subpath, subject.container
     what = f"container {container.name} has the subpath {printable(subpath)} of the volume, which"
     if exc.errno == errno.EXDEV:
