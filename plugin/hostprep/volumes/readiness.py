@@ -78,7 +78,7 @@ class Readiness:
             with self.store.locked(name, deadline) as volume, volume.open_data(as_mount=True) as data:
                 if waited is None or waited.identity != volume.identity:
                     seen_through, through, stays = unmount or self._was_given_up(volume), set(), set()
-                else:
+                elif waited.complete:
                     through |= {waited.below}
                     stays |= {waited.below} if waited.stays else set()
                 want = self._want(volume)
@@ -154,8 +154,8 @@ class Readiness:
 
         Args:
             seen_through: `recurse=always` asks for no pass.
-            through: what passes were waited for; see `Pass.below`. `recurse=always` asks for no other, and a mark that
-                one has left is for a copy-up that is still under way.
+            through: what passes that were waited for have done; see `Pass.below`. `recurse=always` asks for no other,
+                and a mark that one has left is for a copy-up that is still under way.
         """
         want = self._want(volume)
         plan = Plan.of(data, want, self.labels)
@@ -200,7 +200,7 @@ class Readiness:
         record, identity, tree = volume.record, volume.identity, os.fstat(top)
         early = copying.under_way(volume, below, top)  # what is copied behind it, it does not see
 
-        def finish(outcome: Outcome) -> bool:
+        def finish(outcome: Outcome) -> bool | None:
             changes: list[Change] | None = None
             with (
                 self.store.locked(record.name, time.monotonic() + 60) as now,
@@ -209,14 +209,14 @@ class Readiness:
                 # Where another volume has the name by now, or the options or the directory are others, the mark
                 # stays, and the next look at the volume begins anew.
                 if now.identity != identity or now.record.declared != record.declared:
-                    return False
+                    return None
                 with now.open_data(as_mount=True) as data, copying.opened(data, below) as found:
                     if not os.path.samestat(os.fstat(found), tree):
-                        return False
+                        return None
                     changes = self._finish(now, found, outcome, below, early=early)
                     done(Repaired(changes or [], outcome))
                     return changes is None
-            return False
+            return None
 
         return self.passes.start(volume, top, order, finish, below=below)
 
