@@ -198,6 +198,7 @@ class Readiness:
         if not below and volume.pending() is None:
             volume.write_mark()
         record, identity, tree = volume.record, volume.identity, os.fstat(top)
+        order = replace(order, synced=tree.st_dev != identity[0])
         early = copying.under_way(volume, below, top)  # what is copied behind it, it does not see
 
         def finish(outcome: Outcome) -> bool | None:
