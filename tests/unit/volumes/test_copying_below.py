@@ -67,9 +67,9 @@ class Engine:
 
     @property
     def status(self) -> tuple[bool, int]:
-        """Whether the volume is ready, and how many warnings there are."""
+        """Whether the volume is ready, and how many warnings there are, but for the one of others' directories."""
         found = self.driver.get("mongo")["Status"]
-        return found["ready"], len(found["warnings"])
+        return found["ready"], sum("belong to others" not in each for each in found["warnings"])
 
     def owners(self, path: str) -> set[tuple[int, int]]:
         return {owner(self.data / path), *owners(self.data / path).values()}
