@@ -56,6 +56,7 @@ class Readiness:
         self.labels = labels
         self.passes = Passes(store)
         self._waiting = threading.BoundedSemaphore(_WAITING)
+        self._looks = copying.Looks()
         # What is remembered goes by the volume's directory: another volume of the same name begins with nothing.
         self._given_up: dict[Identity, float] = {}
         """When a Mount last gave up waiting for a pass, on the clock of time.monotonic()."""
@@ -91,7 +92,8 @@ class Readiness:
                     running = self._repair_below(volume, data, [p for p in copied if p not in stays], through=through)
                 if running is None:
                     if not unmount:
-                        copying.begin(volume, mount, data, want, self.labels, engine=engine or 0)
+                        found = self._looks.find(volume, data, want, self.labels) if mount else {}
+                        copying.begin(volume, mount, found, engine=engine or 0)
                     if engine is not None:
                         volume.pin(data, engine=engine)
                     return volume.mountpoint
