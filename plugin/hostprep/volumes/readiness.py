@@ -201,7 +201,7 @@ class Readiness:
             volume.write_mark()
         record, identity, tree = volume.record, volume.identity, os.fstat(top)
         order = replace(order, synced=tree.st_dev != identity[0])
-        early = _is_early(volume, below, top)
+        early = copying.under_way(volume, below, top)  # what is copied behind it, it does not see
 
         def finish(outcome: Outcome) -> bool | None:
             changes: list[Change] | None = None
@@ -273,7 +273,8 @@ class Readiness:
         os.fsync(top)
         if left != volume.record.entries_left_alone:
             volume.write(replace(volume.record, entries_left_alone=left))
-        if not early and not _is_early(volume, below, top):
+        # With recurse=never nobody comes back for what is copied in meanwhile.
+        if want.recurse is Recurse.NEVER or not (early or copying.under_way(volume, below, top)):
             if not below:
                 volume.remove_mark()
             elif not copying.done(volume, below):
@@ -303,12 +304,6 @@ class Readiness:
             how_far = f"preparing {running.name}: {running.progress} done"
             raise Busy(how_far, hint=f"it goes on; start the container again {again}")
         _check(running)
-
-
-def _is_early(volume: Volume, below: str, top: int) -> bool:
-    """Whether a pass does not see all that counts, since it may be copied behind it; of recurse=never nothing does."""
-    never = volume.record.options.recurses is Recurse.NEVER
-    return not never and copying.under_way(volume, below, top)
 
 
 def _check(ended: Pass) -> None:
