@@ -123,16 +123,24 @@ class Readiness:
                 plan = Plan.of(data, self._want(found), self.labels)
                 return Repaired(list(plan.changes), follow(begin(data, self._order(found, dry_run=True)), report))
         done: list[Repaired] = []
-        while not done:
+        through: set[str] = set()
+        while True:
             with (
                 self.store.locked(name, time.monotonic() + self.store.settings.patience) as volume,
                 volume.open_data(as_mount=True) as data,
             ):
-                running = self._begin(volume, data, self._order(volume), done=done.append)
+                if not done:
+                    running = self._begin(volume, data, self._order(volume), done=done.append)
+                else:  # what an interrupted pass below the root has left noted
+                    copied = copying.look(volume, data, self._want(volume), self.labels)
+                    below = self._repair_below(volume, data, [p for p in copied if p not in through], through=set())
+                    if below is None:
+                        return done[0]
+                    running = below
             while not running.over.wait(_SHOWN_EVERY):
                 report(running.progress)
             _check(running)
-        return done[0]
+            through.add(running.below)
 
     def _order(self, volume: Volume, *, dry_run: bool = False) -> Order:
         """What a repair gives the contents; raises Conflict where that is nothing."""

@@ -380,6 +380,23 @@ def test_a_pass_that_is_interrupted(engine: Engine, open_driver: OpenDriver, mon
     assert (engine.owners("sub"), engine.status, engine.noted.exists()) == ({OWNED}, (True, 0), False)
 
 
+def test_a_repair(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a repair the volume is ready, though a pass over what was copied had been interrupted."""
+    make_tree(engine.data, "dir sub 184:998")
+    engine.mount("one")
+    engine.copy("sub", *FILES)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "no such luck")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pass, "work", fail)
+        engine.unmount("one")
+    assert engine.status == (False, 1)
+    engine.driver.repair("mongo")
+    assert (engine.owners("sub"), engine.status) == ({OWNED}, (True, 0))
+
+
 def test_what_is_left_alone(driver: Driver, host: Host) -> None:
     """Below a `path`, a copied file with several hard links is left alone, and Status names it."""
     data = host.srv / "mongo"
