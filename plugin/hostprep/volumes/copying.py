@@ -49,7 +49,8 @@ _LONGEST: Final = 128  # characters of an ID
 _ENTRIES: Final = 250
 _DIRECTORIES: Final = 32
 _LEVELS: Final = 3  # below the root, at which empty directories are noted
-_KEPT: Final = 500  # volumes whose last look is kept, at about 20 kB each
+_KEPT: Final = 200  # volumes whose last look is kept, at 25 kB each at most
+_KEPT_CHARACTERS: Final = 4_000  # of the paths in a look that is kept
 _REALTIME_COARSE: Final = 5  # clock_gettime(2): the clock of a file's times
 
 
@@ -242,7 +243,8 @@ class Looks:
             return {path: each._replace(seen=now, at=at) for path, each in kept[2].items()}
         looked: dict[str, _Stamp] = {}
         found = dict(_find_empty(data, want, labels, now, at, looked))
-        if settled(max(stamp[2] for stamp in looked.values())):
+        short = sum(map(len, looked)) < _KEPT_CHARACTERS
+        if short and settled(max(stamp[2] for stamp in looked.values())):
             if len(self._kept) >= _KEPT:
                 self._kept.clear()
             self._kept[volume.identity] = want, looked, found
