@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from hostprep.volumes.driver import Driver
+from hostprep.volumes.volume import MARK
 from tests.support import steps
 from tests.support.disks import KINDS, Disk, sync
-from tests.support.host import Host, mounted
+from tests.support.host import Host, eventually, mounted, soon
+from tests.support.trees import make_tree, owners
 from tests.support.trial import FULL
 from tests.support.verbs import CASES, Case, engine, goes_on, is_sound, look, opened, run
 
@@ -127,3 +130,32 @@ def test_answered_when_asked_again(case: Case, images: Path, place: Path, run_di
             if not case.kept:
                 opened(host).purge([])
             assert look(host, fine=False) == after, f"killed before {died.steps[-1]}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_a_repair_on_another_disk(kind: str, images: Path, driver: Driver, host: Host) -> None:
+    """Where the data is on another disk than the mark, the owners of a repair are on it when the mark is gone.
+
+    The volume's root is right from the beginning, and was read lately, so that it does not change with them.
+    """
+    disk, place = Disk(images, kind), host.srv / "disk"
+    place.mkdir()
+
+    def was_read() -> bool:
+        os.listdir(place / "db")
+        st = os.stat(place / "db")
+        return st.st_atime_ns > st.st_ctime_ns
+
+    with disk.mounted(place):
+        make_tree(place, "dir db", "dir db/conf", "file db/conf/a", "file db/b")
+        os.chown(place / "db", 184, 998)
+        driver.create("mongo", {"uid": "184", "gid": "998", "path": f"{place}/db"}, soon())
+        driver.mount("mongo", soon())
+        eventually(was_read, "its time of access is later")
+        sync(place)
+        driver.repair("mongo")
+        assert not (host.volume("mongo") / MARK).exists()
+        cut = disk.copy()
+        driver.remove("mongo", soon())
+    with disk.mounted(place, cut):
+        assert set(owners(place / "db").values()) == {(184, 998)}

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import Invalid, NotAllowed, NotReady, printable
 from ..host import acl, fds, rootless
@@ -98,7 +98,7 @@ def prepare(
         plan = Plan.of(data, want, labels)
         prepared.changes, prepared.warnings = list(plan.changes), acl.warnings(data, plan.access)
         if not prepared.made and (plan.contents_follow or want.recurse is Recurse.ALWAYS):
-            order = want.order(labels, guarded=True, dry_run=dry_run)
+            order = replace(want.order(labels, guarded=True, dry_run=dry_run), synced=True)
             prepared.tree = process.follow(process.begin(data, order), report)
         if not dry_run:
             prepared.changes = plan.apply()

@@ -90,8 +90,9 @@ def main(arguments: list[str]) -> None:
         print(json.dumps({"error": str(exc)}), flush=True)
         sys.exit(1)
     # The parent changes the root next, takes the mark away, and syncs both. On ext4 and XFS one journal keeps the order
-    # of all changes. Elsewhere (btrfs) a power cut could then leave a right root above wrong contents, without a mark.
-    if not order.dry_run and linux.file_system(root) not in _ONE_JOURNAL:
+    # of all changes. Elsewhere (btrfs), and where the mark is on another file system than a root that is right already,
+    # a power cut could then leave a right root above wrong contents, without a mark.
+    if not order.dry_run and (order.synced or linux.file_system(root) not in _ONE_JOURNAL):
         linux.syncfs(root)
     print(json.dumps(asdict(outcome)), flush=True)
 

@@ -49,6 +49,8 @@ class Order:
     guarded: bool = False
     """Leave device nodes and files with several hard links alone: in an adopted tree they may be somebody else's."""
     dry_run: bool = False
+    synced: bool = False
+    """Sync the file system at the end: nothing that is written after the pass is in the same journal."""
 
 
 @dataclass(slots=True)

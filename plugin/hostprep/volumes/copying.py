@@ -36,8 +36,8 @@ from ..host.labels import Labels
 from ..host.mountinfo import mount_of, mount_table, place_in_file_system
 from ..options import Recurse
 from ..tree.plan import Found, Plan, Want
-from .record import LIMIT
-from .volume import LockedVolume, Volume
+from .record import LIMIT, settled
+from .volume import Identity, LockedVolume, Volume
 
 log = logging.getLogger("hostprep")
 
@@ -49,6 +49,8 @@ _LONGEST: Final = 128  # characters of an ID
 _ENTRIES: Final = 250
 _DIRECTORIES: Final = 32
 _LEVELS: Final = 3  # below the root, at which empty directories are noted
+_KEPT: Final = 200  # volumes whose last look is kept, at 25 kB each at most
+_KEPT_CHARACTERS: Final = 4_000  # of the paths in a look that is kept
 _REALTIME_COARSE: Final = 5  # clock_gettime(2): the clock of a file's times
 
 
@@ -135,11 +137,11 @@ def under_way(volume: Volume, path: str = "", top: int = -1) -> bool:
     return bool(mounts) and (not path or any(_is_held(top, f"{volume.place}/{path}", each.engine) for each in mounts))
 
 
-def begin(volume: LockedVolume, mount: str, data: int, want: Want, labels: Labels, *, engine: int) -> None:
-    """Note the Mount with the ID *mount*, if it finds anything empty: *data* is the volume's directory."""
+def begin(volume: LockedVolume, mount: str, found: dict[str, Empty], *, engine: int) -> None:
+    """Note the Mount with the ID *mount*, which has *found* directories empty, if it has any."""
     if not mount or len(mount) > _LONGEST:
         return
-    found, notes = dict(_find_empty(data, want, labels)), Notes.read(volume)
+    notes = Notes.read(volume)
     if found and len(notes.mounts) < _MOST:
         notes.mounts[mount] = Mount(next(iter(found.values())).seen, engine)
         for path, each in found.items():
@@ -223,19 +225,74 @@ def _parse(found: Any) -> Empty:
     return each
 
 
-def _find_empty(data: int, want: Want, labels: Labels) -> Iterator[tuple[str, Empty]]:
+class Looks:
+    """Which directories of each volume were empty when last looked at.
+
+    To open them all takes longer than the rest of a Mount. As long as none has changed, by its change time, there is
+    nothing new. One object serves every thread.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Identity, tuple[Want, dict[str, _Stamp], dict[str, Empty]]] = {}
+
+    def find(self, volume: Volume, data: int, want: Want, labels: Labels) -> dict[str, Empty]:
+        """The empty directories of the *volume*, its root *data* or those below; see `_find_empty`."""
+        now, at = _now(), time.clock_gettime_ns(_REALTIME_COARSE)
+        kept = self._kept.get(volume.identity)
+        if kept and kept[0] == want and all(_is_as_then(data, *each) for each in kept[1].items()):
+            return {path: each._replace(seen=now, at=at) for path, each in kept[2].items()}
+        looked: dict[str, _Stamp] = {}
+        found = dict(_find_empty(data, want, labels, now, at, looked))
+        short = sum(map(len, looked)) < _KEPT_CHARACTERS
+        if short and settled(max(stamp[2] for stamp in looked.values())):
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            self._kept[volume.identity] = want, looked, found
+        return found
+
+
+_Stamp = tuple[int, int, int]
+"""A directory's device, inode and change time."""
+
+
+def _stamp(st: os.stat_result) -> _Stamp:
+    return st.st_dev, st.st_ino, st.st_ctime_ns
+
+
+def _is_as_then(data: int, path: str, stamp: _Stamp) -> bool:
+    with contextlib.suppress(OSError):
+        if not path:
+            return _stamp(os.fstat(data)) == stamp
+        if "/" not in path:  # a look at the name follows no symlink
+            return _stamp(os.stat(path, dir_fd=data, follow_symlinks=False)) == stamp
+        with opened(data, path) as fd:
+            return _stamp(os.fstat(fd)) == stamp
+    return False
+
+
+@contextlib.contextmanager
+def _may_fail(looked: dict[str, _Stamp]) -> Iterator[None]:
+    """Go on after an OSError, with nothing in *looked* that could be taken for a whole look."""
+    try:
+        yield
+    except OSError:
+        looked[""] = 0, 0, 0
+
+
+def _find_empty(
+    data: int, want: Want, labels: Labels, now: float, at: int, looked: dict[str, _Stamp]
+) -> Iterator[tuple[str, Empty]]:
     """The empty directories of a volume, its root or those below, that copy-up may give to another owner.
 
     One that is neither the declared owner's nor root's is somebody else's on purpose, whatever is copied into it.
     """
-    now, at = _now(), time.clock_gettime_ns(_REALTIME_COARSE)
-    for path, fd, _ in _leaves(data, levels=_LEVELS if _follows(want) else 0, files=False):
+    for path, fd, _ in _leaves(data, levels=_LEVELS if _follows(want) else 0, files=False, looked=looked):
         if not path:
             yield path, Empty(now)
             continue
         st = os.fstat(fd)
         if (want.uid in (None, st.st_uid) or st.st_uid == 0) and (want.gid in (None, st.st_gid) or st.st_gid == 0):
-            with contextlib.suppress(OSError):
+            with _may_fail(looked):
                 label = None if want.label is None else Found.at(fd, labels).label
                 yield path, Empty(now, at, st.st_ino, st.st_ctime_ns, st.st_mtime_ns, st.st_uid, st.st_gid, label)
 
@@ -319,18 +376,20 @@ def _is_held(top: int, path: str, engine: int) -> bool:
 
 
 def _leaves(
-    top: int, *, levels: int = _ENTRIES, files: bool = True
+    top: int, *, levels: int = _ENTRIES, files: bool = True, looked: dict[str, _Stamp] | None = None
 ) -> Iterator[tuple[str, int, os.DirEntry[str] | None]]:
     """The empty directories and *files* in *top*, the highest first, as far as a look goes; itself, where it is empty.
 
     Each with its path from there, a descriptor of the directory, or of the one that the file is in, and the file's
-    entry.
+    entry. Into *looked* goes what every directory was before it was read.
     """
+    looked = {} if looked is None else looked
     left, directories, here = _ENTRIES, _DIRECTORIES, [""]
     for level in range(levels + 1):
         deeper: list[str] = []
         for path in here:
-            with contextlib.suppress(OSError), opened(top, path) as fd, os.scandir(fd) as some:
+            with _may_fail(looked), opened(top, path) as fd, os.scandir(fd) as some:
+                looked.setdefault(path, _stamp(os.fstat(fd)))
                 entries = list(itertools.islice(some, left if levels else 1))
                 left -= len(entries)
                 if not level and not entries:
@@ -344,7 +403,8 @@ def _leaves(
                         return
                     else:
                         directories -= 1
-                        with contextlib.suppress(OSError), opened(fd, entry.name) as child:
+                        with _may_fail(looked), opened(fd, entry.name) as child:
+                            looked[above + entry.name] = _stamp(os.fstat(child))
                             with os.scandir(child) as inner:
                                 empty = next(inner, None) is None
                             if empty:

@@ -34,7 +34,8 @@ _AT_ONCE: Final = min(max(2, len(os.sched_getaffinity(0)) // 4), 8)
 _STUCK: Final = 60.0  # seconds without another entry, after which a pass keeps no other waiting: its disk may hang
 
 Finish = Callable[[Outcome], bool | None]
-"""What is done when every entry is right, with no lock held. Returns whether the root could not be made right."""
+"""What is done when every entry is right, with no lock held. Returns whether the root could not be made right, and
+None where nothing was done, since the volume or what it declares is another by now."""
 
 
 class Pass:
@@ -49,6 +50,8 @@ class Pass:
         self.over = threading.Event()
         self.failure = ""
         """Why it failed; empty while it runs, and when it ended or was cancelled."""
+        self.complete = False
+        """Whether all of it was done. That of another process never is: how it ended is not known."""
         self.stays = False
         """Whether its end found a root that cannot be made right, but is usable, or another directory that cannot."""
         self.cancelled = threading.Event()
@@ -231,7 +234,8 @@ class Passes:
                         # It keeps the lock's descriptor, too: should it outlive the server, no second one is begun.
                         outcome = begun.work(data, order, held, report) if self._has_turn(begun, volume) else None
                     if outcome is not None:
-                        begun.stays = bool(finish(outcome))
+                        stays = finish(outcome)
+                        begun.complete, begun.stays = stays is not None, bool(stays)
         except NoSuchVolume:
             log.info("pass over %s: it was removed meanwhile", begun.name)  # whoever waits will see that it is gone
         except Exception as exc:  # else whoever waits would take it for an end, and begin the next pass

@@ -56,6 +56,7 @@ class Readiness:
         self.labels = labels
         self.passes = Passes(store)
         self._waiting = threading.BoundedSemaphore(_WAITING)
+        self._looks = copying.Looks()
         # What is remembered goes by the volume's directory: another volume of the same name begins with nothing.
         self._given_up: dict[Identity, float] = {}
         """When a Mount last gave up waiting for a pass, on the clock of time.monotonic()."""
@@ -78,7 +79,7 @@ class Readiness:
             with self.store.locked(name, deadline) as volume, volume.open_data(as_mount=True) as data:
                 if waited is None or waited.identity != volume.identity:
                     seen_through, through, stays = unmount or self._was_given_up(volume), set(), set()
-                else:
+                elif waited.complete:
                     through |= {waited.below}
                     stays |= {waited.below} if waited.stays else set()
                 want = self._want(volume)
@@ -91,7 +92,8 @@ class Readiness:
                     running = self._repair_below(volume, data, [p for p in copied if p not in stays], through=through)
                 if running is None:
                     if not unmount:
-                        copying.begin(volume, mount, data, want, self.labels, engine=engine or 0)
+                        found = self._looks.find(volume, data, want, self.labels) if mount else {}
+                        copying.begin(volume, mount, found, engine=engine or 0)
                     if engine is not None:
                         volume.pin(data, engine=engine)
                     return volume.mountpoint
@@ -121,16 +123,24 @@ class Readiness:
                 plan = Plan.of(data, self._want(found), self.labels)
                 return Repaired(list(plan.changes), follow(begin(data, self._order(found, dry_run=True)), report))
         done: list[Repaired] = []
-        while not done:
+        through: set[str] = set()
+        while True:
             with (
                 self.store.locked(name, time.monotonic() + self.store.settings.patience) as volume,
                 volume.open_data(as_mount=True) as data,
             ):
-                running = self._begin(volume, data, self._order(volume), done=done.append)
+                if not done:
+                    running = self._begin(volume, data, self._order(volume), done=done.append)
+                else:  # what an interrupted pass below the root has left noted
+                    copied = copying.look(volume, data, self._want(volume), self.labels)
+                    below = self._repair_below(volume, data, [p for p in copied if p not in through], through=set())
+                    if below is None:
+                        return done[0]
+                    running = below
             while not running.over.wait(_SHOWN_EVERY):
                 report(running.progress)
             _check(running)
-        return done[0]
+            through.add(running.below)
 
     def _order(self, volume: Volume, *, dry_run: bool = False) -> Order:
         """What a repair gives the contents; raises Conflict where that is nothing."""
@@ -154,8 +164,8 @@ class Readiness:
 
         Args:
             seen_through: `recurse=always` asks for no pass.
-            through: what passes were waited for; see `Pass.below`. `recurse=always` asks for no other, and a mark that
-                one has left is for a copy-up that is still under way.
+            through: what passes that were waited for have done; see `Pass.below`. `recurse=always` asks for no other,
+                and a mark that one has left is for a copy-up that is still under way.
         """
         want = self._want(volume)
         plan = Plan.of(data, want, self.labels)
@@ -198,9 +208,10 @@ class Readiness:
         if not below and volume.pending() is None:
             volume.write_mark()
         record, identity, tree = volume.record, volume.identity, os.fstat(top)
+        order = replace(order, synced=tree.st_dev != identity[0])
         early = copying.under_way(volume, below, top)  # what is copied behind it, it does not see
 
-        def finish(outcome: Outcome) -> bool:
+        def finish(outcome: Outcome) -> bool | None:
             changes: list[Change] | None = None
             with (
                 self.store.locked(record.name, time.monotonic() + 60) as now,
@@ -209,14 +220,14 @@ class Readiness:
                 # Where another volume has the name by now, or the options or the directory are others, the mark
                 # stays, and the next look at the volume begins anew.
                 if now.identity != identity or now.record.declared != record.declared:
-                    return False
+                    return None
                 with now.open_data(as_mount=True) as data, copying.opened(data, below) as found:
                     if not os.path.samestat(os.fstat(found), tree):
-                        return False
+                        return None
                     changes = self._finish(now, found, outcome, below, early=early)
                     done(Repaired(changes or [], outcome))
                     return changes is None
-            return False
+            return None
 
         return self.passes.start(volume, top, order, finish, below=below)
 

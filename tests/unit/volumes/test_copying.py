@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from hostprep.host.locks import open_lock_file, try_lock
 from hostprep.tree.walk import Outcome
 from hostprep.volumes import copying
 from hostprep.volumes.driver import Driver
 from hostprep.volumes.passes import Pass
+from hostprep.volumes.volume import MARK
 from tests.support.fixtures import OpenDriver
 from tests.support.host import Host, eventually, owner, soon
 from tests.support.trees import make_tree
@@ -95,6 +97,42 @@ def test_over_while_a_pass_runs(engine: Engine, monkeypatch: pytest.MonkeyPatch)
     engine.unmount("one")
     other[0].join()
     assert (engine.owners(), engine.ready()) == ({OWNED}, True)
+
+
+def test_a_pass_that_is_cancelled(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that ends before it has done all, as by `apply`, is begun again, though a copy-up is still under way."""
+    engine.mount("one")
+    engine.copy("a")
+    (engine.data.parent / MARK).touch(0o600)
+    work = Pass.work
+    cancelled: list[Pass] = []
+
+    def cancel_first(begun: Pass, *args: Any) -> Outcome | None:
+        if not cancelled:
+            cancelled.append(begun)
+            begun.cancel()
+        return work(begun, *args)
+
+    monkeypatch.setattr(Pass, "work", cancel_first)
+    engine.mount("two")
+    assert len(cancelled) == 1
+    assert engine.owners() == {OWNED}
+
+
+def test_a_pass_of_another_process_that_is_killed(engine: Engine) -> None:
+    """Where the pass of another process ends early, a Mount that has waited for it does not take it for done."""
+    engine.mount("one")
+    engine.copy("a")
+    (engine.data.parent / MARK).touch(0o600)
+    with engine.driver.store.part("locks") as locks:
+        other = open_lock_file(locks)
+    assert try_lock(other, "pass/mongo")
+    mount = threading.Thread(target=engine.mount, args=("two",))
+    mount.start()
+    eventually(lambda: engine.driver.passes.running("mongo") is not None, "it is waited for")
+    os.close(other)
+    mount.join(60)
+    assert engine.owners() == {OWNED}
 
 
 def test_one_alone(engine: Engine) -> None:

@@ -199,6 +199,17 @@ def test_during_a_copy_up(driver: Driver, host: Host) -> None:
     assert driver.get("mongo")["Status"]["ready"] is True
 
 
+def test_never_while_a_container_runs(driver: Driver, host: Host) -> None:
+    """With recurse=never a repair is over when it has ended, though the Mount of a container is not."""
+    driver.create("mongo", {**MONGO, "recurse": "never"}, soon())
+    driver.mount("mongo", soon(), mount="a" * 64)
+    make_tree(host.data("mongo"), "file a 55:66")
+    driver.repair("mongo")
+    assert contents(host.data("mongo")) == {RIGHT}
+    assert driver.get("mongo")["Status"]["warnings"] == []
+    assert not (host.volume("mongo") / MARK).exists()
+
+
 def test_one_that_fails(driver: Driver, data: Path, host: Host, gate: Gate) -> None:
     """A pass that is killed is told, and its mark stays."""
     repair = InAThread(driver)
