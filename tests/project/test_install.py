@@ -335,11 +335,12 @@ def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_users_files(users: Path) -> None:
     """`make install-user` writes into the home alone, and tells both engines where the units listen."""
+    share = {each.replace("usr/local", "home/anna/.local") for each in (*PAGES, *COMPLETIONS.values())}
     lib = "home/anna/.local/lib/hostprep"
     found = {str(path.relative_to(users)) for path in users.rglob("*") if f"{lib}/" not in str(path)}
     units = {f"home/anna/.config/systemd/user/hostprep.{kind}" for kind in ("service", "socket")}
     assert {path for path in found if not (users / path).is_dir() or (users / path).is_symlink()} == {
-        *units, SPEC, PODMAN, "home/anna/.local/bin/hostprep", "home/anna/.config/hostprep/hostprep.env",
+        *units, *share, SPEC, PODMAN, "home/anna/.local/bin/hostprep", "home/anna/.config/hostprep/hostprep.env",
     }  # fmt: skip
 
     socket = "/run/user/1000/hostprep.sock"
