@@ -33,13 +33,13 @@ VERSION = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["versio
 
 
 def make(
-    target: str, destdir: Path, *, checkout: Path = TOP, within: tuple[str, ...] = (), **variables: str
+    target: str, destdir: Path, *, checkout: str = str(TOP), within: tuple[str, ...] = (), **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run make with the packages of this very Python: no network, no index. *within*: a command that runs it."""
     chosen = {"SYSTEM_PACKAGES": "1", "SYSTEM_PYTHON": sys.executable, **variables, "DESTDIR": str(destdir)}
     arguments = [f"{key}={value}" for key, value in chosen.items()]
     return subprocess.run(
-        [*within, "make", "--silent", "-C", str(checkout), target, *arguments],
+        [*within, "make", "--silent", "-C", checkout, target, *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -282,7 +282,7 @@ def test_checkout_in_use(tmp_path: Path) -> None:
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        done = make("install", tmp_path / "destdir", checkout=checkout)
+        done = make("install", tmp_path / "destdir", checkout=str(checkout))
     finally:
         ended.set()
         writer.join()
