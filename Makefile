@@ -29,7 +29,7 @@ GUEST_PACKAGES = if [ "$$(id -u)" = 0 ] || [ -n "$(CI)" ]; then \
 help:
 	@sed -n 's/^# //p' Makefile | head -4
 	@echo
-	@echo "to use hostprep:  make install uninstall plugin plugin-push"
+	@echo "to use hostprep:  make install uninstall install-user uninstall-user plugin plugin-push"
 	@echo "parts of test:    make test-unit test-engine"
 	@echo "of test-all:      make test-thorough test-newest test-selinux"
 	@echo "longer:           make test-engines crash soak"

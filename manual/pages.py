@@ -39,8 +39,13 @@ def pages() -> dict[str, str]:
     made = {"hostprep.8": _main(context, commands), f"{SETTINGS}.5": _settings()}
     for name, command in commands.items():
         made[f"hostprep-{name}.8"] = _command(click.Context(command, context, info_name=name), commands)
-    # A section begins a paragraph anyway.
-    return {name: re.sub(r"(?m)^(\.SH .*)\n\.PP$", r"\1", "\n".join(lines)) + "\n" for name, lines in made.items()}
+    return {name: _tidy("\n".join(lines)) + "\n" for name, lines in made.items()}
+
+
+def _tidy(text: str) -> str:
+    text = re.sub(r"(?m)^(\.SH .*)\n\.PP$", r"\1", text)  # a section begins a paragraph anyway
+    # The sign that keeps a word whole says within it, as behind a parenthesis, where it may be broken.
+    return re.sub(r"\S*\\%\S*", lambda word: r"\%" + word[0].replace(r"\%", ""), text)
 
 
 def _main(context: click.Context, commands: dict[str, click.Command]) -> list[str]:

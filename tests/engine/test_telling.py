@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import select
 import shlex
+import socket
+import socketserver
 import subprocess
+import sys
+import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from testbed.engine import Engine, Hostprep, wait_for
+from testbed.engine import Engine, Hostprep, environment, wait_for
 
 from .client import OPTIONS, WRITE, Docker, owner
 
@@ -180,6 +186,50 @@ def test_apply_to_what_is_used(docker: Docker, telling: Telling, hostprep: Hostp
     assert telling.recorded("mongo") == ({"uid": "200", "gid": "998"}, LABELS)
 
 
+class Cut(socketserver.BaseRequestHandler):
+    """Passes on what a client and the engine say, but ends the connection at a removal, before the engine knows."""
+
+    engine: ClassVar[str]
+
+    def handle(self) -> None:
+        with socket.socket(socket.AF_UNIX) as engine:
+            engine.connect(self.engine)
+            other = {self.request: engine, engine: self.request}
+            while True:
+                for each in select.select([*other], [], [])[0]:
+                    data = each.recv(65536)
+                    if not data or data.startswith(b"DELETE "):
+                        return
+                    other[each].sendall(data)
+
+
+def test_apply_where_the_engine_removes_later(
+    docker: Docker, telling: Telling, hostprep: Hostprep, engine: Engine
+) -> None:
+    """Where the engine does not say whether it removes the volume, it may do so later: the data stays in place.
+
+    What apply prints then makes the volume again what was declared.
+    """
+    docker.create("mongo", *OPTIONS)
+    docker.run("mongo:/data", WRITE)
+    cut, Cut.engine = str(engine.home / "cut.sock"), engine.host.removeprefix("unix://")
+    with socketserver.ThreadingUnixStreamServer(cut, Cut) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            said = telling("apply", "mongo", "-o", "uid=200", host=f"unix://{cut}")
+        finally:
+            server.shutdown()
+    Path(cut).unlink()
+    docker("volume", "rm", "mongo")
+    assert hostprep.command("ls", "--trash").stdout.splitlines() == ["NAME"]
+    telling("create", "mongo")
+    for command in printed(said):
+        telling(*command[1:])
+    assert telling.recorded("mongo") == ({"uid": "200", "gid": "998"}, {})
+    assert docker.run("mongo:/data", "cat /data/file", user="200:998") == "written"
+
+
 @pytest.mark.thorough
 def test_apply_to_what_another_has(docker: Docker, telling: Telling, engine: Engine) -> None:
     """The engine is not asked to remove what somebody else has mounted, of whom it knows nothing."""
@@ -242,3 +292,20 @@ def test_the_engine_of_another_root(docker: Docker, telling: Telling, hostprep: 
     docker.create("mongo", "-o", "uid=7")
     other.command("--docker-host", docker.engine.host, "apply", "mongo", "-o", "uid=8")
     assert telling.recorded("mongo") == ({"uid": "7"}, {})
+
+
+def test_the_engine_of_another_root_at_the_same_path(
+    docker: Docker, telling: Telling, hostprep: Hostprep, engine: Engine
+) -> None:
+    """As an engine in a container has it: its volume of the same name and place is not removed."""
+    docker.create("mongo", "-o", "uid=7")
+    docker.run("mongo:/data", WRITE, user="7:0")
+    script = 'mount -t tmpfs -o mode=0700 tmpfs "$HOSTPREP_ROOT"; for each; do hostprep $each; done'
+    script = script.replace("hostprep $each", f"{sys.executable} -m hostprep --docker-host {engine.host} $each")
+    environ = environment({**hostprep.variables(), "HOSTPREP_KNOWN_ROOTS": f"{engine.home}/other.known"})
+    commands = ["create mongo -o uid=7", "apply mongo -o uid=8"]
+    inside = engine.inside("unshare", "--mount", "sh", "-c", script, "sh", *commands)
+    done = subprocess.run(inside, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, "no hostprep serves this volume to the engine" in done.stderr) == (0, True), done.stderr
+    assert hostprep.command("ls", "--trash").stdout.splitlines() == ["NAME"]
+    assert docker.run("mongo:/data", "cat /data/file", user="7:0") == "written"

@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,13 +33,16 @@ VERSION = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["versio
 
 
 def make(
-    target: str, destdir: Path, *, within: tuple[str, ...] = (), **variables: str
+    target: str, destdir: Path, *, checkout: str = str(TOP), within: tuple[str, ...] = (), **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run make with the packages of this very Python: no network, no index. *within*: a command that runs it."""
     chosen = {"SYSTEM_PACKAGES": "1", "SYSTEM_PYTHON": sys.executable, **variables, "DESTDIR": str(destdir)}
     arguments = [f"{key}={value}" for key, value in chosen.items()]
     return subprocess.run(
-        [*within, "make", "--silent", "-C", str(TOP), target, *arguments], capture_output=True, text=True, check=False
+        [*within, "make", "--silent", "-C", checkout, target, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -261,6 +265,31 @@ def test_broken(staged: Path, tmp_path: Path) -> None:
     assert sys.executable in (destdir / UNITS / "hostprep.service").read_text()
 
 
+def test_checkout_in_use(tmp_path: Path) -> None:
+    """What runs from the checkout meanwhile, and has Python write what it compiled, does not fail an installation."""
+    checkout, ended = tmp_path / "checkout", threading.Event()
+    shutil.copytree(TOP, checkout, ignore=shutil.ignore_patterns(".*", "tests", "__pycache__"))
+    compiled = checkout / "plugin/hostprep/__pycache__"
+    compiled.mkdir()
+
+    def write() -> None:
+        while not ended.is_set():
+            for number in range(1000):
+                (compiled / f"{number}.pyc.new").touch()
+            for number in range(1000):
+                (compiled / f"{number}.pyc.new").replace(compiled / f"{number}.pyc")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        done = make("install", tmp_path / "destdir", checkout=str(checkout))
+    finally:
+        ended.set()
+        writer.join()
+    assert done.returncode == 0, done.stderr
+    assert run(tmp_path / "destdir", "--version").stdout.strip() == VERSION
+
+
 def test_old_python(tmp_path: Path) -> None:
     """A Python that is too old is refused before anything is made."""
     old = tmp_path / "python3"
@@ -306,11 +335,12 @@ def users(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_users_files(users: Path) -> None:
     """`make install-user` writes into the home alone, and tells both engines where the units listen."""
+    share = {each.replace("usr/local", "home/anna/.local") for each in (*PAGES, *COMPLETIONS.values())}
     lib = "home/anna/.local/lib/hostprep"
     found = {str(path.relative_to(users)) for path in users.rglob("*") if f"{lib}/" not in str(path)}
     units = {f"home/anna/.config/systemd/user/hostprep.{kind}" for kind in ("service", "socket")}
     assert {path for path in found if not (users / path).is_dir() or (users / path).is_symlink()} == {
-        *units, SPEC, PODMAN, "home/anna/.local/bin/hostprep", "home/anna/.config/hostprep/hostprep.env",
+        *units, *share, SPEC, PODMAN, "home/anna/.local/bin/hostprep", "home/anna/.config/hostprep/hostprep.env",
     }  # fmt: skip
 
     socket = "/run/user/1000/hostprep.sock"

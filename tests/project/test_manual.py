@@ -117,6 +117,12 @@ def test_no_markdown(name: str) -> None:
     assert re.findall(r"\\\(ga|`|\*\*|\]\(|\|\s", text) == []
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_no_break_in_what_is_typed(name: str) -> None:
+    """roff takes its sign for an unbroken word as one only at the beginning: elsewhere it allows a break."""
+    assert re.findall(r"\S+\\%\S*", PAGES[name]) == []
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command(name: str) -> None:
     """A command's page has the words of its --help, each flag with its help, and each section in its place."""

@@ -30,6 +30,8 @@ def pairs(context: click.Context, parameter: click.Parameter, words: tuple[str, 
         if not equals:
             example = "uid=184" if flag == "-o" else "backup=yes"
             raise Invalid(f'{flag} "{printable(word)}" is not KEY=VALUE', hint=f"for example {flag} {example}")
+        if flag == "--label" and any("\ud800" <= each <= "\udfff" for each in word):  # an option's own check says more
+            raise Invalid(f'{flag} "{printable(word)}" is not UTF-8', hint="an engine takes nothing else")
         if key in found:
             raise Invalid(f"{flag} {printable(key)} is given twice", hint="give it once")
         found[key] = value

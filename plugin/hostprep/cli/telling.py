@@ -2,7 +2,7 @@
 
 An engine records them at its own create alone, and then keeps them. So what the command line makes, brings back or
 changes is told to the engine, by a create: it does not reach a driver that has the volume. What the engine has recorded
-already it has to forget first, by a removal at which data and record stay where they are (Driver.kept).
+already it has to forget first, by a removal at which hostprep removes nothing (Driver.kept).
 """
 
 from __future__ import annotations
@@ -75,15 +75,20 @@ class _Telling:
     options: dict[str, str]
     labels: dict[str, str]
     changed: bool
+    unsure: bool = False
+    """Whether the engine did not say if it removes the volume, which then keeps on_remove=retain."""
 
     def commands(self) -> str:
         """What a person can do instead, on one line for a shell."""
+        declared = self.options.get("on_remove")
+        if self.unsure:
+            return f"hostprep apply {self.name} {f'-o on_remove={declared}' if declared else '--unset on_remove'}"
         words = [word for key, value in self.options.items() for word in ("-o", f"{key}={value}")]
         words += [word for key, value in self.labels.items() for word in ("--label", f"{key}={value}")]
         create = " ".join(map(_quoted, ["docker", "volume", "create", "-d", "hostprep", *words, self.name]))
         if not self.changed:
             return create
-        if self.options.get("on_remove") == "retain":
+        if declared == "retain":
             return f"docker volume rm {self.name} && {create}"
         if self.settings.trash_keep:
             return f"docker volume rm {self.name} && hostprep restore {self.name} && {create}"
@@ -103,9 +108,12 @@ class _Telling:
             why = f"the engine has a volume of that name of driver {printable(listed.driver)}"
             hint = f"when nothing in that is needed: docker volume rm {self.name} && {self.commands()}"
             raise Conflict(why, hint=hint)
+        elsewhere = Conflict(
+            "no hostprep serves this volume to the engine",
+            hint=f"is hostprep running, with this root? Then: {self.commands()}",
+        )
         if listed is None or not self._here(listed.mountpoint):
-            hint = f"is hostprep running, with this root? Then: {self.commands()}"
-            raise Conflict("no hostprep serves this volume to the engine", hint=hint)
+            raise elsewhere
         wanted = {**listed.labels, **self.labels}
         if listed.options != self.options:
             wanted.pop(_OF_OPTIONS, None)
@@ -117,10 +125,16 @@ class _Telling:
         if users := self.driver.users(self.name):
             raise Conflict(f"{what}, which is in use: {printable(users[0])}", hint=hint)
         try:
-            with sigterm_raises(), self.driver.kept(self.name, deadline(self.settings)):
-                engine.remove_volume(self.name)
+            with sigterm_raises(), self.driver.kept(self.name, deadline(self.settings)) as options:
+                self.unsure = True
+                if served := engine.options(self.name) == options:
+                    engine.remove_volume(self.name)
+            self.unsure = False
         except Conflict as exc:
+            self.unsure = False
             raise Conflict(f"{what}: {exc.message}", hint=hint) from None
+        if not served:  # it has another root at the same path, as an engine in a container may
+            raise elsewhere
         if not self._recorded(engine, listed.driver):
             raise Conflict(f"{what}: somebody looked at it just then", hint=f"hostprep apply {self.name}")
 

@@ -137,7 +137,9 @@ def rm(settings: Settings, *, name: str, retained: bool, force: bool) -> None:
 @click.argument("name")
 @click.option("--id", "entry", metavar="ID", help="Its ID, as ls --trash lists it. Without: the newest of that name.")
 @click.option("--as", "new_name", metavar="NEW", help="Restore it under this name.")
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", callback=pairs, help="Label for the engine.")
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", callback=pairs, help="Label for the engine to record."
+)
 @click.pass_obj
 def restore(settings: Settings, *, name: str, entry: str | None, new_name: str | None, labels: dict[str, str]) -> None:
     """Bring a removed volume back, with its data."""

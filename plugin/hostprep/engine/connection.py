@@ -136,9 +136,21 @@ class Connection:
         listed = self._ask(self._client.volumes, filters=filters).get("Volumes") or ()
         return {str(each.get("Name")): EngineVolume.parse(each) for each in listed if name in (None, each.get("Name"))}
 
+    def options(self, volume: str) -> Mapping[str, str]:
+        """The options that the Status of *volume*, which its driver tells the engine, shows."""
+        with _conflicts():
+            found = self._ask(self._client.inspect_volume, volume)
+        return dict((found.get("Status") or {}).get("options") or {})
+
     def record(self, name: str, driver: str, options: Mapping[str, str], labels: Mapping[str, str]) -> EngineVolume:
-        """Have the engine record a volume that *driver* has. What it knows already stays in its record as it was."""
-        return EngineVolume.parse(self._ask(self._client.create_volume, name, driver, dict(options), dict(labels)))
+        """Have the engine record a volume that *driver* has. What it knows already stays in its record as it was.
+
+        Raises:
+            Conflict: it has one of that name of another driver.
+        """
+        with _conflicts(f"docker volume inspect {name} shows whose it is"):
+            made = self._ask(self._client.create_volume, name, driver, dict(options), dict(labels))
+        return EngineVolume.parse(made)
 
     def remove_volume(self, name: str) -> None:
         """Have the engine and its driver remove a volume.
@@ -146,12 +158,8 @@ class Connection:
         Raises:
             Conflict: a container has it, stopped or not.
         """
-        try:
+        with _conflicts():
             self._ask(self._client.remove_volume, name)
-        except APIError as exc:
-            if exc.status_code != HTTPStatus.CONFLICT:
-                raise
-            raise Conflict(printable(str(exc.explanation)[:500])) from None
 
     def user_files(self, container: Container) -> tuple[bytes | None, bytes | None]:
         """The passwd and group of the image of *container*.
@@ -340,6 +348,17 @@ class _ContainerFiles:
             there = answer.status_code == 200
             reader = Reader(answer.raw if there else io.BytesIO(), f"{printable(path[:200])} of the image", self._work)
             yield reader, iter(reader)
+
+
+@contextlib.contextmanager
+def _conflicts(hint: str = "") -> Iterator[None]:
+    """Make a Conflict of the engine's answer that there is one, or that there is no such volume (any more)."""
+    try:
+        yield
+    except APIError as exc:
+        if exc.status_code not in (HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND):
+            raise
+        raise Conflict(printable(str(exc.explanation)[:500]), hint=hint) from None
 
 
 def _seconds_to(deadline: float) -> float:

@@ -122,8 +122,8 @@ def _note_what_is_recorded(driver: Driver, engine: Engine) -> None:
     """Note the labels that *engine* has given to volumes; see `Noted`. It is asked when no request waits for that."""
     while True:
         driver.created.wait()
+        driver.created.clear()  # first: what is made from now on may be recorded after the engine was asked
         time.sleep(_RECORDED_WITHIN)
-        driver.created.clear()
         try:
             with engine.connect(seconds=_LISTED_WITHIN) as connection:
                 listed = {} if connection.info.podman else connection.volumes()

@@ -11,9 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
-from ..errors import Busy, HostprepError, Invalid, NoSuchVolume, NotAllowed, Unreadable, in_words, printable
+from ..errors import Busy, Conflict, HostprepError, Invalid, NoSuchVolume, NotAllowed, Unreadable, in_words, printable
 from ..host import fds, mountinfo, rootless
 from ..host.labels import Labels
 from ..host.paths import is_below, overlap
@@ -31,6 +31,8 @@ from .store import Store, no_retained
 from .volume import RECORD, RETAINED, Identity
 
 log = logging.getLogger("hostprep")
+
+_KEPT: Final = "/kept/"  # before a name, a lock; with a slash, so no volume's name
 
 
 class Driver:
@@ -129,39 +131,36 @@ class Driver:
         return changed
 
     @contextlib.contextmanager
-    def kept(self, name: str, deadline: float) -> Iterator[None]:
-        """Have a Remove leave data and record where they are. At the end the volume is what it was before.
+    def kept(self, name: str, deadline: float) -> Iterator[Mapping[str, str]]:
+        """Have a Remove leave the volume as it is, and lend the options that it has meanwhile, as Status shows them.
 
-        No lock is held meanwhile. Whoever is killed in between leaves the data retained, or `on_remove=retain`.
+        At the end these are what they were before. But if it ends with another error than a Conflict, or is killed, a
+        Remove may still come: the volume then keeps `on_remove=retain`. The volume's own lock is not held.
 
         Raises:
             NoSuchVolume, Busy: as for apply.
         """
         name = check_name(name)
-        with self.store.locked(name, deadline) as volume:
-            before, identity = volume.record, volume.identity
-            if not before.options.retains:
-                volume.write(before.changed(Declaration({"on_remove": "retain"})))
-        try:
-            yield
-        finally:
+        with self.store.lock(_KEPT + name, deadline):
+            with self.store.locked(name, deadline) as volume:
+                before, identity = volume.record, volume.identity
+                if not before.options.retains:
+                    volume.write(before.changed(Declaration({"on_remove": "retain"})))
+                meanwhile = volume.record.given
             given = {key: value for key, value in before.given.items() if key == "on_remove"}
-            self._give_back(name, identity, Declaration(given), () if given else ("on_remove",))
+            declared, unset = Declaration(given), () if given else ("on_remove",)
+            try:
+                yield meanwhile
+            except Conflict:
+                self._give_back(name, identity, declared, unset)
+                raise
+            self._give_back(name, identity, declared, unset)
 
     def _give_back(self, name: Name, identity: Identity, declared: Declaration, unset: tuple[str, ...]) -> None:
         end = time.monotonic() + 10
-        with self.store.name_lock(name, end) as locked, contextlib.ExitStack() as claim:
-            with contextlib.suppress(NoSuchVolume), locked.open() as volume:
-                if volume.identity == identity:
-                    volume.write(volume.record.changed(declared, unset))
-                return
-            with locked.retained() as retained:
-                if retained.identity != identity:
-                    return
-                record = retained.record.changed(declared, unset)
-                if record.options.path is not None:
-                    claim.enter_context(self.store.claim(record.options.path, name, end))
-                retained.reuse(record)
+        with contextlib.suppress(NoSuchVolume), self.store.locked(name, end) as volume:
+            if volume.identity == identity:
+                volume.write(volume.record.changed(declared, unset))
 
     def remove(self, name: str, deadline: float) -> None:
         """Take the volume away: to the trash, or only its record where the data is to stay.
@@ -172,6 +171,9 @@ class Driver:
         name = check_name(name)
         try:
             with self.store.locked(name, deadline) as volume:
+                if self.store.is_locked(_KEPT + name):
+                    log.warning("%s is not removed: an engine is to record its options anew", name)
+                    return
                 self.passes.cancel(name)
                 self.readiness.forget(volume)
                 volume.release()

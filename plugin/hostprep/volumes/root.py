@@ -20,7 +20,7 @@ from typing import Final, Self
 
 from ..errors import BadSetting, NotAllowed, Unreadable, in_words
 from ..host import acl, fds
-from ..host.locks import locked
+from ..host.locks import is_locked, locked, open_lock_file
 from ..settings import Settings
 from . import known
 
@@ -153,6 +153,11 @@ class Root:
         """
         with self.part("locks") as locks, locked(locks, what, deadline=deadline, shared=shared):
             yield
+
+    def is_locked(self, what: str) -> bool:
+        """Whether anybody holds the lock *what*."""
+        with self.part("locks") as locks, fds.closing(open_lock_file(locks)) as held:
+            return is_locked(held, what)
 
     def write(self, directory: int, file: str, data: bytes, *, durable: bool = True) -> None:
         """Replace one of hostprep's own files in *directory* by one rename."""

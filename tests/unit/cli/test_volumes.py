@@ -192,6 +192,15 @@ def test_restore(hostprep: Command, host: Host) -> None:
 
 
 @pytest.mark.root
+def test_restore_with_a_label_that_is_not_utf8(hostprep: Command) -> None:
+    """A label that no engine takes is refused before anything is restored."""
+    succeeds(hostprep("create", "mongo"))
+    succeeds(hostprep("rm", "mongo"))
+    fails(hostprep("restore", "mongo", "--label", "backup=\udcff"), "is not UTF-8")
+    assert hostprep("ls", "--json").json == []
+
+
+@pytest.mark.root
 def test_purge(hostprep: Command, host: Host) -> None:
     """purge takes what has expired, ids, or all."""
     for name in ("one", "two", "three"):

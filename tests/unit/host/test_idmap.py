@@ -35,7 +35,7 @@ def test_lines(on_disk: int, seen: int, lines: str) -> None:
 
 def test_each_id_has_one_counterpart() -> None:
     """Whatever is exchanged, the ranges cover every id once, on both sides."""
-    chance = random.Random(7)  # noqa: S311  # no secret
+    chance = random.Random(7)  # noqa: S311  # no secret is made of it
     ids = [0, 1, 184, 1000, MAX_ID, MAX_ID - 1, *(chance.randrange(1, MAX_ID) for _ in range(20))]
     for on_disk in ids[1:]:
         for seen in ids:

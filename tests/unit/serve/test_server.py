@@ -10,12 +10,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from hostprep.serve.server import Purges
+from hostprep.errors import NoEngine
+from hostprep.serve.server import Purges, _note_what_is_recorded
+from hostprep.volumes.driver import Driver
 from tests.support.fixtures import OpenDriver
 from tests.support.host import (
     Answer,
@@ -473,3 +476,26 @@ class TestLog:
         server.terminate()
         assert any("Create mongo" in line for line in server.log.splitlines()) is shown
         assert any("Get mongo" in line for line in server.log.splitlines()) is (level == "debug")
+
+
+def test_labels_of_what_is_made_at_the_last_moment(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is asked once more after a Create at the end of the pause: it may record that volume later."""
+
+    class Ended(BaseException):
+        pass
+
+    class Engine:
+        asked = 0
+
+        def connect(self, *, seconds: float) -> NoReturn:
+            self.asked += 1
+            if self.asked == 2 or not driver.created.is_set():
+                raise Ended
+            raise NoEngine("it does not answer")
+
+    engine, pauses = Engine(), iter([driver.created.set])
+    monkeypatch.setattr(time, "sleep", lambda seconds: next(pauses, lambda: None)())
+    driver.created.set()
+    with pytest.raises(Ended):
+        _note_what_is_recorded(driver, engine)  # type: ignore[arg-type]
+    assert engine.asked == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -546,12 +547,15 @@ class TestKept:
         {"path": "/db"},
     )
 
-    @pytest.mark.parametrize("removed", [True, False], ids=["removed", "not removed"])
+    @pytest.mark.parametrize("refused", [True, False], ids=["refused", "removed"])
     @pytest.mark.parametrize("options", OPTIONS, ids=map(str, OPTIONS))
     def test_all_is_as_before(
-        self, open_driver: OpenDriver, host: Host, options: dict[str, str], *, removed: bool
+        self, open_driver: OpenDriver, host: Host, options: dict[str, str], *, refused: bool
     ) -> None:
-        """Whether or not it was removed, and whatever went wrong, record, data and time of creation are as before."""
+        """Whether or not the engine refused, record, data and time of creation are as before.
+
+        Throughout, the volume is there: an engine that asked for it in vain would make a local one of its name.
+        """
         driver, server = open_driver(), open_driver()
         driver.resolver.images = Known()
         options = {key: f"{host.srv}{value}" if key == "path" else value for key, value in options.items()}
@@ -560,32 +564,43 @@ class TestKept:
         make_tree(place, "file file 184:998 644 kept")
         os.utime(place, (1, 1))
         record, before = host.record("mongo").read_bytes(), driver.get("mongo")
-        with pytest.raises(OSError, match="the engine is gone"), driver.kept("mongo", soon()):
-            if removed:
-                server.remove("mongo", soon())
-                with pytest.raises(NoSuchVolume):
-                    server.get("mongo")
-            raise OSError("the engine is gone")
+        with contextlib.suppress(Conflict), driver.kept("mongo", soon()) as meanwhile:
+            if refused:
+                raise Conflict("a container has it")
+            server.remove("mongo", soon())
+            assert server.get("mongo")["Status"]["options"] == meanwhile
         assert host.record("mongo").read_bytes() == record
         assert server.get("mongo") == before
         assert (place / "file").read_text() == "kept"
         assert (driver.retained_volumes(), host.trash()) == ([], [])
 
-    def test_what_changes_meanwhile(self, driver: Driver, open_driver: OpenDriver) -> None:
-        """No lock is held meanwhile: what others change stays, and a volume that took its place is left alone."""
+    def test_a_remove_that_comes_later(self, driver: Driver, open_driver: OpenDriver, host: Host) -> None:
+        """Where the engine did not say whether it removes the volume, its Remove, however late, deletes nothing."""
         server = open_driver()
         driver.create("mongo", MONGO, soon())
+        make_tree(host.data("mongo"), "file file 184:998 644 kept")
+        with pytest.raises(OSError, match="timed out"), driver.kept("mongo", soon()):
+            raise OSError("timed out")
+        server.remove("mongo", soon())
+        assert ([each["name"] for each in driver.retained_volumes()], host.trash()) == (["mongo"], [])
+        assert (host.data("mongo") / "file").read_text() == "kept"
+
+    def test_several_at_once(self, driver: Driver, open_driver: OpenDriver) -> None:
+        """Two at once wait for each other: none takes the other's on_remove for what was declared."""
+        driver.create("mongo", MONGO, soon())
+        with driver.kept("mongo", soon()), pytest.raises(Busy), open_driver().kept("mongo", time.monotonic()):
+            pass
+        assert driver.get("mongo")["Status"]["options"] == MONGO
+
+    def test_what_changes_meanwhile(self, driver: Driver, open_driver: OpenDriver) -> None:
+        """The volume's lock is not held meanwhile: what others change stays."""
+        driver.create("mongo", MONGO, soon())
         with driver.kept("mongo", soon()):
-            server.apply("mongo", {"uid": "200"}, (), soon())
+            open_driver().apply("mongo", {"uid": "200"}, (), soon())
         assert driver.get("mongo")["Status"]["options"] == {"uid": "200", "gid": "998"}
-        with driver.kept("mongo", soon()):
-            server.remove("mongo", soon())
-            server.discard_retained("mongo", soon())
-            server.create("mongo", {"on_remove": "retain"}, soon())
-        assert driver.get("mongo")["Status"]["options"] == {"on_remove": "retain"}
 
     def test_killed_meanwhile(self, driver: Driver, host: Host) -> None:
-        """Of whoever is killed after the Remove, the data is retained, and a Create takes it up."""
+        """Of whoever is killed before the Remove, the data is retained, and a Create takes it up."""
         driver.create("mongo", MONGO, soon())
         make_tree(host.data("mongo"), "file file 184:998 644 kept")
         script = """
@@ -594,12 +609,12 @@ from hostprep.settings import Settings
 from hostprep.volumes.driver import Driver
 driver = Driver.open(Settings.read(os.environ), create=False)
 with driver.kept("mongo", sys.float_info.max):
-    driver.remove("mongo", sys.float_info.max)
     os.kill(os.getpid(), signal.SIGKILL)
 """
         process = host.begin_script(script)
         process.communicate(timeout=60)
         assert process.returncode == -9
+        driver.remove("mongo", soon())
         assert [each["name"] for each in driver.retained_volumes()] == ["mongo"]
         driver.create("mongo", MONGO, soon())
         assert (host.data("mongo") / "file").read_text() == "kept"
