@@ -160,7 +160,7 @@ class Driver:
                     return
                 record = retained.record.changed(declared, unset)
                 if record.options.path is not None:
-                    claim.enter_context(self.store.claim(record.options.path, name, end))
+                    claim.enter_context(self.store.claim(record.options.path, name, end, sharing=record))
                 retained.reuse(record)
 
     def remove(self, name: str, deadline: float) -> None:

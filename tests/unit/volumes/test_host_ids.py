@@ -270,3 +270,11 @@ class TestOneDirectory:
             driver.apply("backup", {"mode": "0700"}, (), soon())
         driver.apply("backup", {"uid": "201"}, (), soon())
         assert owner(docker.mounted("backup")) == (201, 998)
+
+    def test_kept(self, docker: Docker, driver: Driver, home: Path) -> None:
+        """A volume that the engine is to forget, and record anew, comes back beside the other one of its directory."""
+        docker.created("mongo", **MINE, path=f"{home}/mongodb")
+        docker.created("backup", **MINE | {"uid": "200"}, path=f"{home}/mongodb")
+        with driver.kept("backup", soon()):
+            docker.remove("backup")
+        assert sorted(docker.names()) == ["backup", "mongo"]
