@@ -264,7 +264,9 @@ def unfinished_repair(here: Situation) -> None:
 
 @brings_out("foreign", ALL, denied=False)
 def foreign(here: Situation) -> None:
-    (here.volume() / "readable").touch(mode=0o666)
+    readable = here.volume() / "readable"
+    readable.touch()
+    readable.chmod(0o666)  # whatever the umask is
 
 
 # -- the file system -----------------------------------------------------------------------------------------------

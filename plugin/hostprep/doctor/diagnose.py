@@ -380,9 +380,13 @@ def _drift(driver: Driver, volume: Volume, *, whole: bool) -> Iterator[Finding]:
 
 
 def _foreign(volume: InspectedVolume) -> Iterator[Finding]:
-    """A finding if some of the first entries belong to others than the declared owner, whoever may use them."""
+    """A finding if some of the first entries belong to others than the declared owner, whoever may use them.
+
+    Where another user has the volume, too, as by an access list, they are that one's: no command may take them.
+    """
     want = volume.volume.want(volume.labels)
-    if volume.subpath or not volume.file_system.keeps_owners or volume.file_system.squashed:
+    shared = any(want.uid not in (None, each.who.uid) and not each.who.overrides for each in volume.subjects)
+    if shared or volume.subpath or not volume.file_system.keeps_owners or volume.file_system.squashed:
         return
     if what := foreign(volume.volume, volume.data, want, MAX_ENTRIES):
         wanted = f"if that is not meant: all contents owned by {owner(want)}"
