@@ -53,6 +53,10 @@ class Exchange:
         """As what the id *number* on disk is seen."""
         return self._moved().get(number, number)
 
+    def disk_of(self, number: int) -> int:
+        """Which id on disk is seen as *number*."""
+        return {seen: on_disk for on_disk, seen in self._moved().items()}.get(number, number)
+
     @property
     def moves(self) -> bool:
         return self.on_disk != self.seen
@@ -88,9 +92,13 @@ class IdMap:
     uid: Exchange
     gid: Exchange
 
+    def seen(self, uid: int, gid: int) -> tuple[int, int]:
+        """As whose a file is seen that is *uid*'s and *gid*'s on disk."""
+        return self.uid.seen_of(uid), self.gid.seen_of(gid)
+
     def shows(self, on_disk: os.stat_result, seen: os.stat_result) -> bool:
         """Whether the owner of a file is *seen* as the map has it. The mount table says only that there is a map."""
-        return self.uid.seen_of(on_disk.st_uid) == seen.st_uid and self.gid.seen_of(on_disk.st_gid) == seen.st_gid
+        return self.seen(on_disk.st_uid, on_disk.st_gid) == (seen.st_uid, seen.st_gid)
 
     def put_on(self, tree: int) -> None:
         """Put the map on the detached mount *tree*, and on what is mounted in it.
@@ -107,6 +115,8 @@ class IdMap:
             raise refused(exc) from None
 
 
+UNMAPPED: Final = IdMap(Exchange(0, 0), Exchange(0, 0))
+"""What a mount without a map has."""
 _kept: dict[IdMap, int] = {}
 """A user namespace for each map, as a descriptor: to make one takes a hundred times as long as a mount."""
 _guard = threading.Lock()
