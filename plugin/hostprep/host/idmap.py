@@ -21,6 +21,7 @@ from . import linux
 from .fds import closing
 
 _SPARE: Final = 2**32 - 3  # an id that no user has
+_MOST: Final = 100  # maps whose namespaces are kept: each takes a descriptor
 _DROP_IN: Final = "the drop-in user-ids.conf for hostprep.service allows it: docs/options.md, host_uid and host_gid"
 _NO_NAMESPACE: Final = {
     errno.EPERM: _DROP_IN,
@@ -106,13 +107,14 @@ class IdMap:
         Raises:
             NotAllowed: the kernel, the file system or hostprep's rights do not allow it.
         """
-        namespace = _namespace(self)
-        try:
-            linux.mount_setattr(
-                tree, linux.AT_RECURSIVE, attributes=linux.MOUNT_ATTR_IDMAP, propagation=0, userns=namespace
-            )
-        except OSError as exc:
-            raise refused(exc) from None
+        with _guard:
+            namespace = _namespace(self)
+            try:
+                linux.mount_setattr(
+                    tree, linux.AT_RECURSIVE, attributes=linux.MOUNT_ATTR_IDMAP, propagation=0, userns=namespace
+                )
+            except OSError as exc:
+                raise refused(exc) from None
 
 
 UNMAPPED: Final = IdMap(Exchange(0, 0), Exchange(0, 0))
@@ -123,13 +125,15 @@ _guard = threading.Lock()
 
 
 def _namespace(idmap: IdMap) -> int:
-    with _guard:
-        if idmap not in _kept:
-            try:
-                _kept[idmap] = _make_namespace(idmap)
-            except OSError as exc:
-                raise refused(exc, _NO_NAMESPACE) from None
-        return _kept[idmap]
+    if idmap not in _kept:
+        try:
+            made = _make_namespace(idmap)
+        except OSError as exc:
+            raise refused(exc, _NO_NAMESPACE) from None
+        if len(_kept) >= _MOST:
+            os.close(_kept.pop(next(iter(_kept))))
+        _kept[idmap] = made
+    return _kept[idmap]
 
 
 def _make_namespace(idmap: IdMap) -> int:
