@@ -244,6 +244,13 @@ class TestOneDirectory:
             assert docker.status(name)["ready"] is True
         assert (owner(home / "mongodb"), mode(home / "mongodb")) == ((1000, 1001), "0750")
 
+    def test_removed_one_by_one(self, docker: Docker, driver: Driver, home: Path) -> None:
+        """hostprep's own mounts of the directory are nobody who uses it, so rm refuses neither volume."""
+        for name, uid in (("mongo", "184"), ("backup", "200")):
+            docker.created(name, **MINE | {"uid": uid}, path=f"{home}/mongodb")
+            docker.mounted(name)
+        assert [driver.users(name) for name in ("mongo", "backup")] == [[], []]
+
     @pytest.mark.parametrize(
         "other", [{"host_uid": "1002"}, {"mode": "0700"}, {"label": "etc_t"}, {"path": "inner"}, {"host_gid": ""}]
     )
