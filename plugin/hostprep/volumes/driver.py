@@ -126,6 +126,8 @@ class Driver:
                 if accept_data:
                     changed = replace(changed, data=volume.look_at_data())
                 self.passes.cancel(name)
+                if changed.idmap != volume.record.idmap:  # a look at the mount does not always tell its map
+                    volume.release()
                 volume.write(changed)
         return changed
 

@@ -215,6 +215,18 @@ class TestApply:
         assert docker.mounted("mongo") == host.data("mongo")
         assert owner(host.data("mongo") / "mine") == (184, 998)
 
+    def test_a_group_that_is_not_declared_any_more(
+        self, docker: Docker, driver: Driver, home: Path, host: Host
+    ) -> None:
+        """No mount with the map from before stays, whoever owns the directory, of which alone the map is seen."""
+        docker.created("mongo", **MINE)
+        place = docker.mounted("mongo")
+        driver.apply("mongo", {}, ("gid", "host_gid"), soon())
+        os.chown(host.data("mongo"), 1000, 5)
+        make_tree(host.data("mongo"), "file mine 1000:1001")
+        docker.mounted("mongo")
+        assert owners(place, place / "mine") == [(184, 5), (184, 1001)]
+
     def test_where_it_cannot_be(self, docker: Docker, driver: Driver, home: Path) -> None:
         """apply refuses what Create would refuse, and changes nothing."""
         (home / "ram").mkdir()
