@@ -12,6 +12,7 @@ import pytest
 from testbed.engine import Hostprep
 
 from .client import OPTIONS, WRITE, Docker, mode, owner
+from .doctor import Doctor
 
 pytestmark = pytest.mark.engine
 MINE = (*OPTIONS, "-o", "host_uid=1000", "-o", "host_gid=1001")
@@ -65,6 +66,23 @@ def test_copy_up(docker: Docker, hostprep: Hostprep) -> None:
     there = [on_disk, *on_disk.rglob("*")]
     assert {owner(path) for path in there} == {(1000, 1001)}
     assert len(there) > 4
+
+
+def test_doctor(docker: Docker, hostprep: Hostprep) -> None:
+    """doctor judges by the map: the declared user may use the volume, and for another it names the option."""
+    docker.create("mongo", *MINE, "-o", "mode=0700")
+    docker.daemon("web", "mongo:/data", script=f"umask 077; {WRITE}; sleep 600")
+    doctor = Doctor(docker, hostprep)
+    shown = {each["check"]: each["what"] for each in doctor.well("mongo")["findings"]}
+    assert "1000:1001 on this host, 184:998 in the container, 0700" in shown["directory"]
+    assert shown["owner"] == "184:998 in container web, on this host 1000:1001 may read, write and enter, as the owner"
+    assert shown["mount"] == "mounted at /data in container web"
+    docker("rm", "-f", "web")
+    assert [each for each in doctor.well("mongo")["findings"] if each["verdict"] != "ok"] == []
+    docker("create", "--name", "web", "-u", "5:6", "-v", "mongo:/data", "busybox", "true")
+    fix = doctor.finding("owner", "mongo", "--container", "web")["fix"]
+    assert fix == "hostprep apply mongo -o uid=5 -o gid=6"
+    assert "5:6" in doctor.finding("owner", "mongo", "--user", "5:6")["what"]
 
 
 def test_docker_cp(docker: Docker, hostprep: Hostprep, tmp_path: Path) -> None:

@@ -124,7 +124,37 @@ def noexec_when_it_started(here: Situation) -> None:
     here.engine.run("mount", "-o", "remount,bind,exec", str(disk.point))
 
 
+MAPPED = (*OPTIONS, "-o", "host_uid=1000", "-o", "host_gid=1001")
+
+
+def idmapped(here: Situation, *options: str) -> Path:
+    """Have the volume mongo with the files of 1000:1001 on disk, and db with it. Returns the directory on disk."""
+    here.hostprep.stop()
+    here.hostprep.start(drop_ins=["user-ids.conf"])
+    here.volume(*MAPPED, *options)
+    return here.hostprep.root / "volumes/mongo/_data"
+
+
+@brings_out("restart: other ids", "docker restart db")
+def other_ids_when_it_started(here: Situation) -> None:
+    idmapped(here)
+    assert here.hostprep.command("apply", "mongo", "-o", "host_uid=2000").returncode == 0
+
+
 # -- owner, mode, access list --------------------------------------------------------------------------------------
+
+
+@brings_out("owner through a map", "hostprep apply mongo -o uid=184 -o gid=998 && docker restart db")
+def owner_through_a_map(here: Situation) -> None:
+    idmapped(here, "-o", "uid=5", "-o", "gid=6")
+
+
+@brings_out("access list", "setfacl -m u:184:rwx,u:7:r-x,m::rwx DIRECTORY")
+def access_list_through_a_map(here: Situation) -> None:
+    on_disk = idmapped(here, "-o", "uid=5", "-o", "gid=6")
+    assert (on_disk.stat().st_uid, on_disk.stat().st_gid) == (1000, 1001)
+    # 1000 and 5 are exchanged: through the mount the entry for 184 is 184's.
+    setfacl("-m", "u:184:rwx,u:7:rwx,m::r-x", on_disk)
 
 
 @brings_out("owner", "hostprep apply mongo -o uid=184 -o gid=998")
@@ -264,9 +294,9 @@ def unfinished_repair(here: Situation) -> None:
 
 @brings_out("foreign", ALL, denied=False)
 def foreign(here: Situation) -> None:
-    file = here.volume() / "readable"
-    file.touch()
-    file.chmod(0o666)
+    readable = here.volume() / "readable"
+    readable.touch()
+    readable.chmod(0o666)  # whatever the umask is
 
 
 # -- the file system -----------------------------------------------------------------------------------------------

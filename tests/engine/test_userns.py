@@ -12,6 +12,7 @@ from testbed.images import Entry, busybox
 
 from .client import IDS, OPTIONS, WRITE, Docker, owner
 from .conftest import Remapped
+from .doctor import Doctor
 from .probed import FILES
 
 pytestmark = pytest.mark.engine
@@ -117,6 +118,34 @@ def test_by_path(docker: Docker, remapped: Remapped, allowed: Path) -> None:
     docker.create("mongo", *OPTIONS, "-o", f"path={allowed}/remapped")
     assert docker.run("mongo:/data", SHOW).split() == ["written", IDS, IDS]
     assert owner(allowed / "remapped") == (100184, 100998)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("uid", ["184", "0"])
+def test_host_ids(docker: Docker, remapped: Remapped, hostprep: Hostprep, uid: str) -> None:
+    """With host_uid, what is the container's there is the host user's on disk; its root has power over it all."""
+    hostprep.stop()
+    hostprep.start(drop_ins=["user-ids.conf"])
+    remapped.start("one")
+    mine = ("-o", f"uid={uid}", "-o", f"gid={uid}", "-o", "host_uid=1000", "-o", "host_gid=1001")
+    docker.create("mongo", *mine)
+    on_disk = hostprep.root / "volumes/mongo/_data"
+    # What the image's root has, a volume of root's keeps as it comes.
+    said = docker.run("mongo:/data", SHOW, user=f"{uid}:{uid}", image="busybox" if uid == "0" else "copyup").split()
+    assert said == ["written", *[f"{uid}:{uid}"] * 2]
+    assert {owner(path) for path in (on_disk, *on_disk.rglob("*"))} == {(1000, 1001)}
+    docker.run("mongo:/data", f"touch /data/roots; chown 7 /data/roots; chown {uid}:{uid} /data/roots", user="0:0")
+    assert owner(on_disk / "roots") == (1000, 1001)
+    status = docker.inspect("mongo")["Status"]
+    shown = [status[key] for key in ("uid", "gid", "host_uid", "host_gid", "idmapped", "ready", "warnings")]
+    assert shown == [int(uid), int(uid), 1000, 1001, True, True, []]
+    docker.daemon("db", "mongo:/data", "-u", f"{uid}:{uid}")
+    assert [each["verdict"] for each in Doctor(docker, hostprep).well("mongo")["findings"]].count("bad") == 0
+    docker("rm", "-f", "db")
+    assert hostprep.command("apply", "mongo", "-o", "userns=host").returncode == 0  # the map is another then
+    docker.daemon("db", "mongo:/data", "-u", f"{uid}:{uid}", "--userns=host")
+    assert docker.exec("db", f"{SHOW}").split() == ["written", *[f"{uid}:{uid}"] * 2]
+    assert owner(on_disk / "file") == (1000, 1001)
 
 
 @pytest.mark.thorough

@@ -163,7 +163,7 @@ class TestInTheShells:
     def test_commands_and_flags(self, shell: Shell) -> None:
         """Commands, their flags, those before the command, and the words that these can be."""
         assert shell("hostprep ") == sorted(group.list_commands(click.Context(group)))
-        assert shell("hostprep re") == ["restore"]
+        assert shell("hostprep re") == ["repair", "restore"]
         assert shell("hostprep apply mongo --no") == ["--no-wait"]
         assert shell("hostprep --sel") == ["--selinux"]
         assert shell("hostprep --selinux ") == ["auto", "force", "off", "required"]

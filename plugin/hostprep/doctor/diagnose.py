@@ -16,6 +16,7 @@ from typing import Final
 from ..engine.containers import Container, ContainerMount
 from ..errors import HostprepError, NoSuchVolume, NotAllowed, NotReady, OtherData, Unreadable, printable
 from ..host import fds, linux
+from ..host.idmap import UNMAPPED
 from ..host.mountinfo import mount_table, unescaped
 from ..host.process import open_inside
 from ..options import Recurse, check_name
@@ -59,6 +60,8 @@ def diagnose(driver: Driver, name: str, subjects: Sequence[Subject], local: Coll
             data = stack.enter_context(volume.open_data(as_mount=True))
         except (NotReady, NotAllowed) as exc:
             return Diagnosis(name, whom, (_missing(volume, exc, subjects),))
+        if (idmap := volume.record.idmap) is not None:
+            subjects = [each.through(idmap) for each in subjects]
         return Diagnosis(name, whom, tuple(_check_volume(driver, volume, data, subjects, stack)))
 
 
@@ -258,9 +261,9 @@ def _lost_subpath(volume: Volume, root: int, subject: Subject, exc: OSError) -> 
 
 def _directory(volume: InspectedVolume) -> str:
     label = f", {printable(volume.label)}" if volume.label else ""
-    mounted = f", mounted at {volume.volume.mountpoint}" if volume.record.pinned else ""
+    mounted = f", mounted at {volume.volume.mountpoint}" if volume.record.mounted else ""
     owner = volume.found.st_uid, volume.found.st_gid
-    inside = volume.record.declared.userns.seen(*owner)
+    inside = volume.record.seen(*owner)
     seen = f" on this host, {inside[0]}:{inside[1]} in the container," if inside != owner else ""
     return f"{volume.shown}: {owner[0]}:{owner[1]}{seen} {volume.mode}{label}{mounted}"
 
@@ -308,12 +311,18 @@ def _live_mount(
         yield Finding("mount", Verdict.BAD, what, "the volume there", Command("restart: nothing there", restart))
         return
     with fds.closing(inside):
-        same = os.path.samestat(os.fstat(inside), volume.found)
+        found = os.fstat(inside)
+        same = os.path.samestat(found, volume.found)
+        seen = (volume.record.idmap or UNMAPPED).shows(volume.found, found)
         flags, on_host = (os.fstatvfs(fd).f_flag for fd in (inside, volume.data))
     if not same:
         what = f"{who} has at {at} another directory, which was the volume's when the container started"
         wanted = f"{volume.shown}, which its next start mounts"
         yield Finding("mount", Verdict.BAD, what, wanted, Command("restart: another directory", restart))
+    elif not seen:
+        what = f"{who} has it at {at} with the ids of host_uid and host_gid as they were when the container started"
+        wanted = "the volume as it is declared now, which its next start mounts"
+        yield Finding("mount", Verdict.BAD, what, wanted, Command("restart: other ids", restart))
     elif flags & os.ST_RDONLY and not mounted.writable:
         yield _made_read_only(volume, subject, who)
     elif flags & ~on_host & os.ST_RDONLY:
@@ -380,12 +389,15 @@ def _drift(driver: Driver, volume: Volume, *, whole: bool) -> Iterator[Finding]:
 
 
 def _foreign(volume: InspectedVolume) -> Iterator[Finding]:
-    """A finding if some of the first entries belong to others than the declared owner and the users of the volume."""
+    """A finding if some of the first entries belong to others than the declared owner, whoever may use them.
+
+    Where another user has the volume, too, as by an access list, they are that one's: no command may take them.
+    """
     want = volume.volume.want(volume.labels)
-    if volume.subpath or not volume.file_system.keeps_owners or volume.file_system.squashed:
+    shared = any(want.uid not in (None, each.who.uid) and not each.who.overrides for each in volume.subjects)
+    if shared or volume.subpath or not volume.file_system.keeps_owners or volume.file_system.squashed:
         return
-    users = {subject.who.uid for each in volume.everyone.values() for subject in each} - {0}
-    if what := foreign(volume.volume, volume.data, want, MAX_ENTRIES, users):
+    if what := foreign(volume.volume, volume.data, want, MAX_ENTRIES):
         wanted = f"if that is not meant: all contents owned by {owner(want)}"
         yield Finding("contents", Verdict.WARNING, what, wanted, Apply("foreign", contents=True))
 

@@ -104,8 +104,8 @@ class InspectedVolume:
 
     def undone(self, who: Who) -> bool:
         """Whether the next start of a container gives the sub-directory to somebody else than *who* again."""
-        recurse, declared = self.record.options.recurses, self.record.options
-        if not self.subpath or recurse is Recurse.NEVER or declared.uid in (None, who.uid):
+        recurse = self.record.options.recurses
+        if not self.subpath or recurse is Recurse.NEVER or self.record.declared.on_disk.uid in (None, who.uid):
             return False
         status = self.driver.get(self.record.name)["Status"]
         return recurse is Recurse.ALWAYS or not status["ready"]

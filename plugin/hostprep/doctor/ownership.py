@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from ..errors import printable
 from ..host import acl
 from ..host.acl import Tag
+from ..host.idmap import UNMAPPED
 from ..options import Mode, Recurse
 from . import permissions
 from .finding import Apply, Command, Finding, Remedy, Verdict
@@ -42,7 +43,7 @@ def check_access(volume: InspectedVolume, subject: Subject) -> Iterator[Finding]
     granted = subject.may(volume.found, volume.acl)
     contents = _contents(volume, subject, wanted)
     who = str(subject)
-    if subject.remap is not None:
+    if (subject.who.uid, subject.who.gid) != subject.inside:
         who += f", on this host {subject.who}"
     if not (missing := granted.missing(wanted)):
         what = f"{who} may {acl.words(wanted)}, as {granted.by}"
@@ -89,7 +90,7 @@ def _owner_remedy(
     if not volume.file_system.squashed and not closed:
         if granted.listed and not volume.subpath:
             return _list_remedy(volume, who, wanted), False
-        same = volume.subpath or volume.record.declared.in_containers.gid == volume.found.st_gid
+        same = volume.subpath or volume.record.declared.on_disk.gid == volume.found.st_gid
         if granted.group and same:  # it stays shared with that group
             return volume.own_remedy("group", {"mode": _with(volume, wanted << 3)}), False
     follow = who.uid != volume.found.st_uid and (volume.subpath or declared.recurses is not Recurse.NEVER)
@@ -97,17 +98,24 @@ def _owner_remedy(
     options = _owner_options(volume, who, wanted, contents=contents)
     if volume.file_system.squashed:
         return _on_the_server(volume, who, options, wanted, contents=closed), True
-    return volume.own_remedy("owner", options, contents=contents), contents or "uid" in options
+    remedy = volume.own_remedy("owner", options, contents=contents)
+    if volume.record.idmap and "uid" in options and not volume.subpath and subject.container and subject.container.pid:
+        # Only the next start has a mount with the new ids.
+        commands = remedy.command(volume.record.name), subject.container.command("restart")
+        return Command("owner through a map", " && ".join(commands)), True
+    return remedy, contents or "uid" in options
 
 
 def _list_remedy(volume: InspectedVolume, who: Who, wanted: int) -> Command:
     """An entry for *who* in the access list, and a mask that lets it count. No other entry gives more by that mask."""
     assert volume.acl is not None  # noqa: S101  # it decided
     declared, mask = volume.record.options.mode, volume.acl.mask
-    entries = [f"u:{who.uid}:{_letters(wanted)}"]
+    idmap = volume.record.idmap or UNMAPPED  # of the mount through which they are set
+    entries = [f"u:{idmap.uid.seen_of(who.uid)}:{_letters(wanted)}"]
     for each in volume.acl.named if declared is None else ():
         if (each.tag, each.id) != (Tag.USER, who.uid) and each.rights & ~mask:
-            entries.append(f"{each.tag.name[0].lower()}:{each.id}:{_letters(volume.acl.effective(each))}")
+            number = (idmap.uid if each.tag is Tag.USER else idmap.gid).seen_of(each.id)
+            entries.append(f"{each.tag.name[0].lower()}:{number}:{_letters(volume.acl.effective(each))}")
     if declared is None and any(each.tag is Tag.GROUP_OBJ and each.rights & ~mask for each in volume.acl.entries):
         entries.append(f"g::{_letters(volume.acl.group)}")
     entries.append(f"m::{_letters((mask if declared is None else declared >> 3) | wanted)}")
@@ -188,14 +196,15 @@ def _owner_options(volume: InspectedVolume, who: Who, wanted: int, *, contents: 
     Args:
         contents: all contents, too.
     """
-    declared, options = volume.record.declared.in_containers, dict[str, str]()
+    declared, options = volume.record.declared.on_disk, dict[str, str]()
     uid = None if volume.subpath else declared.uid
     if uid != who.uid and (uid is not None or contents or who.uid != volume.found.st_uid):
-        # A volume is declared with the container's numbers; a sub-directory is prepared with this host's.
-        inside = (who.uid, who.gid) if volume.subpath else volume.record.declared.userns.inside(who.uid, who.gid)
-        options["uid"] = str(who.uid if inside is None else inside[0])
+        # A volume is declared with the container's numbers; a sub-directory is prepared with those on disk.
+        seen = (who.uid, who.gid) if volume.subpath else (volume.record.idmap or UNMAPPED).seen(who.uid, who.gid)
+        inside = seen if volume.subpath else volume.record.declared.userns.inside(*seen)
+        options["uid"] = str((inside or seen)[0])
         if declared.gid is not None and (volume.subpath or inside is None or declared.gid != who.gid):
-            options["gid"] = str(who.gid if inside is None else inside[1])
+            options["gid"] = str((inside or seen)[1])
         options |= {} if inside else {"userns": "host"}
     mode = _with(volume, wanted << 6)
     return options | ({"mode": mode} if mode != str(_mode(volume)) else {})

@@ -12,6 +12,7 @@ from ..engine.containers import Container, ContainerMount
 from ..engine.image import FILE_LIMIT, GROUPS, USERS, container_user
 from ..errors import Invalid, NoContainer, Unreadable, printable
 from ..host.acl import AccessList
+from ..host.idmap import UNMAPPED, IdMap
 from ..host.process import Process, read_inside
 from ..host.userns import Remap
 from ..options import MAX_ID, check_name
@@ -29,6 +30,7 @@ class Subject:
     """A user, mostly of a container, who is to use a volume."""
 
     who: Who
+    """By the ids that files of this user's have on disk."""
     inside: tuple[int, int]
     """The uid and gid in the container."""
     container: Container | None = None
@@ -45,14 +47,24 @@ class Subject:
     reads: bool = False
     """Whether reading is enough: nobody asked about a container that has it with :ro, or it may write elsewhere."""
 
+    idmap: IdMap | None = None
+    """What the user sees the volume through; None where it sees the host's ids."""
+
     def __str__(self) -> str:
         where = f" in container {self.container.name}" if self.container else ""
         return f"{self.inside[0]}:{self.inside[1]}{where}"
 
     def may(self, file: os.stat_result, access: AccessList | None) -> Granted:
         """What this user may do with a file."""
-        power = self.who.overrides and (self.remap is None or self.remap.covers(file.st_uid, file.st_gid))
+        seen = (self.idmap or UNMAPPED).seen(file.st_uid, file.st_gid)
+        power = self.who.overrides and (self.remap is None or self.remap.covers(*seen))
         return granted(replace(self.who, overrides=power), file, access)
+
+    def through(self, idmap: IdMap) -> Subject:
+        """The same user, who sees the volume through *idmap*."""
+        uid, gid, groups = idmap.uid.disk_of(self.who.uid), idmap.gid.disk_of, self.who.groups
+        who = replace(self.who, uid=uid, gid=gid(self.who.gid), groups=tuple(map(gid, groups)))
+        return replace(self, who=who, idmap=idmap)
 
 
 def subjects(

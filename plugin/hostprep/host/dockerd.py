@@ -114,16 +114,21 @@ def _process(pid: int | str) -> tuple[str, float]:
 
 
 def running(*names: str) -> Iterator[tuple[int, float]]:
-    """The processes of these names in hostprep's own mount namespace, and when each began.
+    """The processes of these names that are root's, in hostprep's own mount namespace, and when each began.
 
-    No others: a container could name itself an engine.
+    No others: a container, or a user's process, could name itself an engine.
     """
     ours = os.readlink("/proc/self/ns/mnt")
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # it has ended, or may not be looked at
             name, started = _process(pid)
-            if name in names and os.readlink(f"/proc/{pid}/ns/mnt") == ours:
+            if name in names and _is_roots(pid) and os.readlink(f"/proc/{pid}/ns/mnt") == ours:
                 yield int(pid), started
+
+
+def _is_roots(pid: str) -> bool:
+    """Whether root has started the process: of a setuid program that a user runs, only some ids are root's."""
+    return "\nUid:\t0\t0\t0\t0\n" in Path(f"/proc/{pid}/status").read_text("utf-8", "replace")
 
 
 def command_line(pid: int) -> list[tuple[str, str]]:

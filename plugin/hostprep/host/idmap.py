@@ -21,6 +21,7 @@ from . import linux
 from .fds import closing
 
 _SPARE: Final = 2**32 - 3  # an id that no user has
+_MOST: Final = 100  # maps whose namespaces are kept: each takes a descriptor
 _DROP_IN: Final = "the drop-in user-ids.conf for hostprep.service allows it: docs/options.md, host_uid and host_gid"
 _NO_NAMESPACE: Final = {
     errno.EPERM: _DROP_IN,
@@ -52,6 +53,10 @@ class Exchange:
     def seen_of(self, number: int) -> int:
         """As what the id *number* on disk is seen."""
         return self._moved().get(number, number)
+
+    def disk_of(self, number: int) -> int:
+        """Which id on disk is seen as *number*."""
+        return {seen: on_disk for on_disk, seen in self._moved().items()}.get(number, number)
 
     @property
     def moves(self) -> bool:
@@ -88,9 +93,13 @@ class IdMap:
     uid: Exchange
     gid: Exchange
 
+    def seen(self, uid: int, gid: int) -> tuple[int, int]:
+        """As whose a file is seen that is *uid*'s and *gid*'s on disk."""
+        return self.uid.seen_of(uid), self.gid.seen_of(gid)
+
     def shows(self, on_disk: os.stat_result, seen: os.stat_result) -> bool:
         """Whether the owner of a file is *seen* as the map has it. The mount table says only that there is a map."""
-        return self.uid.seen_of(on_disk.st_uid) == seen.st_uid and self.gid.seen_of(on_disk.st_gid) == seen.st_gid
+        return self.seen(on_disk.st_uid, on_disk.st_gid) == (seen.st_uid, seen.st_gid)
 
     def put_on(self, tree: int) -> None:
         """Put the map on the detached mount *tree*, and on what is mounted in it.
@@ -98,28 +107,33 @@ class IdMap:
         Raises:
             NotAllowed: the kernel, the file system or hostprep's rights do not allow it.
         """
-        namespace = _namespace(self)
-        try:
-            linux.mount_setattr(
-                tree, linux.AT_RECURSIVE, attributes=linux.MOUNT_ATTR_IDMAP, propagation=0, userns=namespace
-            )
-        except OSError as exc:
-            raise refused(exc) from None
+        with _guard:
+            namespace = _namespace(self)
+            try:
+                linux.mount_setattr(
+                    tree, linux.AT_RECURSIVE, attributes=linux.MOUNT_ATTR_IDMAP, propagation=0, userns=namespace
+                )
+            except OSError as exc:
+                raise refused(exc) from None
 
 
+UNMAPPED: Final = IdMap(Exchange(0, 0), Exchange(0, 0))
+"""What a mount without a map has."""
 _kept: dict[IdMap, int] = {}
 """A user namespace for each map, as a descriptor: to make one takes a hundred times as long as a mount."""
 _guard = threading.Lock()
 
 
 def _namespace(idmap: IdMap) -> int:
-    with _guard:
-        if idmap not in _kept:
-            try:
-                _kept[idmap] = _make_namespace(idmap)
-            except OSError as exc:
-                raise refused(exc, _NO_NAMESPACE) from None
-        return _kept[idmap]
+    if idmap not in _kept:
+        try:
+            made = _make_namespace(idmap)
+        except OSError as exc:
+            raise refused(exc, _NO_NAMESPACE) from None
+        if len(_kept) >= _MOST:
+            os.close(_kept.pop(next(iter(_kept))))
+        _kept[idmap] = made
+    return _kept[idmap]
 
 
 def _make_namespace(idmap: IdMap) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -127,6 +128,8 @@ class Driver:
                 if accept_data:
                     changed = replace(changed, data=volume.look_at_data())
                 self.passes.cancel(name)
+                if changed.idmap != volume.record.idmap:  # a look at the mount does not always tell its map
+                    volume.release()
                 volume.write(changed)
         return changed
 
@@ -209,12 +212,13 @@ class Driver:
                 if volume.record.options.path:
                     fd, place = stack.enter_context(volume.open_data(as_mount=True)), volume.place
             found = uses(fd, place).found
-        # Not a disk of its own that is mounted at a `path`, nor what is answered instead of it. But a container counts
-        # that has the volume at the same path inside.
+        # Not a disk of its own that is mounted at a `path`, nor what is answered instead of it, for another volume of
+        # the directory, too. But a container counts that has the volume at the same path inside.
         return [
             use.who
             for use in found
-            if not (use.same_root and use.point == place) and not use.point.endswith(f"{self.store.root}/mounts/{name}")
+            if not (use.same_root and use.point == place)
+            and not os.path.dirname(use.point).endswith(f"{self.store.root}/mounts")
         ]
 
     def discard_retained(self, name: str, deadline: float) -> None:

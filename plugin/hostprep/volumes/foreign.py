@@ -10,7 +10,6 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Collection
 from itertools import islice
 from typing import Final
 
@@ -26,11 +25,10 @@ _KEPT_SECONDS: Final = 10.0  # an owner may change while neither directory does
 _KEPT: Final = 2_000  # volumes, at about 0.5 kB each
 
 
-def foreign(volume: Volume, data: int, want: Want, most: int, users: Collection[int] = ()) -> str:
+def foreign(volume: Volume, data: int, want: Want, most: int) -> str:
     """A sentence where any of the first *most* entries of *data* belongs to another; empty where none does.
 
-    What a pass would leave alone, or says that it has, does not count, nor does lost+found, nor what belongs to one of
-    the *users*.
+    What a pass would leave alone, or says that it has, does not count, nor does lost+found.
     """
     others = looked = 0
     device = os.fstat(data).st_dev
@@ -40,8 +38,7 @@ def foreign(volume: Volume, data: int, want: Want, most: int, users: Collection[
             with contextlib.suppress(FileNotFoundError):
                 st = entry.stat(follow_symlinks=False)
                 looked += 1
-                wanted = want.uid in (None, st.st_uid) and want.gid in (None, st.st_gid)
-                if wanted or st.st_uid in users or st.st_dev != device:
+                if (want.uid in (None, st.st_uid) and want.gid in (None, st.st_gid)) or st.st_dev != device:
                     continue
                 guarded = volume.record.guarded and not stat.S_ISDIR(st.st_mode)
                 others += not (guarded and not_ours(st)) and printable(entry.name) not in told

@@ -22,14 +22,13 @@ from typing import Final
 
 from ..errors import NotAllowed, NotReady
 from ..host import fds, linux, rootless
-from ..host.idmap import Exchange, IdMap, refused
+from ..host.idmap import UNMAPPED, IdMap, refused
 from ..host.mountinfo import mount_table
 
 log = logging.getLogger("hostprep")
 
 _PLACE: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_ATTRIBUTES: Final = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM})
-_UNMAPPED: Final = IdMap(Exchange(0, 0), Exchange(0, 0))
 _ELSEWHERE: Final = "choose a path below directories that are root's, and writable by root alone"
 _REASONS: Final = {
     errno.ENOSYS: f"use Linux 5.12 or newer, or {_ELSEWHERE}",
@@ -116,7 +115,7 @@ def leads_to(mounts: int, name: str, data: int, idmap: IdMap | None = None) -> b
         return False
     with fds.closing(place):
         found, wanted = os.fstat(place), os.fstat(data)
-        same = os.path.samestat(found, wanted) and (idmap or _UNMAPPED).shows(wanted, found)
+        same = os.path.samestat(found, wanted) and (idmap or UNMAPPED).shows(wanted, found)
         return same and not (os.fstatvfs(place).f_flag ^ os.fstatvfs(data).f_flag) & (os.ST_RDONLY | os.ST_NOEXEC)
 
 

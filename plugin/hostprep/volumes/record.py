@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ..errors import Conflict, Invalid, Unreadable
-from ..host.idmap import IdMap
+from ..host.idmap import UNMAPPED, IdMap
 from ..host.userns import HOST, Remap
 from ..options import Mode, Name, Options, check_name
 from .declaration import Declaration
@@ -88,9 +88,7 @@ class Record:
 
     def seen(self, uid: int, gid: int) -> tuple[int, int]:
         """What containers see of a file that is *uid*'s and *gid*'s on disk."""
-        if (idmap := self.idmap) is not None:
-            uid, gid = idmap.uid.seen_of(uid), idmap.gid.seen_of(gid)
-        return self.declared.userns.seen(uid, gid)
+        return self.declared.userns.seen(*(self.idmap or UNMAPPED).seen(uid, gid))
 
     @property
     def mounted(self) -> bool:

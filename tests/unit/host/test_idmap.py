@@ -82,6 +82,16 @@ class TestPutOn:
             assert len(os.listdir("/proc/self/fd")) == before + 1
             assert os.fstat(idmap._kept[unused]).st_ino != os.stat("/proc/self/ns/user").st_ino
 
+    def test_ever_more_maps(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However many maps were asked for, only so many descriptors are kept; one that is gone is made anew."""
+        monkeypatch.setattr(idmap, "_MOST", len(idmap._kept) + 2)
+        maps = [IdMap(Exchange(4000 + number, 1234), Exchange(5, 5)) for number in range(4)]
+        with fds.closing(os.open(tmp_path, os.O_RDONLY)) as data:
+            before = len(os.listdir("/proc/self/fd"))
+            for each in (*maps, *maps):
+                pins.check(data, each)
+            assert len(os.listdir("/proc/self/fd")) <= before + 2
+
     def test_what_is_mounted_inside(self, tmp_path: Path) -> None:
         """What is mounted in the directory has the map, too; what cannot have it is refused in words."""
         make_tree(tmp_path, "dir data 1000:1001", "dir data/disk", "dir data/proc")

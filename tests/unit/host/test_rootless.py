@@ -98,6 +98,26 @@ def test_numbers_beyond_the_ranges(user: User, command: tuple[str, str], option:
 
 
 @pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("userns=auto",), ""),
+        (("userns=host",), ""),
+        (("userns=anna",), "containers of a user's engine have the ids of the user's own namespace"),
+        (("uid=1", "host_uid=2"), "a user's hostprep makes no mounts"),
+    ],
+)
+@pytest.mark.parametrize("command", [("create", "new"), ("apply", "mongo")], ids=lambda command: command[0])
+def test_other_namespaces(user: User, command: tuple[str, str], options: tuple[str, ...], said: str) -> None:
+    """Whose numbers are meant is known: what says so is taken, and any other namespace or map refused in words."""
+    user.runs("create", "mongo")
+    done = user.runs(*command, *(f"-o{option}" for option in options))
+    assert (done.returncode == 0, said in done.stderr) == (not said, True)
+    made = json.loads((user.root / "volumes/mongo/volume.json").read_text())
+    assert "userns" not in made
+    assert os.listdir(user.root / "volumes").count("new") == (not said and command[0] == "create")
+
+
+@pytest.mark.parametrize(
     ("prepare", "said"),
     [
         ("rm /etc/subuid", "/etc/subuid has no range of ids for anna"),

@@ -278,6 +278,14 @@ class TestThisHost:
         assert engine.beside(PYTHON, "-c", self.SHOW) == f"{REMAP['uid']} (groups {REMAP['gid']})"
         assert dockerd.of_host() == HOST
 
+    def test_a_user_who_takes_the_name(self, ranges: Path, data: Path) -> None:
+        """A process of a user's can be called dockerd, too, with any command line: it is no engine of this host."""
+        words = ("--userns-remap=lab", f"--data-root={data}")
+        under = ("setpriv", "--reuid=1500", "--clear-groups")
+        show = "from hostprep.host import dockerd; print(dockerd.of_running(), [*dockerd.running('dockerd')])"
+        with asking(*words, etc=ranges, under=under) as user:
+            assert user.beside(PYTHON, "-c", show) == "None []"
+
     def test_none(self, ranges: Path) -> None:
         """Where none runs it is the one that would, by its configuration file."""
         with asking(etc=ranges, name="sleep") as nobody:
@@ -286,7 +294,7 @@ class TestThisHost:
     def test_command(self, host: Host, engine: Asking) -> None:
         """create and apply by the command line; the contents follow when the map changes."""
         command = ["env", *(f"{key}={value}" for key, value in host.environ.items()), PYTHON, "-m", "hostprep"]
-        assert engine.beside(*command, "create", "mongo", "-ouid=184", "-ogid=998") == "mongo"
+        assert engine.beside(*command, "create", "mongo", "-ouid=184", "-ogid=998").splitlines()[0] == "mongo"
         data = host.data("mongo")
         (data / "file").touch()
         os.chown(data / "file", 231256, 300998)
@@ -354,7 +362,7 @@ class TestSetting:
         (host.srv / "there/file").touch()
         assert host.run("create", "mongo", f"-opath={host.srv}/there", "-ouid=1", HOSTPREP_USERNS=self.MAP).code == 0
         (warning,) = host.run("status", "mongo", "--json").json["status"]["warnings"]
-        assert "not owned by 100001:any" in warning
+        assert "belong to others than user 100001" in warning
 
     def test_damaged(self, host: Host) -> None:
         """A map that hostprep cannot have written, or that lacks a declared id, makes a record unreadable."""

@@ -215,6 +215,18 @@ class TestApply:
         assert docker.mounted("mongo") == host.data("mongo")
         assert owner(host.data("mongo") / "mine") == (184, 998)
 
+    def test_a_group_that_is_not_declared_any_more(
+        self, docker: Docker, driver: Driver, home: Path, host: Host
+    ) -> None:
+        """No mount with the map from before stays, whoever owns the directory, of which alone the map is seen."""
+        docker.created("mongo", **MINE)
+        place = docker.mounted("mongo")
+        driver.apply("mongo", {}, ("gid", "host_gid"), soon())
+        os.chown(host.data("mongo"), 1000, 5)
+        make_tree(host.data("mongo"), "file mine 1000:1001")
+        docker.mounted("mongo")
+        assert owners(place, place / "mine") == [(184, 5), (184, 1001)]
+
     def test_where_it_cannot_be(self, docker: Docker, driver: Driver, home: Path) -> None:
         """apply refuses what Create would refuse, and changes nothing."""
         (home / "ram").mkdir()
@@ -244,6 +256,13 @@ class TestOneDirectory:
             assert docker.status(name)["ready"] is True
         assert (owner(home / "mongodb"), mode(home / "mongodb")) == ((1000, 1001), "0750")
 
+    def test_removed_one_by_one(self, docker: Docker, driver: Driver, home: Path) -> None:
+        """hostprep's own mounts of the directory are nobody who uses it, so rm refuses neither volume."""
+        for name, uid in (("mongo", "184"), ("backup", "200")):
+            docker.created(name, **MINE | {"uid": uid}, path=f"{home}/mongodb")
+            docker.mounted(name)
+        assert [driver.users(name) for name in ("mongo", "backup")] == [[], []]
+
     @pytest.mark.parametrize(
         "other", [{"host_uid": "1002"}, {"mode": "0700"}, {"label": "etc_t"}, {"path": "inner"}, {"host_gid": ""}]
     )
@@ -270,3 +289,11 @@ class TestOneDirectory:
             driver.apply("backup", {"mode": "0700"}, (), soon())
         driver.apply("backup", {"uid": "201"}, (), soon())
         assert owner(docker.mounted("backup")) == (201, 998)
+
+    def test_kept(self, docker: Docker, driver: Driver, home: Path) -> None:
+        """A volume that the engine is to forget, and record anew, comes back beside the other one of its directory."""
+        docker.created("mongo", **MINE, path=f"{home}/mongodb")
+        docker.created("backup", **MINE | {"uid": "200"}, path=f"{home}/mongodb")
+        with driver.kept("backup", soon()):
+            docker.remove("backup")
+        assert sorted(docker.names()) == ["backup", "mongo"]
