@@ -48,7 +48,9 @@ REMOVE = "import sys; from hostprep.tree.removal import remove; print(remove(int
 Kernel = list[str]
 
 
-@pytest.fixture(params=["this kernel", "before Linux 5.12", "before Linux 5.6"])
+@pytest.fixture(
+    params=["this kernel", "before Linux 5.12", pytest.param("before Linux 5.6", marks=pytest.mark.thorough)]
+)
 def kernel(request: pytest.FixtureRequest) -> Kernel:
     """What to put before a command so that it runs on this kernel, or on an older one."""
     version = request.param.rpartition(" ")[2]

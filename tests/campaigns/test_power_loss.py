@@ -104,6 +104,7 @@ def test_at_every_step(case: Case, mode: str, kind: str, images: Path, place: Pa
                 raise
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", [case for case in CASES if not case.walks and not case.repairs], ids=str)
 def test_answered_when_asked_again(case: Case, images: Path, place: Path, run_dir: Path) -> None:
     """What was killed and is then asked for again, is on disk when it is answered, though there was nothing to do."""

@@ -60,7 +60,9 @@ def covered(engine: Engine, path: Path) -> Iterator[None]:
     engine.run("umount", str(path))
 
 
-@pytest.mark.parametrize("how", ["moved", "volumes moved", "covered"])
+@pytest.mark.parametrize(
+    "how", ["moved", *(pytest.param(how, marks=pytest.mark.thorough) for how in ("volumes moved", "covered"))]
+)
 def test_unreadable_root(docker: Docker, engine: Engine, hostprep: Hostprep, how: str) -> None:
     """Without its root directory docker run fails, and no local volume is made; with it all is as before."""
     docker.create("mongo")

@@ -214,6 +214,7 @@ def test_switched_user(doctor: Doctor, docker: Docker) -> None:
 # -- user namespaces -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_user_namespace(doctor: Doctor, docker: Docker, remapped: Remapped) -> None:
     """With userns-remap it shows both numbers, and each command has those that the volume's `userns` means."""
     remapped.start("one")
@@ -227,6 +228,7 @@ def test_user_namespace(doctor: Doctor, docker: Docker, remapped: Remapped) -> N
     assert fix == "hostprep apply mongo -o uid=184 -o gid=998"
 
 
+@pytest.mark.thorough
 def test_mapped(doctor: Doctor, docker: Docker, remapped: Remapped) -> None:
     """A volume that is mapped is well for the engine's containers, and says whose; --userns=host needs another."""
     remapped.start("two")
@@ -269,6 +271,7 @@ def test_no_container(doctor: Doctor, docker: Docker) -> None:
 # -- the pictures --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_pictures(tmp_path: Path) -> None:
     """`make screens` runs what the pictures of the documentation show, on an engine of its own, and writes them all."""
     argv = [sys.executable, "-m", "demo.screens", str(tmp_path)]

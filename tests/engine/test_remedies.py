@@ -388,6 +388,7 @@ def test_remedy(situation: Situation, row: Row[Situation], fix: bool) -> None:  
 # -- the installation ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_serve(situation: Situation, engine: Engine) -> None:
     """Where no server answers and systemd does not run, the command is the server, started by hand."""
     situation.run.create("mongo")
@@ -405,6 +406,7 @@ def test_serve(situation: Situation, engine: Engine) -> None:
     assert situation.run.run("mongo:/data", "touch /data/file") == ""
 
 
+@pytest.mark.thorough
 def test_open_socket(situation: Situation) -> None:
     """For a socket that other users may connect to the command closes it."""
     situation.hostprep.socket.chmod(0o666)
@@ -413,6 +415,7 @@ def test_open_socket(situation: Situation) -> None:
     assert situation.hostprep.answers()
 
 
+@pytest.mark.thorough
 def test_volume(situation: Situation) -> None:
     """For a volume that is not as declared the command makes it so, and the container goes on."""
     data = Path(situation.run.create("mongo"))
@@ -426,6 +429,7 @@ def test_volume(situation: Situation) -> None:
     assert situation.run.exec("db", "echo written > /data/file; cat /data/file") == "written"
 
 
+@pytest.mark.thorough
 def test_volume_on_a_read_only_disk(situation: Situation) -> None:
     """A volume whose disk takes no writes is told without a command that could not make it ready."""
     disk = situation.disk()
@@ -439,6 +443,7 @@ def test_volume_on_a_read_only_disk(situation: Situation) -> None:
 # -- what has no command -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_two_users(situation: Situation) -> None:
     """What would take the volume from a container of another user is not printed, but for the one that is named."""
     situation.volume("-o", "uid=5", "-o", "gid=6")
@@ -449,6 +454,7 @@ def test_two_users(situation: Situation) -> None:
     assert named == "hostprep apply mongo -o uid=7 -o gid=8"
 
 
+@pytest.mark.thorough
 def test_read_only_container(situation: Situation) -> None:
     """A container that was made with :ro is told so. A remount would not outlast its restart."""
     situation.run.create("mongo")
@@ -458,6 +464,7 @@ def test_read_only_container(situation: Situation) -> None:
     assert situation.asked.well("mongo")["whom"] == [f"{IDS} in container db"]
 
 
+@pytest.mark.thorough
 def test_hard_links(situation: Situation) -> None:
     """For what a pass leaves alone no command is printed that would go over it in vain."""
     data = situation.volume(*OPTIONS, "-o", f"path={situation.allowed}/mongo")

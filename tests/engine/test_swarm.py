@@ -92,6 +92,7 @@ def assert_prepared(swarm: Swarm, scope: str) -> None:
         assert told["Status"]["ready"]
 
 
+@pytest.mark.thorough
 def test_stack(swarm: Swarm) -> None:
     """The stack of docs/swarm.md runs once on each node, on a volume made there, which stays when the stack goes."""
     deploy(swarm)
@@ -173,6 +174,7 @@ def test_slots(swarm: Swarm) -> None:
     assert [owner(data(swarm.nodes[2], f"slot-{number}")) for number in (1, 2)] == [(184, 998)] * 2
 
 
+@pytest.mark.thorough
 def test_rescheduled(swarm: Swarm) -> None:
     """A task that moves to another node gets a new volume there, ready for it; its data stays where it was."""
     serve(swarm, "moving", "data", "--replicas", "1", "--constraint", f"node.id!={swarm.ids[0]}")

@@ -74,6 +74,7 @@ def test_restore(docker: Docker, telling: Telling) -> None:
     assert docker.run("mongo:/data", "cat /data/file") == "written"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("now", ["the same options", "others", "another name"])
 def test_labels_that_the_server_noted(
     docker: Docker, telling: Telling, hostprep: Hostprep, engine: Engine, now: str
