@@ -8,6 +8,7 @@ import os
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -198,6 +199,11 @@ def small(docker: Docker) -> str:
     return "small"
 
 
+def warnings(status: dict[str, Any]) -> list[str]:
+    """The warnings of Status, but for the one of directories that are others' by purpose."""
+    return [each for each in status["warnings"] if "belong to others" not in each]
+
+
 def test_subpath(docker: Docker, prepared: str | None, small: str) -> None:
     """A container that has a directory of a volume can write there at once, and owns what the image brought."""
     if not prepared:
@@ -211,7 +217,7 @@ def test_subpath(docker: Docker, prepared: str | None, small: str) -> None:
     assert owner(prepared) == (184, 998)
     assert {owner(f"{prepared}/www{name}") for name in ("", "/page")} == {(33, 33)}
     status = docker.inspect("mongo")["Status"]
-    assert (status["ready"], status["warnings"]) == (True, [])
+    assert (status["ready"], warnings(status)) == (True, [])
 
 
 def test_subpath_several_at_once(docker: Docker, hostprep: Hostprep, prepared: str | None, large: str) -> None:
@@ -225,7 +231,7 @@ def test_subpath_several_at_once(docker: Docker, hostprep: Hostprep, prepared: s
         assert process.returncode == 0, said
 
     status = docker.inspect("mongo")["Status"]
-    assert (status["ready"], status["warnings"], foreign(prepared, "mine")) == (True, [], [])
+    assert (status["ready"], warnings(status), foreign(prepared, "mine")) == (True, [], [])
     assert not (hostprep.root / "volumes/mongo/copying.json").exists()
 
 
@@ -237,7 +243,7 @@ def test_subpath_one_after_the_other(docker: Docker, prepared: str | None, small
         flags = ("--name", name, "-u", IDS, "--stop-signal", "KILL", "--mount", part(name))
         docker("run", "-d", *flags, small, "sleep", "600")
         status = docker.inspect("mongo")["Status"]
-        assert (status["ready"], status["warnings"], foreign(prepared, name)) == (True, [], [])
+        assert (status["ready"], warnings(status), foreign(prepared, name)) == (True, [], [])
     assert docker.exec("app1", "echo written > /data/file; cat /data/file") == "written"
 
 
@@ -261,6 +267,6 @@ def test_subpath_without_its_unmount(docker: Docker, hostprep: Hostprep, prepare
     copying.communicate(timeout=180)
     hostprep.start()
     status = docker.inspect("mongo")["Status"]
-    assert (status["ready"], len(status["warnings"])) == (False, 1)
+    assert (status["ready"], len(warnings(status))) == (False, 1)
     assert docker("run", "--rm", "-u", IDS, "--mount", part("mine"), large, "cat", "/data/0/0") == "x" * 4096
     assert foreign(prepared, "mine") == []

@@ -118,7 +118,8 @@ def works(directory: Path, host: Host) -> None:
         done = subprocess.run(
             argv, env=host.process_environ(), cwd="/", capture_output=True, text=True, check=False, timeout=60
         )
-        assert (done.returncode, done.stderr) == (0, "")
+        said = [line for line in done.stderr.splitlines() if "are in no engine's record" not in line]  # there is none
+        assert (done.returncode, said) == (0, [])
         return done.stdout
 
     assert ask("--version").strip() == VERSION
